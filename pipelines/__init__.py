@@ -1,0 +1,1 @@
+"""The jobs that a user launches; each module is a subcommand of `udaseg`."""

@@ -1,0 +1,31 @@
+"""The console command `udaseg`: its subcommands are the modules of this package."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+COMMANDS = {
+    "prepare": "check folders of images and labels, and write a dataset",
+    "train": "run a recipe: train, pseudo-label, train again",
+    "evaluate": "IoU of a checkpoint on a labelled dataset",
+    "pseudo-label": "label images with a checkpoint",
+    "demo": "the whole chain on an embedded pair of domains, with a report",
+}
+
+
+def main() -> int:
+    """Run a subcommand; returns its exit code."""
+    name = sys.argv[1] if len(sys.argv) > 1 else ""
+    if name not in COMMANDS:
+        print("usage: udaseg COMMAND [options]\n", file=sys.stderr)
+        for command, what in COMMANDS.items():
+            print(f"  {command:14}{what}", file=sys.stderr)
+        return 0 if name in ("-h", "--help") else 2
+    module = importlib.import_module(f"pipelines.{name.replace('-', '_')}")
+    code: int = module.main(sys.argv[2:])
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,153 @@
+"""`udaseg evaluate`: per-class IoU, mIoU and pixel accuracy of checkpoints on a labelled dataset."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import ray
+import torch
+import tyro
+from rich.console import Console
+
+from pipelines.session import actor_pool, ensure_ray, track
+from udaseg.data.schema import DatasetError, read_classes, read_manifest
+from udaseg.data.stream import open_image, open_index
+from udaseg.inference import predict
+from udaseg.metrics import confusion
+from udaseg.models.segmenter import Domain
+from udaseg.report import confusion_picture, iou_table, summary
+from udaseg.train import CheckpointError, load_model, read_card
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inference:
+    """How images are predicted."""
+
+    window: tuple[int, int] | None = None
+    """Height and width of sliding windows in pixels; None = whole images."""
+    overlap: float = 0.5
+    """Share of a window that the next one covers again."""
+    domain: Domain = "target"
+    """Which domain's own parts of the network are used, where it has such."""
+    actors: int = 1
+    """Processes that predict."""
+    gpu: bool = torch.cuda.is_available()
+    """One GPU an actor."""
+
+
+class Evaluator:
+    """Ray Data actor: rows of a dataset -> one confusion matrix per checkpoint."""
+
+    def __init__(self, checkpoints: Sequence[str], directory: str, inference: Inference, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self.device = torch.device("cuda" if inference.gpu else "cpu")
+        self.networks = [load_model(uri) for uri in checkpoints]
+        for network, _ in self.networks:
+            network.to(self.device)
+        self.index = open_index(directory)
+        self.inference = inference
+
+    def __call__(self, block: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        classes = len(self.index.classes)
+        counts = np.zeros((1, len(self.networks), classes, classes), np.int64)
+        i = self.inference
+        for row in block["id"].tolist():
+            image = np.array(open_image(self.index.uri(row, "image_uri")))
+            label = self.index.train_ids(row)
+            pixels = torch.from_numpy(image).to(self.device).permute(2, 0, 1)[None].float() / 255
+            for n, (network, card) in enumerate(self.networks):
+                probability = predict(
+                    network, pixels, short_side=card.short_side, window=i.window, overlap=i.overlap, domain=i.domain
+                )
+                counts[0, n] += confusion(label, probability[0].argmax(0).cpu().numpy(), classes)
+        return {"counts": counts, "images": np.array([len(block["id"])])}
+
+
+def evaluate(
+    checkpoints: Sequence[str], dataset: str, *, split: str = "val", inference: Inference | None = None
+) -> list[np.ndarray]:
+    """The (K, K) confusion matrix of each checkpoint on a split of a labelled dataset, in one pass over its images.
+
+    Raises CheckpointError or DatasetError, before any work, where they do not fit together.
+    """
+    inference = inference or Inference()
+    rows = read_manifest(dataset, split)
+    if rows["label_uri"].null_count:
+        raise DatasetError(f"{dataset}: evaluation needs labels, and images of split {split!r} have none")
+    classes = read_classes(dataset)
+    for uri in checkpoints:
+        if (card := read_card(uri)).classes.names != classes.names:
+            raise CheckpointError(
+                f"{uri}: its classes are {', '.join(card.classes.names)}; {dataset} has {', '.join(classes.names)}"
+            )
+    ensure_ray()
+    directory = dataset if "://" in dataset else os.path.abspath(dataset)
+    start, stop = open_index(directory).rows(split)
+    options, threads = actor_pool(inference.actors, gpu=inference.gpu)
+    local = [uri if "://" in uri else os.path.abspath(uri) for uri in checkpoints]
+    blocks = (
+        ray.data.range(stop - start, override_num_blocks=1)
+        .map_batches(lambda b: {"id": b["id"] + start}, batch_format="numpy")
+        .repartition(target_num_rows_per_block=16, strict=True)
+        .map_batches(
+            Evaluator,
+            fn_constructor_args=(local, directory, inference, threads),
+            batch_size=None,
+            batch_format="numpy",
+            **options,
+        )
+        .iter_batches(batch_size=1, batch_format="numpy")
+    )
+    total = np.zeros((len(checkpoints), len(classes), len(classes)), np.int64)
+    for block in track(blocks, stop - start, "evaluate", size=lambda b: int(b["images"].sum())):
+        total += block["counts"].sum(0)
+    return list(total)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """Evaluate a checkpoint on a labelled dataset: a table, and as files if --out is given."""
+
+    checkpoint: str
+    """A run's model directory, or one of its checkpoints."""
+    dataset: str
+    """Dataset directory."""
+    split: str = "val"
+    out: str | None = None
+    """Folder for metrics.json and confusion.png."""
+    inference: Inference = Inference()
+    format: Literal["table", "json"] = "table"
+    """What is printed."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    a = tyro.cli(Arguments, args=argv, prog="udaseg evaluate", config=(tyro.conf.AvoidSubcommands,))
+    try:
+        counts = evaluate([a.checkpoint], a.dataset, split=a.split, inference=a.inference)[0]
+    except (DatasetError, CheckpointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    classes = read_classes(a.dataset)
+    metrics = summary(counts, classes.names)
+    if a.format == "json":
+        print(json.dumps(metrics))
+    else:
+        Console().print(iou_table({"": counts}, classes.names))
+    if a.out is not None:
+        folder = Path(a.out)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "metrics.json").write_text(json.dumps(metrics, indent=1))
+        confusion_picture(counts, classes.names).save(folder / "confusion.png")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,73 @@
+"""What every job shares: the connection to Ray, and progress on the terminal."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+import ray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+Block = TypeVar("Block")
+
+
+def _rows(block: Any) -> int:
+    return int(block.num_rows)
+
+
+def ensure_ray(num_cpus: int | None = None) -> None:
+    """Connect to Ray unless that is done: to RAY_ADDRESS where it is set, else to a Ray of this process's own.
+
+    `num_cpus` sizes the latter; a cluster knows its own size. Call it before the first use of `ray.data`, which reads
+    its environment once.
+    """
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_DATA_LOG_LEVEL", "WARNING")
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")  # `track` shows it
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # else it warns that they are disabled
+    address = os.environ.get("RAY_ADDRESS", "local")
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # how soon a checkpoint counts as registered
+    local = {"num_cpus": num_cpus or usable_cores() + 2, "include_dashboard": False} if address == "local" else {}
+    ray.init(address=address, log_to_driver=True, logging_level=logging.WARNING, **local)
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def actor_pool(actors: int, *, gpu: bool) -> tuple[dict[str, Any], int]:
+    """Options of `map_batches` for a pool of predicting actors, and the torch threads of each."""
+    compute = ray.data.ActorPoolStrategy(size=actors)
+    return {"compute": compute, "num_cpus": 1, "num_gpus": 1 if gpu else 0}, max(1, usable_cores() // actors)
+
+
+def track(blocks: Iterable[Block], total: int, what: str, size: Callable[[Block], int] = _rows) -> Iterator[Block]:
+    """Pass blocks on and show how many of `total` items have come: a bar on a terminal, else a line every 5 seconds.
+
+    `size` counts the items of a block: its rows, unless told.
+    """
+    console = Console()
+    if console.is_terminal:
+        columns = TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        with Progress(*columns, console=console) as progress:
+            task = progress.add_task(what, total=total)
+            for block in blocks:
+                progress.advance(task, size(block))
+                yield block
+        return
+    start = last = time.monotonic()
+    done = 0
+    for block in blocks:
+        done += size(block)
+        now = time.monotonic()
+        if now - last >= 5 or done == total:
+            print(f"{what}: {done} of {total}, {done / (now - start):.1f} per second", flush=True)
+            last = now
+        yield block

@@ -1,0 +1,364 @@
+"""`udaseg train`: run a recipe's stages one after the other, with pseudo-labelling between them, and resume in any."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import ray
+import ray.train
+import torch
+import tyro
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from pipelines.monitor import Monitor
+from pipelines.pseudo_label import pseudo_label
+from pipelines.session import ensure_ray, usable_cores
+from udaseg.cluster import ProgressLog, WorkerJob, read_registered, train_worker
+from udaseg.config import ConfigError, Recipe, Stage, full_names
+from udaseg.config import from_json as recipe_from_json
+from udaseg.config import to_json as recipe_to_json
+from udaseg.data.schema import Classes, DatasetError, digest, exists, join, read_bytes, read_classes, read_manifest, write_bytes
+from udaseg.data.stream import Plan, PlanDataConfig, StreamPlan
+from udaseg.models.segmenter import build_segmenter
+from udaseg.recipes import RECIPES
+from udaseg.rng import key_to_seed
+from udaseg.train import CARD_FILE, CheckpointError, TrainingError, copy_model, read_card
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """What a run takes from the cluster."""
+
+    workers: int = 1
+    """Training workers; the global batch stays as it is and is split among them."""
+    gpu: bool = torch.cuda.is_available()
+    """One GPU a worker."""
+    cpus_per_worker: float = 1.0
+    """CPUs that Ray sets aside for a worker; data tasks need some beside them."""
+    threads: int = 0
+    """Threads of torch in a worker on the CPU; 0 = the machine's cores shared among the workers."""
+    max_failures: int = 3
+    """How many losses of a worker a stage survives."""
+
+
+def train(
+    recipe: Recipe,
+    *,
+    source: str | None,
+    target: str | None,
+    out: str,
+    resume: bool = False,
+    cluster: Cluster | None = None,
+) -> str:
+    """Run a recipe; returns the model directory of its last stage, `out`/model.
+
+    Args:
+        recipe: what to run.
+        source: dataset directory of labelled source images; None for a recipe that reads none.
+        target: dataset directory of target images; None for a recipe that reads none.
+        out: run directory, a path or URI that every node can write.
+        resume: go on with the run in `out`; without it a run directory that exists is refused.
+        cluster: workers and their resources.
+
+    Raises:
+        ConfigError, DatasetError, CheckpointError: before anything runs, where something does not fit together.
+        TrainingError: training cannot go on.
+    """
+    cluster = cluster or Cluster()
+    directories = {"source": source, "target": target}
+    classes = check(recipe, directories, cluster)
+    digests = {name: digest(directory) for name, directory in directories.items() if directory is not None}
+    out = out if "://" in out else os.path.abspath(out)
+    _claim(recipe, digests, out, resume)
+    write_bytes(join(out, "classes.json"), classes.to_json().encode())
+    ensure_ray(num_cpus=usable_cores() + cluster.workers)
+    monitor = Monitor(out, total_steps=sum(stage.steps for stage in recipe.stages))
+    models: dict[str, str] = {}
+    for i, stage in enumerate(recipe.stages):
+        directory = join(out, "stages", f"{i}-{stage.name}")
+        if not exists(join(directory, "model", CARD_FILE)):
+            init = models.get(stage.init_from, stage.init_from) if stage.init_from else None
+            inputs = dict(directories)
+            if stage.pseudo_label is not None:
+                assert target is not None and init is not None
+                inputs["target"] = join(out, "pseudo_labels", f"{i}-{stage.name}")
+                if not exists(join(inputs["target"], "manifest.parquet")):
+                    pseudo_label(checkpoint=init, images=target, out=inputs["target"], split="train", rules=stage.pseudo_label)
+            seed = key_to_seed(recipe.seed, i, *(digests[name] for name in stage.data.streams()))
+            run_stage(recipe, stage, i, classes, inputs, init, seed, out, cluster, monitor)
+        models[stage.name] = join(directory, "model")
+    copy_model(models[recipe.stages[-1].name], join(out, "model"))
+    monitor.close()
+    return join(out, "model")
+
+
+def run_stage(
+    recipe: Recipe,
+    stage: Stage,
+    number: int,
+    classes: Classes,
+    directories: dict[str, str | None],
+    init: str | None,
+    seed: int,
+    out: str,
+    cluster: Cluster,
+    monitor: Monitor,
+) -> None:
+    """Run one stage to its end on Ray Train, from its last registered checkpoint where there is one."""
+    name = f"{number}-{stage.name}"
+    directory = join(out, "stages", name)
+    plan = make_plan(stage, directories, seed)
+    job = WorkerJob(
+        stage=stage,
+        classes=classes,
+        recipe=recipe.name,
+        seed=seed,
+        init_uri=init,
+        checkpoint_every=recipe.checkpoint_every,
+        log_every=recipe.log_every,
+        bf16=recipe.bf16,
+        threads=cluster.threads or max(1, usable_cores() // cluster.workers),
+    )
+    progress = ProgressLog.remote()  # type: ignore[attr-defined]
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"job": job, "progress": progress},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=cluster.workers,
+            use_gpu=cluster.gpu,
+            resources_per_worker={"CPU": cluster.cpus_per_worker} | ({"GPU": 1} if cluster.gpu else {}),
+        ),
+        run_config=ray.train.RunConfig(
+            storage_path=join(out, "stages"),
+            name=name,
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=recipe.keep_checkpoints),
+            failure_config=ray.train.FailureConfig(max_failures=cluster.max_failures, controller_failure_limit=3),
+        ),
+        torch_config=TorchConfig(timeout_s=600),
+        datasets={"plan": ray.data.range(1)},  # a name only: PlanDataConfig deals the real one
+        dataset_config=PlanDataConfig(plan, directory),
+    )
+    with monitor.stage(number, stage, progress):
+        try:
+            result = trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            raise TrainingError(f"stage {name} failed: {_root_cause(error)}") from error
+    returned = result.return_value or {}
+    if isinstance(returned, dict) and "error" in returned:
+        raise TrainingError(f"stage {name}: {returned['error']}")
+    copy_model(read_registered(directory)[-1][1], join(directory, "model"))
+
+
+def make_plan(stage: Stage, directories: dict[str, str | None], seed: int) -> Plan:
+    """The plan of a stage's samples. `directories` names the dataset of each stream."""
+    streams = {}
+    for name, stream in stage.data.streams().items():
+        directory = directories[name]
+        assert directory is not None
+        streams[name] = StreamPlan(
+            directory=directory if "://" in directory else os.path.abspath(directory),
+            labelled=stream.labels != "none",
+            rare_class=stream.sampling == "rare_class",
+            rare_temperature=stream.rare_temperature,
+            rare_min_pixels=stream.rare_min_pixels,
+            rare_min_crop_pixels=stream.rare_min_crop_pixels,
+        )
+    data = stage.data
+    return Plan(
+        seed=seed,
+        batch_size=data.batch_size,
+        steps=stage.steps,
+        crop=data.crop,
+        short_side=data.short_side,
+        scale=data.scale,
+        streams=streams,
+    )
+
+
+def check(recipe: Recipe, directories: dict[str, str | None], cluster: Cluster) -> Classes:
+    """Find, before anything runs, what would stop the run later. Returns the classes.
+
+    Raises ConfigError, DatasetError or CheckpointError.
+    """
+    recipe.check()
+    wanted = {name for stage in recipe.stages for name in stage.data.streams()}
+    for name, directory in directories.items():
+        if directory is None and name in wanted:
+            raise ConfigError(f"recipe {recipe.name!r} reads a {name}: give --{name} DIR")
+        if directory is not None and name not in wanted:
+            raise ConfigError(f"recipe {recipe.name!r} reads no {name}: leave --{name} out")
+    lists = {name: read_classes(directory) for name, directory in directories.items() if directory is not None}
+    classes = next(iter(lists.values()))
+    for name, other in lists.items():
+        if other.names != classes.names:
+            raise DatasetError(
+                f"{directories[name]}: classes {', '.join(other.names)} are not the source's {', '.join(classes.names)}; "
+                "prepare both with the same names, and map raw ids with raw_to_train"
+            )
+    for i, stage in enumerate(recipe.stages):
+        for name, stream in stage.data.streams().items():
+            directory = directories[name]
+            assert directory is not None
+            rows = read_manifest(directory, "train")
+            if stream.labels == "true" and rows["label_uri"].null_count:
+                raise DatasetError(f"{directory}: stage {stage.name!r} needs labels, and train images have none")
+            if stream.labels == "pseudo" and stage.pseudo_label is None and "confidence_uri" not in rows.column_names:
+                raise DatasetError(
+                    f"{directory}: stage {stage.name!r} reads pseudo-labels; give a dataset that `udaseg pseudo-label` wrote"
+                )
+        if stage.data.batch_size % (cluster.workers * stage.data.group_size):
+            raise ConfigError(
+                f"stages.{i}.data.batch_size {stage.data.batch_size} cannot be split among {cluster.workers} workers in "
+                f"whole groups of {stage.data.group_size}; use --cluster.workers that divide it"
+            )
+        earlier = [s.name for s in recipe.stages[:i]]
+        if stage.init_from is not None and stage.init_from not in earlier:
+            card = read_card(stage.init_from)
+            if card.classes.names != classes.names:
+                raise CheckpointError(
+                    f"{stage.init_from}: its classes are {', '.join(card.classes.names)}, "
+                    f"the dataset's {', '.join(classes.names)}"
+                )
+        try:
+            build_segmenter(len(classes), **dataclasses.asdict(dataclasses.replace(stage.model, pretrained=False)))
+        except ValueError as error:
+            raise ConfigError(f"stages.{i}.model: {error}") from error
+    return classes
+
+
+def _claim(recipe: Recipe, digests: dict[str, str], out: str, resume: bool) -> None:
+    """Take a run directory, or make sure that the one to be resumed is of the same configuration and data."""
+    mine = {"recipe": json.loads(recipe_to_json(recipe)), "manifests": digests}
+    uri = join(out, "config.json")
+    if not exists(uri):
+        if exists(out) and not resume and _has_files(out):
+            raise ConfigError(f"{out}: exists and is no run directory; choose another --out")
+        write_bytes(uri, json.dumps(mine, indent=1).encode())
+        return
+    if not resume:
+        raise ConfigError(f"{out}: holds a run already; go on with it by --resume, or choose another --out")
+    theirs = json.loads(read_bytes(uri))
+    if theirs["manifests"] != digests:
+        raise ConfigError(f"{out}: the manifests have changed since the run began, so it cannot be resumed; start a new run")
+    if theirs["recipe"] != mine["recipe"]:
+        raise ConfigError(f"{out}: the configuration differs from the run's, see {uri}; start a new run")
+
+
+def _has_files(uri: str) -> bool:
+    import pyarrow.fs as pafs
+
+    from udaseg.data.schema import filesystem
+
+    fs, path = filesystem(uri)
+    return bool(fs.get_file_info(pafs.FileSelector(path, allow_not_found=True)))
+
+
+def _root_cause(error: BaseException) -> str:
+    """The last line of the innermost worker error, for people; the traceback stays in Ray's logs."""
+    failures = getattr(error, "worker_failures", None) or {}
+    first = next(iter(failures.values()), None) or error.__cause__ or error
+    lines = [line for line in str(first).strip().splitlines() if line.strip()]
+    return lines[-1] if lines else repr(first)
+
+
+# --- command line ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """Adapt a segmentation network: udaseg train RECIPE --source DIR --target DIR --out DIR [--section.field value].
+
+    A field such as --method.temperature stands for that field in every stage; --stages.2.method.temperature for one.
+    """
+
+    recipe: Annotated[Recipe, tyro.conf.arg(name="")]
+    out: str
+    """Run directory, a path or URI that every node can write."""
+    source: str | None = None
+    """Dataset directory of labelled source images."""
+    target: str | None = None
+    """Dataset directory of target images."""
+    resume: bool = False
+    """Go on with the run in --out."""
+    cluster: Cluster = dataclasses.field(default_factory=Cluster)
+
+
+def parse(argv: Sequence[str]) -> Arguments:
+    """Arguments of the command line. Raises ConfigError for an unknown recipe or field."""
+    if argv and argv[0] == "--config":
+        if len(argv) < 2 or not exists(argv[1]):
+            raise ConfigError(f"--config: no file {argv[1] if len(argv) > 1 else ''}; give a run's config.json")
+        raw = json.loads(read_bytes(argv[1]))
+        recipe, rest = recipe_from_json(json.dumps(raw.get("recipe", raw)), RECIPES, argv[1]), argv[2:]
+    elif argv and argv[0] in RECIPES:
+        recipe, rest = RECIPES[argv[0]](), argv[1:]
+    elif not argv or argv[0] in ("-h", "--help"):
+        print(Arguments.__doc__)
+        print("Recipes (udaseg train RECIPE --help lists the fields of one; --config FILE runs a saved configuration):")
+        for name, function in RECIPES.items():
+            print(f"  {name:20} {(function.__doc__ or '').strip().splitlines()[0]}")
+        raise SystemExit(0)
+    else:
+        raise ConfigError(f"no recipe {argv[0]!r}; there are {', '.join(RECIPES)}")
+    default = Arguments(recipe=recipe, out=tyro.MISSING)
+    return tyro.cli(
+        Arguments, args=_spell_out(recipe, rest), default=default, prog="udaseg train", config=(tyro.conf.AvoidSubcommands,)
+    )
+
+
+def _spell_out(recipe: Recipe, argv: Sequence[str]) -> list[str]:
+    """Repeat `--section.field value` for each stage that it stands for."""
+    out: list[str] = []
+    groups: list[list[str]] = []
+    for word in argv:
+        if word.startswith("--") or not groups:
+            groups.append([word])
+        else:
+            groups[-1].append(word)
+    own = {"--out", "--source", "--target", "--resume", "--no-resume", "--help", "-h"}
+    for flag, *values in groups:
+        flag, equals, value = flag.partition("=")
+        values = [value, *values] if equals else values
+        if not flag.startswith("--") or flag in own or flag.startswith("--cluster."):
+            out += [flag, *values]
+            continue
+        name = flag[2:].replace("-", "_")
+        negated = name.rpartition(".")[2].startswith("no_")
+        names = full_names(recipe, name.replace("no_", "", 1) if negated else name)
+        for path in names:
+            head, _, leaf = path.rpartition(".")
+            spelled = f"{head}.{'no-' if negated else ''}{leaf}" if head else f"{'no-' if negated else ''}{leaf}"
+            out += [f"--{spelled.replace('_', '-')}", *values]
+    return out
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    try:
+        arguments = parse(sys.argv[1:] if argv is None else argv)
+        model = train(
+            arguments.recipe,
+            source=arguments.source,
+            target=arguments.target,
+            out=arguments.out,
+            resume=arguments.resume,
+            cluster=arguments.cluster,
+        )
+    except (ConfigError, DatasetError, CheckpointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except TrainingError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"model: {model}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

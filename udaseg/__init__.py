@@ -1,0 +1,1 @@
+"""Adapts semantic segmentation networks to a new domain without target labels."""

@@ -1,0 +1,103 @@
+"""Augmentation on the device with Kornia, keyed per sample: the result does not depend on who else is in the batch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import kornia
+import torch
+from torch import Tensor
+
+from udaseg.rng import uniforms
+from udaseg.types import IGNORE, Batch
+
+
+def _draws(index: Tensor, seed: int, purpose: str, count: int) -> Tensor:
+    """(count, B) floats in [0, 1) on the index's device."""
+    drawn = uniforms(seed, index.cpu().numpy(), purpose, count)
+    return torch.from_numpy(drawn.T.copy()).float().to(index.device)
+
+
+def weak(batch: Batch, *, seed: int, purpose: str, flip: float = 0.5, rotation: float = 0.0) -> Batch:
+    """The geometric view: image, label and weight are flipped and rotated together.
+
+    Args:
+        batch: label and weight may be None.
+        seed: key of the run and stage.
+        purpose: key of the stream, so that source and target of one sample differ.
+        flip: probability of a horizontal flip.
+        rotation: largest angle in degrees; what turns in from outside is labelled 255 with weight 0.
+    """
+    u_flip, u_angle = _draws(batch.index, seed, f"weak.{purpose}", 2)
+    planes = {"image": batch.image, "label": batch.label, "weight": batch.weight}
+    flipped = (u_flip < flip).nonzero()[:, 0]
+    if len(flipped):
+        for name, plane in planes.items():
+            if plane is not None:
+                planes[name] = plane.index_copy(0, flipped, plane[flipped].flip(-1))
+    if rotation:
+        height, width = batch.image.shape[-2:]
+        center = torch.tensor([[(width - 1) / 2, (height - 1) / 2]], device=batch.index.device).expand(len(u_angle), -1)
+        matrix = kornia.geometry.transform.get_rotation_matrix2d(
+            center, (2 * u_angle - 1) * rotation, torch.ones_like(center)
+        )
+        for name, plane in planes.items():
+            if plane is not None:
+                planes[name] = _warp(plane, matrix, is_label=name == "label")
+    return replace(batch, **planes)
+
+
+def _warp(plane: Tensor, matrix: Tensor, *, is_label: bool) -> Tensor:
+    """Images bilinearly, maps by nearest neighbour; labels are shifted by one so that the outside reads 255."""
+    image = plane.ndim == 4
+    x = plane if image else plane[:, None].float()
+    if is_label:
+        x = IGNORE - x
+    warped = kornia.geometry.transform.warp_affine(
+        x, matrix, (x.shape[-2], x.shape[-1]), mode="bilinear" if image else "nearest", align_corners=True
+    )
+    if image:
+        return warped
+    return (IGNORE - warped[:, 0]).round().long() if is_label else warped[:, 0]
+
+
+def strong(
+    image: Tensor,
+    index: Tensor,
+    *,
+    seed: int,
+    purpose: str,
+    jitter: float = 0.25,
+    jitter_probability: float = 0.8,
+    blur_probability: float = 0.5,
+) -> Tensor:
+    """The photometric view of the DACS line: colour jitter, then Gaussian blur with sigma in [0.15, 1.15].
+
+    Args:
+        image: (B, 3, H, W) in [0, 1].
+        index: (B,) global sample indices.
+        seed: key of the run and stage.
+        purpose: key of the use, so that two strong views of one sample differ.
+        jitter: strength of the change in brightness, contrast, saturation and hue; 0 to 0.5.
+        jitter_probability: share of images that are jittered.
+        blur_probability: share of images that are blurred.
+
+    Returns:
+        (B, 3, H, W) in [0, 1].
+    """
+    u = _draws(index, seed, f"strong.{purpose}", 7)
+    out = image
+    chosen = (u[0] < jitter_probability).nonzero()[:, 0]
+    if jitter and len(chosen):
+        brightness, contrast, saturation = 1 + jitter * (2 * u[2:5, chosen] - 1)
+        x = kornia.enhance.adjust_brightness_accumulative(out[chosen], brightness)
+        x = kornia.enhance.adjust_contrast_with_mean_subtraction(x, contrast)
+        x = kornia.enhance.adjust_saturation_with_gray_subtraction(x, saturation)
+        x = kornia.enhance.adjust_hue(x, jitter * (2 * u[5, chosen] - 1) * 2 * math.pi)
+        out = out.index_copy(0, chosen, x.clamp(0, 1))
+    blurred = (u[1] < blur_probability).nonzero()[:, 0]
+    if len(blurred):
+        sigma = (0.15 + u[6, blurred])[:, None].expand(-1, 2)
+        out = out.index_copy(0, blurred, kornia.filters.gaussian_blur2d(out[blurred], (7, 7), sigma))
+    return out

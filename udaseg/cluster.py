@@ -1,0 +1,146 @@
+"""The function that Ray Train runs on every worker, and the channel on which its first rank reports progress."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import ray.train
+import ray.train.torch
+import torch
+
+from udaseg.config import Stage
+from udaseg.data.schema import Classes, join, read_bytes
+from udaseg.data.stream import iterate
+from udaseg.train import (
+    STATE_FILE,
+    ModelCard,
+    RunState,
+    TrainingError,
+    build_state,
+    read_weights,
+    save_model,
+    scratch_directory,
+    to_batches,
+    train_step,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerJob:
+    """All that a worker must know to run a stage."""
+
+    stage: Stage
+    classes: Classes
+    recipe: str
+    seed: int
+    """Key of the run and stage."""
+    init_uri: str | None
+    """Model directory to start from."""
+    checkpoint_every: int
+    log_every: int
+    bf16: bool
+    threads: int
+    """Intra-op threads of torch on the CPU."""
+
+
+@ray.remote(num_cpus=0)
+class ProgressLog:
+    """Rows of metrics on their way from rank 0 to the driver, which takes them twice a second."""
+
+    def __init__(self) -> None:
+        self._rows: list[dict[str, Any]] = []
+
+    def put(self, row: dict[str, Any]) -> None:
+        self._rows.append(row)
+
+    def take(self) -> list[dict[str, Any]]:
+        rows, self._rows = self._rows, []
+        return rows
+
+
+def train_worker(config: dict[str, Any]) -> dict[str, Any]:
+    """Train one stage on this rank.
+
+    Args:
+        config: "job" (`WorkerJob`) and "progress" (handle of a `ProgressLog`).
+
+    Returns:
+        {"error": message} where training cannot go on, else {}. Returned, not raised: another try would end the same.
+    """
+    job: WorkerJob = config["job"]
+    torch.set_num_threads(job.threads)
+    device = ray.train.torch.get_device()
+    context = ray.train.get_context()
+    checkpoint = ray.train.get_checkpoint()
+    init = None if job.init_uri is None or checkpoint is not None else read_weights(job.init_uri)
+    stage = job.stage
+    state = build_state(stage, len(job.classes), seed=job.seed, init=init, device=device, bf16=job.bf16)
+    if checkpoint is not None:
+        with checkpoint.as_directory() as directory:
+            state.load(Path(directory) / STATE_FILE)
+    try:
+        _run(state, job, device, context.get_world_rank(), context.get_world_size(), config["progress"])
+    except TrainingError as error:
+        return {"error": str(error)}
+    return {}
+
+
+def _run(state: RunState, job: WorkerJob, device: torch.device, rank: int, world_size: int, progress: Any) -> None:
+    stage, data = job.stage, job.stage.data
+    share = data.batch_size // world_size
+    report = progress.put.remote if rank == 0 else lambda row: None
+    report({"event": "start", "step": state.step})
+    rows = iterate(ray.train.get_dataset_shard("plan"), share=share)
+    waited, since, since_step = 0.0, time.monotonic(), state.step
+    while state.step < stage.steps:
+        asked = time.monotonic()
+        columns = next(rows)
+        waited += time.monotonic() - asked
+        expected = np.arange(share) + state.step * data.batch_size + rank * share
+        if not np.array_equal(columns["index"], expected):
+            raise RuntimeError(f"rank {rank} got samples {columns['index']} at step {state.step}, not {expected}")
+        values = train_step(state, to_batches(columns, data, seed=job.seed, device=device), stage, seed=job.seed)
+        last = state.step == stage.steps
+        if state.step % job.log_every == 0 or last:
+            now = time.monotonic()
+            images = (state.step - since_step) * data.batch_size * len(data.streams())
+            speed = {"images_per_second": images / (now - since), "data_wait": waited / (now - since)}
+            lr = stage.optim.lr * stage.optim.lr_factor(state.step - 1, stage.steps)
+            report({"event": "step", "step": state.step, "lr": lr, **values, **speed})
+            waited, since, since_step = 0.0, now, state.step
+        if state.step % job.checkpoint_every == 0 or last:
+            _checkpoint(state, job, rank)
+
+
+def _checkpoint(state: RunState, job: WorkerJob, rank: int) -> None:
+    """Save on rank 0 and register with Ray Train; a barrier of all ranks."""
+    name = f"checkpoint_{state.step:07d}"
+    if rank != 0:
+        ray.train.report({"step": state.step}, checkpoint_dir_name=name)
+        return
+    with scratch_directory() as scratch:
+        state.save(Path(scratch) / STATE_FILE)
+        card = ModelCard(
+            model=job.stage.model,
+            classes=job.classes,
+            short_side=job.stage.data.short_side,
+            recipe=job.recipe,
+            stage=job.stage.name,
+            step=state.step,
+        )
+        save_model(Path(scratch), state.method.predictor, card)
+        checkpoint = ray.train.Checkpoint.from_directory(scratch)
+        ray.train.report({"step": state.step}, checkpoint=checkpoint, checkpoint_dir_name=name)
+
+
+def read_registered(run_dir: str) -> list[tuple[int, str]]:
+    """(step, directory) of the checkpoints that Ray Train keeps in a stage's directory, oldest first."""
+    snapshot = json.loads(read_bytes(join(run_dir, "checkpoint_manager_snapshot.json")))
+    names = [entry["checkpoint_dir_name"] for entry in snapshot["checkpoint_results"]]
+    return sorted((int(name.rpartition("_")[2]), join(run_dir, name)) for name in names)

@@ -1,0 +1,279 @@
+"""A run's typed configuration. A recipe returns one; the command line and Ray Tune override its fields by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import typeguard
+
+from udaseg.method import Optim
+from udaseg.models.segmenter import HeadName, PerDomain
+
+__all__ = ["ConfigError", "Data", "Model", "Optim", "PseudoLabel", "Recipe", "Stage", "Stream", "override"]
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run; the message names the field and what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """The network; see `udaseg.models.segmenter.build_segmenter`."""
+
+    backbone: str = "resnet101"
+    """A timm model name."""
+    pretrained: bool = False
+    """Fetch the backbone's weights from the hub."""
+    weights: str | None = None
+    """A local file of backbone weights in timm's key order."""
+    same_padding: bool = False
+    """TensorFlow-style padding, which weights converted from TensorFlow need."""
+    output_stride: Literal[8, 16, 32] = 32
+    head: HeadName = "multilevel"
+    head_branches: tuple[int, ...] = (6, 12, 18, 24)
+    """Dilations of the ASPP head."""
+    head_channels: int = 64
+    """Width of the multi-level head."""
+    projection: int = 0
+    """Channels of the embedding's projection head; 0 = none."""
+    per_domain: PerDomain = "nothing"
+    """What source and target each have of their own."""
+    frozen_norm_affine: bool = False
+    """Keep the scale and shift of the backbone's batch norms."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stream:
+    """How the images of one domain are drawn."""
+
+    labels: Literal["true", "pseudo", "none"]
+    """Which labels the stage reads. True labels of a target are read by oracles alone."""
+    sampling: Literal["uniform", "rare_class"] = "uniform"
+    rare_temperature: float = 0.01
+    """T of rare-class sampling, P(c) ~ exp((1 - f_c) / T)."""
+    rare_min_pixels: int = 3000
+    """Pixels of the drawn class that an image must have."""
+    rare_min_crop_pixels: int = 1500
+    """Pixels of the drawn class that a crop should have; redrawn at most ten times."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """What a stage streams. Resize and crop happen in Ray Data, flip and rotation on the device."""
+
+    batch_size: int = 2
+    """Samples a step over all workers; a sample holds one image of each stream."""
+    group_size: int = 1
+    """Consecutive samples that a method couples; a worker holds whole groups."""
+    short_side: int = 720
+    """Pixels of an image's short side after the resize."""
+    scale: tuple[float, float] = (1.0, 1.0)
+    """Range of the random factor on `short_side`."""
+    crop: tuple[int, int] = (512, 512)
+    """Height and width in pixels."""
+    flip: float = 0.5
+    """Probability of a horizontal flip."""
+    rotation: float = 0.0
+    """Largest random rotation in degrees."""
+    source: Stream | None = field(default_factory=lambda: Stream(labels="true"))
+    target: Stream | None = field(default_factory=lambda: Stream(labels="none"))
+
+    def streams(self) -> dict[str, Stream]:
+        """The streams that are on, by name."""
+        named = {"source": self.source, "target": self.target}
+        return {name: stream for name, stream in named.items() if stream is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PseudoLabel:
+    """How the target's training images are labelled before a stage, by the network that the stage starts from."""
+
+    share: float = 0.1
+    """Most certain share of each class that is kept, in (0, 1]."""
+    image_share: float = 0.1
+    """Most certain share of each image that is kept whatever its class, in [0, 1]."""
+    rule: Literal["top1", "any_class"] = "top1"
+    """See `udaseg.pseudo_label.union_pseudo_label`; "any_class" is the authors' and needs a second pass."""
+    rare_class: Literal["keep_top", "keep_all"] = "keep_top"
+    """See `udaseg.pseudo_label.class_balanced_thresholds`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One training run of a recipe."""
+
+    name: str
+    method: Any
+    """A method's Config."""
+    steps: int
+    model: Model = field(default_factory=Model)
+    data: Data = field(default_factory=Data)
+    optim: Optim = field(default_factory=Optim)
+    init_from: str | None = None
+    """An earlier stage's name, or the path or URI of a model directory; None = from the backbone's weights."""
+    pseudo_label: PseudoLabel | None = None
+    """Label the target anew before this stage."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """All that a run does, as one value."""
+
+    name: str
+    stages: tuple[Stage, ...]
+    seed: int = 0
+    checkpoint_every: int = 500
+    """Steps between checkpoints; the last step always has one."""
+    keep_checkpoints: int = 3
+    """How many checkpoints of a stage are kept."""
+    log_every: int = 10
+    """Steps between lines of metrics."""
+    bf16: bool = False
+    """Autocast networks to bfloat16."""
+
+    def check(self) -> None:
+        """Raise ConfigError, naming the field, where the recipe contradicts itself."""
+        if not self.stages:
+            raise ConfigError("stages: a recipe has at least one")
+        names = [stage.name for stage in self.stages]
+        for i, stage in enumerate(self.stages):
+            where = f"stages.{i}"
+            positive = {"steps": stage.steps, "data.batch_size": stage.data.batch_size, "data.group_size": stage.data.group_size}
+            for name, value in positive.items():
+                if value < 1:
+                    raise ConfigError(f"{where}.{name} is {value}; it must be at least 1")
+            if names.count(stage.name) > 1 or not stage.name.replace("-", "").replace("_", "").isalnum():
+                raise ConfigError(f"{where}.name {stage.name!r} must be unique, of letters, digits, - and _")
+            if stage.data.batch_size % stage.data.group_size:
+                raise ConfigError(
+                    f"{where}.data.batch_size {stage.data.batch_size} is no multiple of group_size {stage.data.group_size}"
+                )
+            if stage.optim.horizon < 1:
+                raise ConfigError(f"{where}.optim.horizon is {stage.optim.horizon}; it must be at least 1")
+            low, high = stage.data.scale
+            if not 0 < low <= high:
+                raise ConfigError(f"{where}.data.scale is {stage.data.scale}; it must be 0 < low <= high")
+            if not stage.data.streams():
+                raise ConfigError(f"{where}.data has neither a source nor a target")
+            pseudo = [name for name, stream in stage.data.streams().items() if stream.labels == "pseudo"]
+            if stage.pseudo_label is not None and stage.init_from is None:
+                raise ConfigError(f"{where}.pseudo_label needs init_from: the network that labels")
+            if stage.pseudo_label is not None and "target" not in pseudo:
+                raise ConfigError(f'{where}.pseudo_label is set, but data.target.labels is not "pseudo"')
+            for name, stream in stage.data.streams().items():
+                if stream.sampling == "rare_class" and stream.labels == "none":
+                    raise ConfigError(f"{where}.data.{name}.sampling is rare_class, which needs labels")
+        if self.checkpoint_every < 1 or self.keep_checkpoints < 1 or self.log_every < 1:
+            raise ConfigError("checkpoint_every, keep_checkpoints and log_every must be at least 1")
+
+
+# --- overrides ------------------------------------------------------------------------------------------------------
+
+
+def full_names(recipe: Recipe, name: str) -> list[str]:
+    """The fields that an override's name stands for: `method.x` is `stages.i.method.x` of every stage that has it.
+
+    Raises ConfigError, with the nearest names, where no field is meant.
+    """
+    leaves = [path for path, _ in _leaves(recipe)]
+    if name in leaves:
+        return [name]
+    everywhere = [path for path in leaves if path.split(".")[0] == "stages" and path.split(".", 2)[2] == name]
+    if everywhere:
+        return everywhere
+    short = sorted({path.split(".", 2)[2] if path.startswith("stages.") else path for path in leaves})
+    close = difflib.get_close_matches(name, [*short, *leaves], n=3, cutoff=0.5)
+    hint = f"; did you mean {', '.join(close)}?" if close else ""
+    raise ConfigError(f"recipe {recipe.name!r} has no field {name!r}{hint}")
+
+
+def override(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
+    """A copy of the recipe with other values, e.g. `override(recipe, {"method.temperature": 0.07})`.
+
+    Raises ConfigError where a name is misspelt or a value is of another type than the field.
+    """
+    for name, value in values.items():
+        for path in full_names(recipe, name):
+            recipe = _set(recipe, path.split("."), value, path)
+    return recipe
+
+
+def to_json(recipe: Recipe) -> str:
+    """The recipe with every field, as JSON that `from_json` reads."""
+    return json.dumps(dataclasses.asdict(recipe), indent=1)
+
+
+def from_json(text: str, recipes: Mapping[str, Any], origin: str) -> Recipe:
+    """The recipe that `to_json` wrote. `recipes` maps names to the functions that build them.
+
+    Raises ConfigError, naming `origin`, where it names an unknown recipe or field.
+    """
+    try:
+        raw = json.loads(text)
+        recipe: Recipe = recipes[raw["name"]]()
+    except (json.JSONDecodeError, TypeError, KeyError) as error:
+        raise ConfigError(f"{origin}: not a configuration of a known recipe ({error!r})") from None
+    try:
+        return override(recipe, dict(_flatten(raw)) | {"name": recipe.name})
+    except ConfigError as error:
+        raise ConfigError(f"{origin}: {error}") from None
+
+
+def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name, value) of every field that is no section of its own."""
+    if dataclasses.is_dataclass(value):
+        items = [(f.name, getattr(value, f.name)) for f in dataclasses.fields(value)]
+    elif isinstance(value, tuple) and any(dataclasses.is_dataclass(v) for v in value):
+        items = [(str(i), v) for i, v in enumerate(value)]
+    else:
+        yield prefix, value
+        return
+    for name, item in items:
+        yield from _leaves(item, f"{prefix}.{name}" if prefix else name)
+
+
+def _flatten(raw: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(raw, dict):
+        items = list(raw.items())
+    elif isinstance(raw, list) and any(isinstance(v, dict) for v in raw):
+        items = [(str(i), v) for i, v in enumerate(raw)]
+    else:
+        yield prefix, raw
+        return
+    for name, item in items:
+        yield from _flatten(item, f"{prefix}.{name}" if prefix else name)
+
+
+def _set(value: Any, path: list[str], new: Any, full: str) -> Any:
+    if isinstance(value, tuple):
+        i = int(path[0])
+        return (*value[:i], _set(value[i], path[1:], new, full), *value[i + 1 :])
+    if len(path) > 1:
+        return dataclasses.replace(value, **{path[0]: _set(getattr(value, path[0]), path[1:], new, full)})
+    expected = typing.get_type_hints(type(value))[path[0]]
+    if isinstance(new, list):
+        new = tuple(new)
+    if expected is float and isinstance(new, int) and not isinstance(new, bool):
+        new = float(new)
+    if isinstance(new, bool) and expected in (int, float):  # Python counts True as 1
+        raise ConfigError(f"{full} is {new!r}; it must be {_type_name(expected)}")
+    try:
+        typeguard.check_type(new, expected)
+    except typeguard.TypeCheckError:
+        raise ConfigError(f"{full} is {new!r}; it must be {_type_name(expected)}") from None
+    return dataclasses.replace(value, **{path[0]: new})
+
+
+def _type_name(expected: Any) -> str:
+    if typing.get_origin(expected) is Literal:
+        return "one of " + ", ".join(map(repr, typing.get_args(expected)))
+    if isinstance(expected, types.UnionType):
+        return " or ".join(map(_type_name, typing.get_args(expected)))
+    return getattr(expected, "__name__", None) if isinstance(expected, type) else str(expected)  # type: ignore[return-value]

@@ -1,0 +1,260 @@
+"""A dataset directory: a Parquet manifest with one row an image, its classes, and the index that sampling reads.
+
+    manifest.parquet   the rows, as in `MANIFEST`
+    classes.json       `Classes`
+    index.arrow        the same rows as memory-mapped Arrow IPC, in the manifest's order
+    class_rows.arrow   per split and class, the rows that contain it, most pixels first
+
+Images stay where they are. A URI is relative to the dataset directory unless it has a scheme or is absolute.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import posixpath
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from urllib.parse import quote, unquote
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+MANIFEST = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("image_uri", pa.string(), nullable=False),
+        pa.field("label_uri", pa.string()),  # null where unlabelled
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("class_pixels", pa.list_(pa.int64())),  # pixels per train id; null where unlabelled
+        pa.field("dataset", pa.string(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+    ]
+)
+"""The manifest's columns. A pseudo-labelled manifest adds `confidence_uri` (16-bit PNG) after `label_uri`."""
+
+PSEUDO_MANIFEST = MANIFEST.insert(3, pa.field("confidence_uri", pa.string()))
+
+CLASS_ROWS = pa.schema(
+    [
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("class_id", pa.int32(), nullable=False),
+        pa.field("rows", pa.list_(pa.int32()), nullable=False),
+        pa.field("pixels", pa.list_(pa.int64()), nullable=False),
+    ]
+)
+
+
+class DatasetError(ValueError):
+    """A dataset that cannot be used; the message names the file or field and what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classes:
+    """The classes of a dataset, in the order of their train ids."""
+
+    names: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    ignore: int = 255
+    raw_to_train: Mapping[int, int] = field(default_factory=dict)
+    """Raw label id -> train id; empty where labels hold train ids already."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.names) <= 254:
+            raise DatasetError(f"classes: {len(self.names)} names; an 8-bit label map holds 1 to 254 classes")
+        if len(set(self.names)) != len(self.names):
+            raise DatasetError("classes: names must be distinct")
+        if len(self.palette) != len(self.names):
+            raise DatasetError(f"classes: {len(self.palette)} palette colours for {len(self.names)} names")
+        if bad := [c for c in self.palette if len(c) != 3 or not all(0 <= v <= 255 for v in c)]:
+            raise DatasetError(f"classes: palette colour {bad[0]} is not three numbers of 0 to 255")
+        if self.ignore != 255:
+            raise DatasetError(
+                f"classes: ignore is {self.ignore}; train ids ignore with 255: map other ids to it by raw_to_train"
+            )
+        allowed = {*range(len(self.names)), 255}
+        if bad_ids := sorted(set(self.raw_to_train.values()) - allowed):
+            raise DatasetError(f"classes: raw_to_train maps to {bad_ids}, outside 0..{len(self.names) - 1} and 255")
+        if bad_ids := sorted(raw for raw in self.raw_to_train if not 0 <= raw <= 65535):
+            raise DatasetError(f"classes: raw_to_train maps {bad_ids}; a 16-bit label map holds ids of 0 to 65535")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def lookup(self) -> np.ndarray:
+        """(65536,) int16: raw id -> train id, -1 where a raw id is not known."""
+        table = np.full(65536, -1, np.int16)
+        if self.raw_to_train:
+            for raw, train in self.raw_to_train.items():
+                table[raw] = train
+        else:
+            table[: len(self.names)] = np.arange(len(self.names))
+            table[self.ignore] = self.ignore
+        return table
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self) | {"raw_to_train": {str(k): v for k, v in self.raw_to_train.items()}}, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str, origin: str = "classes.json") -> Classes:
+        """Parse `to_json`'s text. Raises DatasetError, naming `origin`, where a field is missing or wrong."""
+        try:
+            raw = json.loads(text)
+            names = tuple(str(name) for name in raw["names"])
+            palette = tuple((int(r), int(g), int(b)) for r, g, b in raw["palette"])
+            mapping = {int(k): int(v) for k, v in raw.get("raw_to_train", {}).items()}
+            return cls(names=names, palette=palette, ignore=int(raw.get("ignore", 255)), raw_to_train=mapping)
+        except DatasetError as error:
+            raise DatasetError(f"{origin}: {error}") from None
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DatasetError(
+                f'{origin}: not a class list ({error!r}); it needs {{"names": [...], "palette": [[r, g, b], ...]}}, '
+                'and may have "ignore" and "raw_to_train": {"raw id": train id}'
+            ) from None
+
+
+@lru_cache(maxsize=64)
+def _filesystem_root(uri: str) -> tuple[pafs.FileSystem, str]:
+    try:
+        return pafs.FileSystem.from_uri(uri)
+    except ValueError as error:  # pa.ArrowInvalid: a scheme that Arrow does not know, a malformed URI
+        raise DatasetError(f"{uri}: {error}") from None
+
+
+def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
+    """The filesystem of a URI or local path (made absolute), and the path within it. DatasetError for a bad URI."""
+    if "://" not in uri:
+        return pafs.LocalFileSystem(), os.path.abspath(uri)
+    # One filesystem, hence one pool of connections, serves all URIs of a bucket.
+    address, mark, query = uri.partition("?")
+    scheme, _, rest = address.partition("://")
+    host, _, key = rest.partition("/")
+    fs, root = _filesystem_root(f"{scheme}://{host}/{mark}{query}")
+    return fs, posixpath.join(root, unquote(key)).rstrip("/") or root
+
+
+def join(base: str, *parts: str) -> str:
+    """`parts`, plain paths, below `base`; where it is a URI they are quoted, and its ?query stays at the end."""
+    if "://" not in base:
+        return posixpath.join(base, *parts)
+    address, mark, query = base.partition("?")
+    return posixpath.join(address, *map(quote, parts)) + mark + query
+
+
+def resolve(uri: str, base: str) -> str:
+    """A manifest's URI as an address of its own: relative ones are below `base`, the dataset directory."""
+    return uri if "://" in uri or uri.startswith("/") else join(base, uri)
+
+
+def exists(uri: str) -> bool:
+    """Whether a file or directory stands at `uri`."""
+    fs, path = filesystem(uri)
+    return fs.get_file_info(path).type != pafs.FileType.NotFound
+
+
+def read_bytes(uri: str) -> bytes:
+    """The whole file at `uri`. Raises FileNotFoundError, naming it, where there is none."""
+    fs, path = filesystem(uri)
+    with fs.open_input_stream(path) as stream:
+        return stream.read()
+
+
+def write_bytes(uri: str, content: bytes) -> None:
+    """Write a whole file, visible under its name only when complete on a local filesystem; makes its directory."""
+    fs, path = filesystem(uri)
+    fs.create_dir(posixpath.dirname(path), recursive=True)
+    if isinstance(fs, pafs.LocalFileSystem):
+        temporary = f"{path}.tmp"
+        with fs.open_output_stream(temporary) as stream:
+            stream.write(content)
+        fs.move(temporary, path)
+    else:  # object stores show an object only when it is complete
+        with fs.open_output_stream(path) as stream:
+            stream.write(content)
+
+
+def remove(uri: str) -> None:
+    """Delete the file at `uri` where there is one."""
+    fs, path = filesystem(uri)
+    if fs.get_file_info(path).type != pafs.FileType.NotFound:
+        fs.delete_file(path)
+
+
+def class_rows(manifest: pa.Table, num_classes: int) -> pa.Table:
+    """Per split and class, the rows (int32) that contain the class, most pixels first (ties in row order)."""
+    splits = np.asarray(manifest["split"].to_pylist(), dtype=object)
+    counts = np.zeros((manifest.num_rows, num_classes), np.int64)
+    pixels = manifest["class_pixels"].combine_chunks()
+    labelled = np.asarray(pixels.is_valid())
+    if labelled.any():
+        counts[labelled] = np.asarray(pixels.drop_null().flatten()).reshape(-1, num_classes)
+    out: list[dict[str, object]] = []
+    for split in sorted(set(splits)):
+        rows = np.flatnonzero(splits == split)
+        for class_id in range(num_classes):
+            here = counts[rows, class_id]
+            order = np.argsort(-here, kind="stable")[: int((here > 0).sum())]
+            rows_here = rows[order].astype(np.int32)
+            out.append({"split": split, "class_id": class_id, "rows": rows_here, "pixels": here[order]})
+    return pa.Table.from_pylist(out, schema=CLASS_ROWS)
+
+
+def write_dataset(directory: str, manifest: pa.Table, classes: Classes) -> None:
+    """Write all files of a dataset directory; the manifest comes last, so that its presence means a whole dataset.
+
+    Rows are sorted by split and image id, so that each split is one range of rows, which the index's metadata names.
+    """
+    manifest = manifest.sort_by([("split", "ascending"), ("image_id", "ascending")])
+    splits = pc.value_counts(manifest["split"].combine_chunks()).to_pylist()
+    ends = np.cumsum([entry["counts"] for entry in splits]).tolist()
+    ranges = {entry["values"]: [end - entry["counts"], end] for entry, end in zip(splits, ends, strict=True)}
+    manifest = manifest.replace_schema_metadata({"splits": json.dumps(ranges)})
+    remove(join(directory, "manifest.parquet"))  # an older one does not belong to the new classes and index
+    write_bytes(join(directory, "classes.json"), classes.to_json().encode())
+    for name, table in (("index.arrow", manifest), ("class_rows.arrow", class_rows(manifest, len(classes)))):
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table.combine_chunks())
+        write_bytes(join(directory, name), sink.getvalue().to_pybytes())
+    sink = pa.BufferOutputStream()
+    pq.write_table(manifest, sink)
+    write_bytes(join(directory, "manifest.parquet"), sink.getvalue().to_pybytes())
+
+
+def read_classes(directory: str) -> Classes:
+    """The classes of a dataset directory. Raises DatasetError where it has none."""
+    uri = join(directory, "classes.json")
+    if not exists(uri):
+        raise DatasetError(f"{directory}: no classes.json, so not a dataset; make one with `udaseg prepare`")
+    return Classes.from_json(read_bytes(uri).decode(), uri)
+
+
+def read_manifest(directory: str, split: str | None = None) -> pa.Table:
+    """The rows of a dataset directory, of one split where it is given.
+
+    Raises DatasetError where the directory is no dataset, a column is missing or the split has no rows.
+    """
+    uri = join(directory, "manifest.parquet")
+    if not exists(uri):
+        raise DatasetError(f"{directory}: no manifest.parquet, so not a dataset; make one with `udaseg prepare`")
+    table = pq.read_table(pa.BufferReader(read_bytes(uri)))
+    if missing := [name for name in MANIFEST.names if name not in table.column_names]:
+        raise DatasetError(f"{uri}: column {missing[0]!r} is missing")
+    if split is None:
+        return table
+    rows = table.filter(pc.equal(table["split"], split))
+    if rows.num_rows == 0:
+        present: Sequence[str] = sorted(set(table["split"].to_pylist()))
+        raise DatasetError(f"{uri}: no rows of split {split!r}; it has {', '.join(present) or 'no rows at all'}")
+    return rows
+
+
+def digest(directory: str) -> str:
+    """A fingerprint of the manifest, which a run keeps so that it is never resumed on other data."""
+    return hashlib.sha256(read_bytes(join(directory, "manifest.parquet"))).hexdigest()[:16]

@@ -1,0 +1,83 @@
+"""What the ranks of a run tell each other. Without a process group every function is the identity of one rank.
+
+The loop *averages* gradients over ranks, so a loss that divides by `mean_over_ranks(count)` has exactly the gradient of
+one process that holds the joined batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as torch_dist
+from torch import Tensor, nn
+
+
+def world_size() -> int:
+    """Number of ranks; 1 where no process group exists."""
+    return torch_dist.get_world_size() if torch_dist.is_available() and torch_dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This process's rank; 0 where no process group exists."""
+    return torch_dist.get_rank() if world_size() > 1 else 0
+
+
+def sum_over_ranks(value: Tensor) -> Tensor:
+    """The sum of a detached copy of `value` over all ranks (no gradient flows)."""
+    total = value.detach().clone()
+    if world_size() > 1:
+        torch_dist.all_reduce(total)
+    return total
+
+
+def mean_over_ranks(value: Tensor) -> Tensor:
+    """The mean of a detached copy of `value` over all ranks: what a rank's loss sum is divided by."""
+    return sum_over_ranks(value) / world_size()
+
+
+def _average_flat(tensors: list[Tensor]) -> None:
+    """Average tensors in place over ranks, one all-reduce per (dtype, device)."""
+    kinds: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+    for tensor in tensors:
+        kinds.setdefault((tensor.dtype, tensor.device), []).append(tensor)
+    for group in kinds.values():
+        flat = torch.cat([tensor.reshape(-1) for tensor in group])
+        torch_dist.all_reduce(flat)
+        flat /= world_size()
+        for tensor, mean in zip(group, flat.split([t.numel() for t in group]), strict=True):
+            tensor.copy_(mean.view_as(tensor))
+
+
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Replace each gradient by its mean over ranks; a missing one becomes zero, so that all ranks hold the same set."""
+    gradients = []
+    for parameter in parameters:
+        if parameter.requires_grad:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            gradients.append(parameter.grad)
+    if world_size() > 1 and gradients:
+        _average_flat(gradients)
+
+
+def average_batch_norm(module: nn.Module) -> None:
+    """Average the running mean and variance of every batch norm over ranks, which normalise their own batches."""
+    if world_size() == 1:
+        return
+    statistics = [
+        buffer
+        for layer in module.modules()
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.track_running_stats
+        for buffer in (layer.running_mean, layer.running_var)
+        if buffer is not None
+    ]
+    if statistics:
+        _average_flat(statistics)
+
+
+def broadcast_state(module: nn.Module) -> None:
+    """Give every rank the parameters and buffers of rank 0."""
+    if world_size() > 1:
+        for tensor in [*module.parameters(), *module.buffers()]:
+            torch_dist.broadcast(tensor.data, src=0)

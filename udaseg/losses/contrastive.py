@@ -1,0 +1,126 @@
+"""Contrastive losses between pixels and class prototypes."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def cell_label_counts(label: Tensor, size: tuple[int, int], num_classes: int) -> Tensor:
+    """How many pixels of each label lie in each feature cell, cells as in a nearest upsampling of the features.
+
+    Args:
+        label: (B, H, W) int64 train ids, 255 = ignore.
+        size: (h, w) of the feature map.
+        num_classes: K.
+
+    Returns:
+        (B, K, h, w) float counts.
+    """
+    (h, w), (batch, height, width) = size, label.shape
+    device = label.device
+    row = F.interpolate(torch.arange(h, device=device, dtype=torch.float64)[None, None], size=height)[0, 0].long()
+    col = F.interpolate(torch.arange(w, device=device, dtype=torch.float64)[None, None], size=width)[0, 0].long()
+    cell = (row[:, None] * w + col).expand(batch, -1, -1)
+    image = torch.arange(batch, device=device)[:, None, None]
+    slot = (image * (num_classes + 1) + label.clamp_max(num_classes)) * (h * w) + cell
+    counts = torch.bincount(slot.flatten(), minlength=batch * (num_classes + 1) * h * w)
+    return counts.view(batch, num_classes + 1, h, w)[:, :num_classes].float()
+
+
+def masked_average_pool(feature: Tensor, label: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Class prototypes of each image: the mean feature of the cells with that label.
+
+    Args:
+        feature: (B, A, h, w); gradient flows through it.
+        label: (B, h, w) int64 train ids, 255 = ignore.
+        num_classes: K.
+
+    Returns:
+        prototypes (B, K, A), zero for absent classes, and present (B, K) bool.
+    """
+    one_hot = F.one_hot(label.clamp_max(num_classes), num_classes + 1)[..., :num_classes].to(feature.dtype)
+    count = one_hot.sum((1, 2))
+    total = torch.einsum("bhwk,bahw->bka", one_hot, feature)
+    return total / count.clamp_min(1).unsqueeze(-1), count > 0
+
+
+def downscale_label(label: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, H, W) int64 labels at (h, w), nearest."""
+    return F.interpolate(label[:, None].float(), size=size, mode="nearest")[:, 0].long()
+
+
+def pixel_prototype_contrast(
+    feature: Tensor,
+    prototypes: Tensor,
+    present: Tensor,
+    label: Tensor,
+    class_weight: Tensor,
+    *,
+    temperature: float = 0.1,
+) -> Tensor:
+    """Cosine cross-entropy that pulls each pixel to the prototype of its class and from those of the others.
+
+    Per image b, with s_k(p) = cos(prototypes[k], feature[p]) and s_k = -1 for absent classes:
+    sum_p v_p * -log softmax_k(s_k(p) / temperature)[label_p] / sum_p v_p with v_p = class_weight[label_p], summed over
+    the pixels of the full-resolution label under nearest upsampling of s. As all pixels of a cell share s, the sum runs
+    over the cells with the label counts as factors: the same value and gradient for (H W) / (h w) times less work.
+
+    Source: "Bi-directional contrastive learning for domain adaptive semantic segmentation" (ECCV 2022), the forward
+    term with target features and source prototypes, the backward term with the roles exchanged; checked against
+    `Trainer.metric_loss` of cvlab-yonsei/DASS. With no weighted pixel in an image, its loss is 0 (there: NaN).
+
+    Args:
+        feature: (B, A, h, w) anchors.
+        prototypes: (B, K, A) keys; gradient flows into them unless detached.
+        present: (B, K) bool, the classes that have a prototype.
+        label: (B, H, W) int64 train ids of the anchors, 255 = ignore.
+        class_weight: (B, K) >= 0.
+        temperature: > 0.
+
+    Returns:
+        Scalar, the mean over images.
+    """
+    counts = cell_label_counts(label, (feature.shape[2], feature.shape[3]), prototypes.shape[1])
+    cosine = torch.einsum("bka,bahw->bkhw", F.normalize(prototypes, dim=2), F.normalize(feature, dim=1))
+    cosine = cosine.masked_fill(~present[..., None, None], -1.0)
+    weight = counts * class_weight[..., None, None]
+    loss = -(weight * (cosine / temperature).log_softmax(1)).sum((1, 2, 3))
+    return (loss / weight.sum((1, 2, 3)).clamp_min(1e-12)).mean()
+
+
+def bidirectional_contrast(
+    source_feature: Tensor,
+    source_label: Tensor,
+    target_feature: Tensor,
+    target_label: Tensor,
+    *,
+    num_classes: int,
+    temperature: float = 0.1,
+) -> tuple[Tensor, Tensor]:
+    """BCL's two terms for pairs of a source and a target image, as released.
+
+    Args:
+        source_feature, target_feature: (B, A, h, w); pair i is (source i, target i).
+        source_label, target_label: (B, H, W) int64 train ids, 255 = ignore.
+        num_classes: K.
+        temperature: > 0; the released code multiplies cosines by 10.
+
+    Returns:
+        forward (target pixels, source prototypes) and backward (source pixels, target prototypes) scalars. Both count
+        only classes that both images hold at feature resolution.
+    """
+    size = (source_feature.shape[2], source_feature.shape[3])
+    source_small, target_small = downscale_label(source_label, size), downscale_label(target_label, size)
+    source_prototypes, in_source = masked_average_pool(source_feature, source_small, num_classes)
+    target_prototypes, in_target = masked_average_pool(target_feature, target_small, num_classes)
+    shared = (in_source & in_target).to(source_feature.dtype)
+    forward = pixel_prototype_contrast(
+        target_feature, source_prototypes, in_source, target_label, shared, temperature=temperature
+    )
+    backward = pixel_prototype_contrast(
+        source_feature, target_prototypes, in_target, source_label, shared, temperature=temperature
+    )
+    return forward, backward
+

@@ -1,0 +1,55 @@
+"""Pixel classification losses: cross-entropy in the field's three reductions, and entropy in its two forms."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from udaseg.dist import mean_over_ranks
+from udaseg.types import IGNORE
+
+Reduction = Literal["valid", "all", "nonzero"]
+EntropyForm = Literal["shannon", "double_softmax"]
+
+
+def cross_entropy(
+    logits: Tensor, label: Tensor, weight: Tensor | None = None, *, reduction: Reduction = "valid"
+) -> Tensor:
+    """Mean pixel cross-entropy; 0 where nothing is to be learned. The denominator counts the pixels of all ranks.
+
+    Args:
+        logits: (B, K, H, W).
+        label: (B, H, W) int64 train ids, 255 = ignore.
+        weight: (B, H, W) factor for each pixel's loss, >= 0. It does not enter the denominator.
+        reduction: over what the mean is taken. "valid": pixels that are not ignored (torch's own, BCL, LDBE, SDCA);
+            "all": every pixel, so ignored ones dilute the loss (DACS, DSP, DAFormer and their line);
+            "nonzero": pixels whose weighted loss is above 0 (LDBE's boundary stage).
+    """
+    loss = F.cross_entropy(logits, label, ignore_index=IGNORE, reduction="none")
+    if weight is not None:
+        loss = loss * weight
+    count = {
+        "valid": lambda: (label != IGNORE).sum(),
+        "all": lambda: torch.tensor(label.numel(), device=label.device),
+        "nonzero": lambda: (loss > 0).sum(),
+    }[reduction]()
+    return loss.sum() / mean_over_ranks(count.to(loss.dtype)).clamp_min(1e-12)
+
+
+def entropy(logits: Tensor, *, form: EntropyForm = "shannon") -> Tensor:
+    """Mean entropy of the pixels' predicted distributions, in nats.
+
+    Args:
+        logits: (B, K, H, W).
+        form: "shannon" is the entropy of p = softmax(logits), in [0, ln K]. "double_softmax" is what the released code
+            of BCL (cvlab-yonsei/DASS) and LDBE computes: -sum p * log_softmax(p), the log-softmax taken of the
+            probabilities; it lies in [ln(e + K - 1) - 1, ln K], never reaches 0 and has a much weaker gradient.
+    """
+    if form == "shannon":
+        log_probability = logits.log_softmax(1)
+        return -(log_probability.exp() * log_probability).sum(1).mean()
+    probability = logits.softmax(1)
+    return (probability.logsumexp(1) - probability.square().sum(1)).mean()

@@ -1,0 +1,90 @@
+"""What the training loop asks of a method, and the optimiser that most methods use.
+
+A method is one class in one file of `methods/`. It is an `nn.Module`; all that changes in it is a parameter or a
+persistent buffer, so that `state_dict` is all there is to save.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import nn
+
+from udaseg.models.segmenter import Segmenter
+from udaseg.types import Batch, Loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optim:
+    """The optimiser of a stage. The learning rate is a pure function of the step."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 2.5e-4
+    """Base learning rate, of the backbone."""
+    head_lr_factor: float = 10.0
+    """Head learning rate / base learning rate."""
+    momentum: float = 0.9
+    """Of SGD."""
+    weight_decay: float = 5e-4
+    power: float = 0.9
+    """lr * (1 - step / horizon) ** power."""
+    horizon: float = 1.0
+    """The step at which the learning rate would reach 0, in units of the stage's steps; >= 1."""
+    warmup_steps: int = 0
+    """Steps of linear warm-up."""
+    clip: float = 0.0
+    """Largest norm of the averaged gradient; 0 = not clipped."""
+
+    def lr_factor(self, step: int, total_steps: int) -> float:
+        """What every learning rate is multiplied with at `step` in [0, total_steps)."""
+        decay = (1 - step / (total_steps * self.horizon)) ** self.power
+        return decay * min(1.0, (step + 1) / (self.warmup_steps + 1))
+
+
+class Method(Protocol):
+    """The interface of `methods/*`; every implementation is also an `nn.Module`."""
+
+    predictor: nn.Module
+    """The network that is evaluated: the teacher's where there is one."""
+
+    def losses(self, batches: Mapping[str, Batch], step: int, total_steps: int) -> Iterator[tuple[Loss, ...]]:
+        """One tuple of terms per graph; the loop backpropagates and frees each before the next is built.
+
+        Args:
+            batches: the streams that the stage names, e.g. "source" and "target", augmented weakly.
+            step: in [0, total_steps).
+            total_steps: steps of the stage.
+        """
+        ...
+
+    def after_step(self) -> None:
+        """Called when the optimisers have stepped: teachers and banks follow here."""
+        ...
+
+    def optimizers(self, optim: Optim) -> list[torch.optim.Optimizer]:
+        """The optimisers of everything that learns."""
+        ...
+
+
+class MethodConfig(Protocol):
+    """A frozen dataclass, a method's numbers under the paper's names."""
+
+    def build(self, student: Segmenter, *, seed: int) -> Any:
+        """The method around a student. `seed` is the key of the run and stage for all random draws."""
+        ...
+
+
+def build_optimizer(student: Segmenter, optim: Optim) -> torch.optim.Optimizer:
+    """SGD or AdamW over a student, its head at `head_lr_factor` times the backbone's rate."""
+    backbone, head = student.parameter_groups()
+    groups = [
+        {"params": backbone, "lr": optim.lr, "base_lr": optim.lr},
+        {"params": head, "lr": optim.lr * optim.head_lr_factor, "base_lr": optim.lr * optim.head_lr_factor},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if optim.name == "sgd":
+        return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay)
+    return torch.optim.AdamW(groups, lr=optim.lr, weight_decay=optim.weight_decay)

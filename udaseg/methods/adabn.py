@@ -1,0 +1,45 @@
+"""AdaBN: the batch-norm statistics of the target, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from udaseg.method import Optim
+from udaseg.models.segmenter import Segmenter
+from udaseg.types import Batch, Loss
+
+
+class AdaBN(nn.Module):
+    """Re-estimates every running mean and variance as the average over all target batches of the stage.
+
+    Source: "Revisiting batch normalization for practical domain adaptation" (1603.04779). No parameter learns.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        def build(self, student: Segmenter, *, seed: int) -> AdaBN:
+            return AdaBN(student)
+
+    def __init__(self, student: Segmenter) -> None:
+        super().__init__()
+        self.student = self.predictor = student.requires_grad_(False)
+        for module in student.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.reset_running_stats()
+                module.momentum = None  # a cumulative average
+
+    def losses(self, batches: Mapping[str, Batch], step: int, total_steps: int) -> Iterator[tuple[Loss, ...]]:
+        with torch.no_grad():
+            confidence = self.student(batches["target"].image, "target").logits.softmax(1).amax(1).mean()
+        yield (Loss("confidence", confidence, weight=0),)
+
+    def after_step(self) -> None:
+        pass
+
+    def optimizers(self, optim: Optim) -> list[Optimizer]:
+        return []

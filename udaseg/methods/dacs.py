@@ -1,0 +1,85 @@
+"""DACS: mean teacher and cross-domain ClassMix (2007.08702; vikolss/DACS)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from udaseg.augment import strong
+from udaseg.losses.segmentation import Reduction, cross_entropy
+from udaseg.method import Optim, build_optimizer
+from udaseg.mixing import class_mask, paste
+from udaseg.models.segmenter import Segmenter
+from udaseg.pseudo_label import confident_share
+from udaseg.teacher import EMATeacher
+from udaseg.types import Batch, Loss
+
+
+class DACS(nn.Module):
+    """Half of each source image's classes is pasted on a target image that the teacher has labelled.
+
+    1. source cross-entropy;
+    2. the teacher labels the target, q = share of its pixels that are confident;
+    3. mixed cross-entropy, pixels from the source with weight 1, from the target with weight q;
+    4. the teacher follows the student.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        threshold: float = 0.968
+        """Confidence from which a teacher's pixel counts toward q."""
+        teacher_momentum: float = 0.99
+        mixed_weight: float = 1.0
+        """Weight of the mixed loss."""
+        reduction: Reduction = "all"
+        """Of the mixed loss; "all" is the authors'."""
+        mix_ignore: bool = True
+        """Whether 255 counts as a class that ClassMix may draw, as in the authors' code."""
+        jitter: float = 0.25
+        jitter_probability: float = 0.8
+        blur_probability: float = 0.5
+
+        def build(self, student: Segmenter, *, seed: int) -> DACS:
+            return DACS(self, student, seed)
+
+    def __init__(self, config: Config, student: Segmenter, seed: int) -> None:
+        super().__init__()
+        self.config, self.seed = config, seed
+        self.student = student
+        self.teacher = EMATeacher(student, momentum=config.teacher_momentum)
+
+    @property
+    def predictor(self) -> nn.Module:
+        return self.teacher.network
+
+    def losses(self, batches: Mapping[str, Batch], step: int, total_steps: int) -> Iterator[tuple[Loss, ...]]:
+        c, source, target = self.config, batches["source"], batches["target"]
+        assert source.label is not None
+        yield (Loss("source_ce", cross_entropy(self.student(source.image, "source").logits, source.label)),)
+
+        confidence, target_label = self.teacher.label(target.image)
+        quality = confident_share(confidence, c.threshold)
+        mask = class_mask(source.label, source.index, seed=self.seed, include_ignore=c.mix_ignore)
+        image = strong(
+            paste(mask, source.image, target.image),
+            target.index,
+            seed=self.seed,
+            purpose="mixed",
+            jitter=c.jitter,
+            jitter_probability=c.jitter_probability,
+            blur_probability=c.blur_probability,
+        )
+        label = paste(mask, source.label, target_label)
+        weight = torch.where(mask, torch.ones_like(confidence), quality)
+        mixed = cross_entropy(self.student(image, "target").logits, label, weight, reduction=c.reduction)
+        yield Loss("mixed_ce", mixed, c.mixed_weight), Loss("coverage", quality, weight=0)
+
+    def after_step(self) -> None:
+        self.teacher.update(self.student)
+
+    def optimizers(self, optim: Optim) -> list[Optimizer]:
+        return [build_optimizer(self.student, optim)]

@@ -1,0 +1,44 @@
+"""Plain supervised training on one stream: source-only on the source, the oracle on a labelled target."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+from torch.optim import Optimizer
+
+from udaseg.losses.segmentation import cross_entropy
+from udaseg.method import Optim, build_optimizer
+from udaseg.models.segmenter import Segmenter
+from udaseg.types import Batch, Loss
+
+
+class Supervised(nn.Module):
+    """Cross-entropy on the labels of one stream."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        stream: Literal["source", "target"] = "source"
+        """Where images and labels come from; also the domain whose own parts of the network are used."""
+
+        def build(self, student: Segmenter, *, seed: int) -> Supervised:
+            return Supervised(self, student)
+
+    def __init__(self, config: Config, student: Segmenter) -> None:
+        super().__init__()
+        self.config = config
+        self.student = self.predictor = student
+
+    def losses(self, batches: Mapping[str, Batch], step: int, total_steps: int) -> Iterator[tuple[Loss, ...]]:
+        batch = batches[self.config.stream]
+        assert batch.label is not None
+        logits = self.student(batch.image, self.config.stream).logits
+        yield (Loss("ce", cross_entropy(logits, batch.label)),)
+
+    def after_step(self) -> None:
+        pass
+
+    def optimizers(self, optim: Optim) -> list[Optimizer]:
+        return [build_optimizer(self.student, optim)]

@@ -1,0 +1,87 @@
+"""Segmentation heads. Each maps the backbone's levels to (logits at feature resolution, embedding)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class ASPPHead(nn.Module):
+    """DeepLabV2's atrous spatial pyramid: the sum of one 3x3 classifier a dilation, on the last level.
+
+    Four branches are ADVENT's, CLAN's, SDCA's, SPCL's and BCL's; the DACS line's released code returns from inside its
+    loop and so has two. The embedding is the branches side by side, which is what BCL contrasts.
+
+    Args:
+        in_channels: channels of each level; only the last is used.
+        num_classes: K.
+        branches: dilations, e.g. (6, 12, 18, 24) or (6, 12).
+    """
+
+    def __init__(
+        self, in_channels: Sequence[int], num_classes: int, *, branches: Sequence[int] = (6, 12, 18, 24)
+    ) -> None:
+        super().__init__()
+        if not branches:
+            raise ValueError("head branches are empty; DeepLabV2 has (6, 12, 18, 24)")
+        self.branches = nn.ModuleList(
+            nn.Conv2d(in_channels[-1], num_classes, 3, padding=d, dilation=d) for d in branches
+        )
+        for branch in self.branches:
+            nn.init.normal_(branch.weight, std=0.01)
+        self.embedding_channels = num_classes * len(branches)
+
+    def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        maps = [branch(features[-1]) for branch in self.branches]
+        return torch.stack(maps).sum(0), torch.cat(maps, 1)
+
+
+class MultiLevelHead(nn.Module):
+    """A light head for small backbones: every level from stride 4 on is projected, upsampled to the finest and summed.
+
+    The embedding is the fused map that the classifier reads.
+
+    Args:
+        in_channels: channels of each level, finest first.
+        num_classes: K.
+        channels: width of the fused map.
+    """
+
+    def __init__(self, in_channels: Sequence[int], num_classes: int, *, channels: int = 64) -> None:
+        super().__init__()
+        self.project = nn.ModuleList(nn.Conv2d(c, channels, 1) for c in in_channels)
+        self.fuse = nn.Sequential(
+            nn.BatchNorm2d(channels),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(inplace=True),
+        )
+        self.classify = nn.Conv2d(channels, num_classes, 1)
+        self.embedding_channels = channels
+
+    def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        size = features[0].shape[-2:]
+        maps = [
+            F.interpolate(project(x), size=size, mode="bilinear", align_corners=False)
+            for project, x in zip(self.project, features, strict=True)
+        ]
+        fused = self.fuse(torch.stack(maps).sum(0))
+        return self.classify(fused), fused
+
+
+class ProjectionHead(nn.Module):
+    """Two 1x1 convolutions from a head's embedding to the space that a contrastive loss compares."""
+
+    def __init__(self, in_channels: int, channels: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(in_channels, in_channels, 1), nn.ReLU(inplace=True), nn.Conv2d(in_channels, channels, 1)
+        )
+        self.embedding_channels = channels
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        return self.layers(embedding)

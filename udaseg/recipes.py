@@ -1,0 +1,192 @@
+"""Recipes: one function per configuration. `RECIPES` maps their names, which `udaseg train NAME` takes, to them.
+
+The names without a suffix are the published settings for GTA5 -> Cityscapes on a GPU; `*_small` train a small backbone
+on small images on a CPU within minutes, e.g. the embedded pair of domains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from udaseg.config import Data, Model, Optim, PseudoLabel, Recipe, Stage, Stream
+from udaseg.methods.adabn import AdaBN
+from udaseg.methods.bcl import BCL
+from udaseg.methods.dacs import DACS
+from udaseg.methods.supervised import Supervised
+
+_DEEPLAB = Model(backbone="resnet101", pretrained=True, output_stride=8, head="aspp", frozen_norm_affine=True)
+_SMALL = Model(backbone="resnet10t", head="multilevel", head_channels=64)
+_SMALL_DATA = Data(batch_size=4, short_side=128, scale=(1.0, 1.4), crop=(128, 192))
+_SMALL_OPTIM = Optim(name="adamw", lr=5e-4, head_lr_factor=4.0, weight_decay=0.01, horizon=1.1, clip=5.0)
+_UNTIL_SOURCE = 300
+_ADAPT = 300
+
+
+def source_only() -> Recipe:
+    """DeepLabV2-R101 on the source alone, as the warm start of BCL: 720-pixel short side, crop 600, batch 2."""
+    data = Data(batch_size=2, short_side=720, scale=(0.5, 1.5), crop=(600, 600), target=None)
+    stage = Stage(
+        name="source",
+        method=Supervised.Config(stream="source"),
+        steps=60_000,
+        model=_DEEPLAB,
+        data=data,
+        optim=Optim(lr=7.5e-5, horizon=1.2),
+    )
+    return Recipe(name="source_only", stages=(stage,))
+
+
+def supervised() -> Recipe:
+    """The oracle: DeepLabV2-R101 on *labelled* target images, the upper end of the gap that adaptation closes."""
+    data = Data(
+        batch_size=2,
+        short_side=720,
+        scale=(0.5, 1.5),
+        crop=(600, 600),
+        source=None,
+        target=Stream(labels="true"),
+    )
+    stage = replace(
+        source_only().stages[0], name="target", method=Supervised.Config(stream="target"), data=data, steps=160_000
+    )
+    return Recipe(name="supervised", stages=(stage,))
+
+
+def dacs() -> Recipe:
+    """DACS, GTA5 -> Cityscapes (2007.08702): 52.14 mIoU in the paper, 53.66 at its best in the authors' README.
+
+    Two-branch DeepLabV2-R101, 250,000 steps of 2 + 2 crops of 512. The authors start from COCO weights; ImageNet here.
+    """
+    stage = Stage(
+        name="dacs",
+        method=DACS.Config(),
+        steps=250_000,
+        model=replace(_DEEPLAB, head_branches=(6, 12)),
+        data=Data(batch_size=2, short_side=512, crop=(512, 512)),
+        optim=Optim(lr=2.5e-4),
+    )
+    return Recipe(name="dacs", stages=(stage,), checkpoint_every=2000)
+
+
+def bcl() -> Recipe:
+    """BCL, GTA5 -> Cityscapes (2207.10892): about 57.1 mIoU (from memory; no table in the authors' README).
+
+    A source-only stage, then ten rounds of two epochs, each on pseudo-labels made anew; the rate halves every round.
+    `--method.variant paper` adds dynamic labels and calibration.
+    """
+    warm_up = replace(source_only().stages[0], model=_DEEPLAB)
+    rounds = tuple(
+        Stage(
+            name=f"round-{r}",
+            method=BCL.Config(),
+            steps=10_000,
+            model=replace(_DEEPLAB, per_domain="stem"),
+            data=Data(
+                batch_size=2, short_side=850, scale=(0.8, 1.2), crop=(730, 730), target=Stream(labels="pseudo")
+            ),
+            optim=Optim(lr=7.5e-5 / 2**r, horizon=1.2),
+            init_from="source" if r == 0 else f"round-{r - 1}",
+            pseudo_label=PseudoLabel(share=0.1, image_share=0.1, rule="any_class", rare_class="keep_all"),
+        )
+        for r in range(10)
+    )
+    return Recipe(name="bcl", stages=(warm_up, *rounds), checkpoint_every=1500)
+
+
+def source_only_small() -> Recipe:
+    """A small network on the source alone, as long as `bcl_small` trains in all."""
+    stage = Stage(
+        name="source",
+        method=Supervised.Config(stream="source"),
+        steps=_UNTIL_SOURCE + _ADAPT,
+        model=_SMALL,
+        data=replace(_SMALL_DATA, target=None),
+        optim=_SMALL_OPTIM,
+    )
+    return Recipe(name="source_only_small", stages=(stage,), checkpoint_every=150)
+
+
+def supervised_small() -> Recipe:
+    """The oracle of the small recipes: labelled target images, and as many steps as `bcl_small` takes in all."""
+    data = replace(_SMALL_DATA, source=None, target=Stream(labels="true"))
+    stage = replace(
+        source_only_small().stages[0], name="target", method=Supervised.Config(stream="target"), data=data
+    )
+    return Recipe(name="supervised_small", stages=(stage,), checkpoint_every=150)
+
+
+def _warm_start() -> Stage:
+    return replace(source_only_small().stages[0], steps=_UNTIL_SOURCE)
+
+
+def adabn_small() -> Recipe:
+    """Source-only, then the target's batch-norm statistics and nothing else: what any adaptation must beat."""
+    stage = Stage(
+        name="adabn",
+        method=AdaBN.Config(),
+        steps=60,
+        model=_SMALL,
+        data=replace(_SMALL_DATA, source=None),
+        init_from="source",
+    )
+    return Recipe(name="adabn_small", stages=(source_only_small().stages[0], stage), checkpoint_every=150)
+
+
+def dacs_small() -> Recipe:
+    """DACS from a source-only warm start, on a small network."""
+    stage = Stage(
+        name="dacs",
+        method=DACS.Config(threshold=0.9),
+        steps=_ADAPT,
+        model=_SMALL,
+        data=_SMALL_DATA,
+        optim=_SMALL_OPTIM,
+        init_from="source",
+    )
+    return Recipe(name="dacs_small", stages=(_warm_start(), stage), checkpoint_every=150)
+
+
+def bcl_small() -> Recipe:
+    """BCL from a source-only warm start, two rounds, on a small network: the method of `udaseg demo`."""
+    rounds = tuple(
+        Stage(
+            name=f"round-{r}",
+            method=BCL.Config(target_weight=1.0, entropy_weight=0.0, teacher_momentum=0.98),
+            steps=_ADAPT // 2,
+            model=replace(_SMALL, per_domain="stem+statistics"),
+            data=replace(_SMALL_DATA, target=Stream(labels="pseudo")),
+            optim=replace(_SMALL_OPTIM, lr=_SMALL_OPTIM.lr / 2**r),
+            init_from="source" if r == 0 else f"round-{r - 1}",
+            pseudo_label=PseudoLabel(share=0.5, image_share=0.0),
+        )
+        for r in range(2)
+    )
+    return Recipe(name="bcl_small", stages=(_warm_start(), *rounds), checkpoint_every=150)
+
+
+def bcl_paper_small() -> Recipe:
+    """`bcl_small` with dynamic and hybrid pseudo-labels and calibrated prototypes (`variant="paper"`)."""
+    recipe = bcl_small()
+    stages = tuple(
+        replace(stage, method=replace(stage.method, variant="paper")) if isinstance(stage.method, BCL.Config) else stage
+        for stage in recipe.stages
+    )
+    return replace(recipe, name="bcl_paper_small", stages=stages)
+
+
+RECIPES: dict[str, Callable[[], Recipe]] = {
+    recipe.__name__: recipe
+    for recipe in (
+        source_only,
+        supervised,
+        dacs,
+        bcl,
+        source_only_small,
+        supervised_small,
+        adabn_small,
+        dacs_small,
+        bcl_small,
+        bcl_paper_small,
+    )
+}

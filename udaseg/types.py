@@ -1,0 +1,57 @@
+"""The three types that pass between data, networks, methods and the training loop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+IGNORE = 255
+"""The train id of pixels without a label; every loss and metric leaves them out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Images of one stream, on the device, in the order of their global sample index."""
+
+    image: Tensor
+    """(B, 3, H, W) float in [0, 1]."""
+    index: Tensor
+    """(B,) int64, the global sample index; random draws for a sample are keyed by it."""
+    label: Tensor | None = None
+    """(B, H, W) int64 train ids, 255 = ignore."""
+    weight: Tensor | None = None
+    """(B, H, W) float, for pseudo-labels the confidence in [0, 1]."""
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch with every tensor on `device`."""
+        move = {name: getattr(self, name) for name in ("image", "index", "label", "weight")}
+        return replace(self, **{k: None if v is None else v.to(device) for k, v in move.items()})
+
+
+@dataclass(frozen=True, slots=True)
+class SegOutput:
+    """What a segmentation network returns."""
+
+    logits: Tensor
+    """(B, K, H, W) at the size of the image."""
+    embedding: Tensor
+    """(B, D, h, w), the features that contrastive losses compare."""
+    features: tuple[Tensor, ...] = ()
+    """The backbone's levels, finest first."""
+    aux: Mapping[str, Tensor] = field(default_factory=dict)
+    """Whatever else a network has to offer, by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """One term of a method's objective; the loop minimises the sum of weight * value.
+
+    With weight 0 it is only reported, e.g. the share of pixels that have a pseudo-label.
+    """
+
+    name: str
+    value: Tensor
+    weight: float = 1.0
