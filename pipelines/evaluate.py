@@ -18,7 +18,7 @@ from rich.console import Console
 
 from pipelines.session import actor_pool, ensure_ray, track
 from udaseg.data.schema import DatasetError, read_classes, read_manifest
-from udaseg.data.stream import open_image, open_index
+from udaseg.data.stream import open_index
 from udaseg.inference import predict
 from udaseg.metrics import confusion
 from udaseg.models.segmenter import Domain
@@ -59,9 +59,9 @@ class Evaluator:
         counts = np.zeros((1, len(self.networks), classes, classes), np.int64)
         i = self.inference
         for row in block["id"].tolist():
-            image = np.array(open_image(self.index.uri(row, "image_uri")))
+            image = self.index.image(row)
             label = self.index.train_ids(row)
-            pixels = torch.from_numpy(image).to(self.device).permute(2, 0, 1)[None].float() / 255
+            pixels = torch.tensor(image).to(self.device).permute(2, 0, 1)[None].float() / 255
             for n, (network, card) in enumerate(self.networks):
                 probability = predict(
                     network, pixels, short_side=card.short_side, window=i.window, overlap=i.overlap, domain=i.domain

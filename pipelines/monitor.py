@@ -17,6 +17,7 @@ from tensorboardX import SummaryWriter
 
 from udaseg.config import Stage
 from udaseg.data.schema import exists, join, read_bytes, write_bytes
+from udaseg.report import NOT_LOSSES
 
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -96,7 +97,7 @@ class Monitor:
         step, speed = row["step"], row["images_per_second"]
         images = stage.data.batch_size * len(stage.data.streams())
         left = (stage.steps - step) * images / max(speed, 1e-9)
-        named = {k: v for k, v in row.items() if k not in _NOT_LOSSES}
+        named = {k: v for k, v in row.items() if k not in NOT_LOSSES}
         losses = "  ".join(f"{name} {value:.3f}" for name, value in named.items())
         line = (
             f"{stage.name} {step}/{stage.steps}  {losses}  {speed:.1f} images/s  "
@@ -110,6 +111,3 @@ class Monitor:
 
     def _write(self) -> None:
         write_bytes(self._uri, "".join(json.dumps(row) + "\n" for row in self._rows).encode())
-
-
-_NOT_LOSSES = {"stage", "name", "step", "lr", "grad_norm", "images_per_second", "data_wait"}

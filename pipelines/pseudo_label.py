@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import os
 import posixpath
 import sys
@@ -34,7 +35,7 @@ from rich.console import Console
 from pipelines.evaluate import Inference
 from pipelines.session import actor_pool, ensure_ray, track
 from udaseg.config import PseudoLabel
-from udaseg.data.datasets import IMAGE_SUFFIXES, files
+from udaseg.data.datasets import IMAGE_SUFFIXES, files, read_image
 from udaseg.data.schema import (
     PSEUDO_MANIFEST,
     Classes,
@@ -47,7 +48,6 @@ from udaseg.data.schema import (
     write_bytes,
     write_dataset,
 )
-from udaseg.data.stream import open_image
 from udaseg.inference import predict
 from udaseg.pseudo_label import (
     HISTOGRAM_BINS,
@@ -58,7 +58,7 @@ from udaseg.pseudo_label import (
     threshold_top1,
     union_pseudo_label,
 )
-from udaseg.report import share_table
+from udaseg.report import Shares, share_table
 from udaseg.train import CheckpointError, load_model, read_card
 
 
@@ -85,7 +85,7 @@ class Predictor:
         self.thresholds, self.image_share = thresholds, image_share
 
     def _probability(self, uri: str) -> np.ndarray:
-        pixels = torch.from_numpy(np.array(open_image(uri))).to(self.device).permute(2, 0, 1)[None].float() / 255
+        pixels = torch.tensor(read_image(uri)).to(self.device).permute(2, 0, 1)[None].float() / 255
         i = self.inference
         probability = predict(
             self.network, pixels, short_side=self.card.short_side, window=i.window, overlap=i.overlap, domain=i.domain
@@ -109,8 +109,8 @@ class Predictor:
             histogram += confidence_histogram(label, code, len(classes))
             _write_png(join(self.out, "predictions", f"{image_id}.png"), _palette_image(label, classes))
             _write_png(join(self.out, "confidence", f"{image_id}.png"), Image.fromarray(code))
-            sizes.append((image_id, *label.shape))
-        return {"sizes": [sizes], "histogram": histogram[None]}
+            sizes.append((str(image_id), *label.shape))
+        return {"sizes": np.array([json.dumps(sizes)]), "histogram": histogram[None]}  # one row a block
 
 
 def pseudo_label(
@@ -121,8 +121,10 @@ def pseudo_label(
     split: str | None = None,
     rules: PseudoLabel | None = None,
     inference: Inference | None = None,
-) -> None:
+) -> Shares:
     """Label images and write a dataset directory of them. True labels, where the images have some, are not read.
+
+    Returns what was kept of each class.
 
     Args:
         checkpoint: model directory.
@@ -161,10 +163,9 @@ def pseudo_label(
         **options,
     )
     blocks = predicted.iter_batches(batch_size=1, batch_format="numpy")
-    for block in track(blocks, table.num_rows, "predict", size=lambda b: sum(len(s) for s in b["sizes"])):
-        histogram += block["histogram"].sum(0)
-        for image_id, height, width in (entry for entries in block["sizes"] for entry in entries):
-            sizes[str(image_id)] = (int(height), int(width))
+    for block in track(blocks, table.num_rows, "predict", size=lambda b: len(json.loads(b["sizes"][0]))):
+        histogram += block["histogram"][0]
+        sizes |= {image_id: (height, width) for image_id, height, width in json.loads(block["sizes"][0])}
     thresholds = class_balanced_thresholds(histogram, rules.share, rare_class=rules.rare_class)
 
     if rules.rule == "any_class":
@@ -195,8 +196,10 @@ def pseudo_label(
             pixels[str(image_id)] = counts.tolist()
 
     write_dataset(out, _manifest(table, sizes, pixels), classes)
-    kept = np.sum([counts for counts in pixels.values()], axis=0)
-    Console().print(share_table(classes.names, kept, histogram.sum(1), thresholds))
+    kept = np.sum(list(pixels.values()), axis=0)
+    shares = Shares(kept, histogram.sum(1), thresholds)
+    Console().print(share_table(classes.names, shares))
+    return shares
 
 
 def list_images(images: str, split: str | None) -> pa.Table:

@@ -28,13 +28,14 @@ def ensure_ray(num_cpus: int | None = None) -> None:
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_DATA_LOG_LEVEL", "WARNING")
-    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")  # `track` shows it
+    ray.data.DataContext.get_current().enable_progress_bars = False  # `track` shows progress
+    logging.getLogger("ray.data").setLevel(logging.WARNING)  # its import, just above, set it to tell every plan
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # else it warns that they are disabled
     address = os.environ.get("RAY_ADDRESS", "local")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # how soon a checkpoint counts as registered
     local = {"num_cpus": num_cpus or usable_cores() + 2, "include_dashboard": False} if address == "local" else {}
-    ray.init(address=address, log_to_driver=True, logging_level=logging.WARNING, **local)
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # says at every start that tokens are on
+    ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING, **local)
 
 
 def usable_cores() -> int:

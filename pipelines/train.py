@@ -128,7 +128,7 @@ def run_stage(
     progress = ProgressLog.remote()  # type: ignore[attr-defined]
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config={"job": job, "progress": progress},
+        train_loop_config={"job": ray.cloudpickle.dumps(job), "progress": progress},
         scaling_config=ray.train.ScalingConfig(
             num_workers=cluster.workers,
             use_gpu=cluster.gpu,

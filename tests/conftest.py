@@ -1,4 +1,4 @@
-"""What the tests share: one Ray for the whole session."""
+"""What the tests share: one Ray and one pair of ranks for the whole session."""
 
 from __future__ import annotations
 
@@ -21,6 +21,19 @@ os.environ |= {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
 }
 os.environ.pop("RAY_ADDRESS", None)  # tests never join a Ray that is there already
+
+import torch  # not earlier: OpenMP reads its number of threads at import
+from two_ranks import TwoRanks
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def two_ranks() -> Iterator[TwoRanks]:
+    """Two processes with a gloo group between them."""
+    pool = TwoRanks()
+    yield pool
+    pool.close()
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,8 @@
-"""The function that Ray Train runs on every worker, and the channel on which its first rank reports progress."""
+"""The function that Ray Train runs on every worker, and the channel on which its first rank reports progress.
+
+Ray Train's controller and the driver load this module too. What only a worker needs (networks, augmentation) is imported
+in its functions, which saves them seconds.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
@@ -14,21 +18,12 @@ import ray.train
 import ray.train.torch
 import torch
 
-from udaseg.config import Stage
 from udaseg.data.schema import Classes, join, read_bytes
 from udaseg.data.stream import iterate
-from udaseg.train import (
-    STATE_FILE,
-    ModelCard,
-    RunState,
-    TrainingError,
-    build_state,
-    read_weights,
-    save_model,
-    scratch_directory,
-    to_batches,
-    train_step,
-)
+
+if TYPE_CHECKING:
+    from udaseg.config import Stage
+    from udaseg.train import RunState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,12 +63,14 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     """Train one stage on this rank.
 
     Args:
-        config: "job" (`WorkerJob`) and "progress" (handle of a `ProgressLog`).
+        config: "job" (a `WorkerJob`, pickled, so that the controller need not load what it names) and "progress" (handle of a `ProgressLog`).
 
     Returns:
         {"error": message} where training cannot go on, else {}. Returned, not raised: another try would end the same.
     """
-    job: WorkerJob = config["job"]
+    from udaseg.train import STATE_FILE, TrainingError, build_state, read_weights
+
+    job: WorkerJob = ray.cloudpickle.loads(config["job"])
     torch.set_num_threads(job.threads)
     device = ray.train.torch.get_device()
     context = ray.train.get_context()
@@ -92,6 +89,8 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _run(state: RunState, job: WorkerJob, device: torch.device, rank: int, world_size: int, progress: Any) -> None:
+    from udaseg.train import to_batches, train_step
+
     stage, data = job.stage, job.stage.data
     share = data.batch_size // world_size
     report = progress.put.remote if rank == 0 else lambda row: None
@@ -120,6 +119,8 @@ def _run(state: RunState, job: WorkerJob, device: torch.device, rank: int, world
 
 def _checkpoint(state: RunState, job: WorkerJob, rank: int) -> None:
     """Save on rank 0 and register with Ray Train; a barrier of all ranks."""
+    from udaseg.train import STATE_FILE, ModelCard, save_model, scratch_directory
+
     name = f"checkpoint_{state.step:07d}"
     if rank != 0:
         ray.train.report({"step": state.step}, checkpoint_dir_name=name)

@@ -62,17 +62,12 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 
 def average_batch_norm(module: nn.Module) -> None:
-    """Average the running mean and variance of every batch norm over ranks, which normalise their own batches."""
-    if world_size() == 1:
-        return
-    statistics = [
-        buffer
-        for layer in module.modules()
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.track_running_stats
-        for buffer in (layer.running_mean, layer.running_var)
-        if buffer is not None
-    ]
-    if statistics:
+    """Average the running mean and variance of every batch norm over ranks, which normalise their own batches.
+
+    They are found by name, since those that a network keeps per domain do not lie in a batch norm.
+    """
+    statistics = [b for name, b in module.named_buffers() if name.endswith(("running_mean", "running_var"))]
+    if world_size() > 1 and statistics:
         _average_flat(statistics)
 
 

@@ -18,7 +18,10 @@ def _word(part: int | str) -> int:
 
 
 def keyed(*key: int | str) -> np.random.Generator:
-    """A generator for one key, e.g. `keyed(seed, index, "crop")`. Integers must be >= 0."""
+    """A generator for one key, e.g. `keyed(seed, index, "crop")`. Integers must be >= 0.
+
+    End a key with what the draw is for: NumPy's seeding takes (7,) and (7, 0) for the same.
+    """
     return np.random.default_rng([_word(part) for part in key])
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # data tasks need `IGNORE` alone, and start two seconds sooner without torch
+    import torch
+    from torch import Tensor
 
 IGNORE = 255
 """The train id of pixels without a label; every loss and metric leaves them out."""
@@ -27,8 +29,12 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch with every tensor on `device`."""
-        move = {name: getattr(self, name) for name in ("image", "index", "label", "weight")}
-        return replace(self, **{k: None if v is None else v.to(device) for k, v in move.items()})
+        return Batch(
+            image=self.image.to(device),
+            index=self.index.to(device),
+            label=None if self.label is None else self.label.to(device),
+            weight=None if self.weight is None else self.weight.to(device),
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -180,6 +180,16 @@ def _read(uri: str, decode: Callable[[bytes], np.ndarray]) -> np.ndarray:
         raise DatasetError(f"{uri}: {error}") from None
 
 
+def read_image(uri: str) -> np.ndarray:
+    """(H, W, 3) uint8 RGB of the image at `uri`. Raises DatasetError, naming it, where it cannot be read."""
+    return _read(uri, decode_image)
+
+
+def read_label(uri: str) -> np.ndarray:
+    """(H, W) uint16 raw ids of the label map at `uri`. Raises DatasetError, naming it, where it cannot be read."""
+    return _read(uri, decode_label)
+
+
 def inspect(image_uri: str, label_uri: str | None, lookup: np.ndarray, num_classes: int) -> Facts:
     """Decode an image and its label in full and count the label's pixels per train id; `lookup` is `Classes.lookup()`.
 

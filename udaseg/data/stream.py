@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import io
 import json
 import os
 import tempfile
@@ -28,6 +27,7 @@ import ray.train
 from PIL import Image
 from ray.data import ExecutionOptions
 
+from udaseg.data.datasets import read_image, read_label
 from udaseg.data.schema import DatasetError, filesystem, join, read_bytes, read_classes, resolve
 from udaseg.rng import keyed, permute
 from udaseg.types import IGNORE
@@ -98,10 +98,8 @@ class Plan:
 
     def _read(self, stream: StreamPlan, row: int) -> tuple[Image.Image, Image.Image | None]:
         index = open_index(stream.directory)
-        image = open_image(index.uri(row, "image_uri"))
-        if not stream.labelled:
-            return image, None
-        return image, Image.fromarray(index.train_ids(row))
+        image = Image.fromarray(index.image(row))
+        return image, Image.fromarray(index.train_ids(row)) if stream.labelled else None
 
     def _crop_box(self, size: tuple[int, int], rng: np.random.Generator) -> tuple[float, float, float, float]:
         """A random crop of a random scale, in pixels of the original image, never larger than the image."""
@@ -143,10 +141,14 @@ class Index:
             raise DatasetError(f"{self.directory}: image {self.table['image_id'][row]} has no {column}")
         return resolve(value, self.directory)
 
+    def image(self, row: int) -> np.ndarray:
+        """(H, W, 3) uint8 RGB of a row. Raises DatasetError, naming the file, where it cannot be read."""
+        return read_image(self.uri(row, "image_uri"))
+
     def train_ids(self, row: int) -> np.ndarray:
         """(H, W) uint8 train ids of a row's label. Raises DatasetError on an id outside the class list."""
         uri = self.uri(row, "label_uri")
-        raw = np.asarray(open_label(uri))
+        raw = read_label(uri)
         if self._identity:
             return raw.astype(np.uint8)
         mapped = self._lookup[raw]
@@ -196,25 +198,6 @@ def draw_row(stream: StreamPlan, index: int, seed: int, name: str) -> tuple[int,
     rng = keyed(seed, index, f"{name}.rare_class")
     chosen = int(rng.choice(len(probability), p=probability))
     return int(rows[chosen][rng.integers(len(rows[chosen]))]), chosen
-
-
-def open_image(uri: str) -> Image.Image:
-    """An RGB image, decoded. Raises DatasetError, naming the file, where it cannot be read."""
-    return _open(uri).convert("RGB")
-
-
-def open_label(uri: str) -> Image.Image:
-    """A label map as it is stored, decoded."""
-    return _open(uri)
-
-
-def _open(uri: str) -> Image.Image:
-    try:
-        image = Image.open(io.BytesIO(read_bytes(uri)))
-        image.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DatasetError(f"{uri}: cannot be read as an image ({error})") from error
-    return image
 
 
 def _resize(
@@ -282,6 +265,7 @@ def plan_dataset(plan: Plan, *, start: int, world_size: int) -> ray.data.Dataset
         .map_batches(load, batch_size=None, batch_format="numpy", num_cpus=1)
     )
     dataset.context.execution_options.preserve_order = True
+    dataset.context.enable_progress_bars = False
     return dataset
 
 

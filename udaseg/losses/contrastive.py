@@ -20,8 +20,8 @@ def cell_label_counts(label: Tensor, size: tuple[int, int], num_classes: int) ->
     """
     (h, w), (batch, height, width) = size, label.shape
     device = label.device
-    row = F.interpolate(torch.arange(h, device=device, dtype=torch.float64)[None, None], size=height)[0, 0].long()
-    col = F.interpolate(torch.arange(w, device=device, dtype=torch.float64)[None, None], size=width)[0, 0].long()
+    row = F.interpolate(torch.arange(h, device=device, dtype=torch.float32)[None, None], size=height)[0, 0].long()
+    col = F.interpolate(torch.arange(w, device=device, dtype=torch.float32)[None, None], size=width)[0, 0].long()
     cell = (row[:, None] * w + col).expand(batch, -1, -1)
     image = torch.arange(batch, device=device)[:, None, None]
     slot = (image * (num_classes + 1) + label.clamp_max(num_classes)) * (h * w) + cell

@@ -27,11 +27,17 @@ class AdaBN(nn.Module):
 
     def __init__(self, student: Segmenter) -> None:
         super().__init__()
-        self.student = self.predictor = student.requires_grad_(False)
+        self.student = student.requires_grad_(False)
         for module in student.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.reset_running_stats()
                 module.momentum = None  # a cumulative average
+        for name, buffer in student.named_buffers():  # also those that the network keeps for the target
+            if name.endswith(("running_mean", "running_var", "num_batches_tracked")):
+                buffer.fill_(name.endswith("running_var"))
+
+    @property
+    def predictor(self) -> nn.Module:
+        return self.student
 
     def losses(self, batches: Mapping[str, Batch], step: int, total_steps: int) -> Iterator[tuple[Loss, ...]]:
         with torch.no_grad():

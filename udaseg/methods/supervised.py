@@ -29,7 +29,11 @@ class Supervised(nn.Module):
     def __init__(self, config: Config, student: Segmenter) -> None:
         super().__init__()
         self.config = config
-        self.student = self.predictor = student
+        self.student = student
+
+    @property
+    def predictor(self) -> nn.Module:
+        return self.student
 
     def losses(self, batches: Mapping[str, Batch], step: int, total_steps: int) -> Iterator[tuple[Loss, ...]]:
         batch = batches[self.config.stream]

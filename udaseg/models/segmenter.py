@@ -57,7 +57,9 @@ class Segmenter(nn.Module):
             stem = _names_until(backbone, stem_end)
             for name, parameter in backbone.named_parameters():
                 if name in stem:
-                    self.target_parameters[_key(f"backbone.{name}")] = nn.Parameter(parameter.detach().clone())
+                    self.target_parameters[_key(f"backbone.{name}")] = nn.Parameter(
+                        parameter.detach().clone(), requires_grad=parameter.requires_grad
+                    )
             for name, buffer in self.net.named_buffers():
                 if per_domain == "stem+statistics" or name.removeprefix("backbone.") in stem:
                     self.target_buffers.register_buffer(_key(name), buffer.detach().clone())
@@ -151,6 +153,16 @@ def _names_until(backbone: nn.Module, stem_end: str) -> set[str]:
     return {name for name in names if name.rpartition(".")[0] in stem}
 
 
+def _first_not_loaded(body: nn.Module, backbone: str, options: Mapping[str, Any], random_state: Tensor) -> str | None:
+    """The first matrix of `body` that still is as it was initialised: timm passes over what a file lacks."""
+    blank_options = {name: value for name, value in options.items() if not name.startswith("pretrained")}
+    with torch.random.fork_rng(devices=[]):
+        torch.set_rng_state(random_state)
+        blank = timm.create_model(backbone, features_only=True, **blank_options)
+    pairs = zip(body.named_parameters(), blank.parameters(), strict=True)
+    return next((name for (name, loaded), new in pairs if new.ndim > 1 and torch.equal(loaded, new)), None)
+
+
 def build_segmenter(
     num_classes: int,
     *,
@@ -197,10 +209,13 @@ def build_segmenter(
         options["pretrained"] = True
     if output_stride != 32:
         options["output_stride"] = output_stride
+    random_state = torch.get_rng_state()
     try:
         body = timm.create_model(backbone, features_only=True, **options)
     except (RuntimeError, TypeError, NotImplementedError, AssertionError) as error:
         raise ValueError(f"backbone {backbone!r} cannot be built with {options}: {error}") from error
+    if weights is not None and (name := _first_not_loaded(body, backbone, options, random_state)):
+        raise ValueError(f"model.weights: {weights} has no tensor for {name} of {backbone}")
     info = body.feature_info
     skip = sum(1 for r in info.reduction() if r < 4)  # stride 2 is too fine and too shallow to help a head
     channels = info.channels()[skip:]

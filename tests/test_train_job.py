@@ -1,0 +1,244 @@
+"""Whole training jobs on a real Ray: resume, worker loss, several workers, and what is refused before anything runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import safetensors.torch
+import torch
+from tiny import make_dataset, tiny_recipe
+
+from pipelines import train as job
+from pipelines.evaluate import evaluate
+from pipelines.train import Cluster, train
+from udaseg.config import ConfigError, Recipe
+from udaseg.data.schema import DatasetError
+from udaseg.metrics import mean_iou
+from udaseg.train import CheckpointError, TrainingError, load_model
+
+ONE = Cluster(workers=1, gpu=False, threads=1)
+TWO = Cluster(workers=2, gpu=False, threads=1)
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("pair")
+    return {
+        "source": make_dataset(folder / "source", "source"),
+        "target": make_dataset(folder / "target", "target", labelled=False),
+        "target_val": make_dataset(folder / "target_val", "target"),
+    }
+
+
+def tensors(model: str) -> dict[str, torch.Tensor]:
+    return safetensors.torch.load_file(Path(model) / "model.safetensors")
+
+
+def assert_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    assert first.keys() == second.keys()
+    different = [name for name in first if not torch.equal(first[name], second[name])]
+    assert not different, f"{len(different)} tensors differ, e.g. {different[:3]}"
+
+
+def rows(out: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(pair: dict[str, str], tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Path:
+    """BCL with all its stages, run once without interruption."""
+    out = tmp_path_factory.mktemp("undisturbed") / "run"
+    train(bcl(), source=pair["source"], target=pair["target"], out=str(out), cluster=ONE)
+    return out
+
+
+def bcl() -> Recipe:
+    return tiny_recipe("bcl_paper_small", steps=6)
+
+
+def test_a_run_leaves_model_metrics_and_pseudo_labels(undisturbed: Path, pair: dict[str, str]) -> None:
+    network, card = load_model(str(undisturbed / "model"))
+    assert card.step == 6 and card.stage == "round-1" and card.classes.names == ("ground", "sky", "box")
+    assert network.num_classes == 3
+    metrics = rows(undisturbed)
+    assert [(r["stage"], r["step"]) for r in metrics] == [(s, k + 1) for s in range(3) for k in range(6)]
+    assert {"source_ce", "target_ce", "forward_contrast", "backward_contrast", "coverage"} <= metrics[-1].keys()
+    assert (undisturbed / "tensorboard" / "2-round-1").is_dir()
+    assert (undisturbed / "pseudo_labels" / "1-round-0" / "manifest.parquet").is_file()
+    assert len(list((undisturbed / "stages" / "2-round-1").glob("checkpoint_*"))) == 3  # keep_checkpoints
+
+
+def test_an_existing_run_is_refused_and_a_finished_one_resumes_to_itself(undisturbed: Path, pair: dict[str, str]) -> None:
+    before = tensors(str(undisturbed / "model"))
+    data = {"source": pair["source"], "target": pair["target"], "out": str(undisturbed)}
+    with pytest.raises(ConfigError, match="--resume"):
+        train(bcl(), **data, cluster=ONE)
+    with pytest.raises(ConfigError, match="configuration differs"):
+        train(tiny_recipe("bcl_paper_small", steps=7), **data, resume=True, cluster=ONE)
+    train(bcl(), **data, resume=True, cluster=ONE)
+    assert_equal(before, tensors(str(undisturbed / "model")))
+
+
+def test_a_changed_manifest_is_not_resumed(undisturbed: Path, pair: dict[str, str], tmp_path: Path) -> None:
+    other = make_dataset(tmp_path / "source", "source", train=9)
+    with pytest.raises(ConfigError, match="manifests have changed"):
+        train(bcl(), source=other, target=pair["target"], out=str(undisturbed), resume=True, cluster=ONE)
+
+
+def test_a_killed_worker_is_replaced_and_the_result_is_bit_identical(
+    undisturbed: Path, pair: dict[str, str], tmp_path: Path
+) -> None:
+    """SIGKILL of the training process in the second stage, after its first checkpoint."""
+    killed = threading.Event()
+
+    def kill_one() -> None:
+        stage = tmp_path / "run" / "stages" / "1-round-0"
+        while not killed.is_set():
+            snapshot = stage / "checkpoint_manager_snapshot.json"
+            if snapshot.exists() and "checkpoint_0000002" in snapshot.read_text():
+                for process in psutil.process_iter(["cmdline"]):
+                    command = " ".join(process.info["cmdline"] or [])
+                    if "RayTrainWorker" in command and os.getpid() in [p.pid for p in process.parents()]:
+                        os.kill(process.pid, signal.SIGKILL)
+                        killed.set()
+                        return
+            time.sleep(0.02)
+
+    watcher = threading.Thread(target=kill_one, daemon=True)
+    watcher.start()
+    out = tmp_path / "run"
+    train(bcl(), source=pair["source"], target=pair["target"], out=str(out), cluster=ONE)
+    assert killed.is_set(), "no worker was killed"
+    assert_equal(tensors(str(undisturbed / "model")), tensors(str(out / "model")))
+    keys = [(r["stage"], r["step"]) for r in rows(out)]
+    assert keys == [(s, k + 1) for s in range(3) for k in range(6)]  # the surviving history, each step once
+
+
+@pytest.mark.parametrize("cluster", [ONE, TWO], ids=["one_worker", "two_workers"])
+def test_a_run_cut_off_in_a_stage_resumes_to_the_uninterrupted_result(
+    cluster: Cluster, pair: dict[str, str], tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver dies after step 4 of 6; the run goes on from its checkpoint in another call."""
+    recipe = tiny_recipe("dacs_small", steps=6)
+    data = {"source": pair["source"], "target": pair["target"]}
+    whole = train(recipe, **data, out=str(tmp_path / "whole"), cluster=cluster)
+
+    cut = tmp_path / "cut"
+    original = job.run_stage
+
+    def cut_off(recipe, stage, number, *rest):  # type: ignore[no-untyped-def]
+        """Stop the second stage for good at its first checkpoint after step 3, as a killed driver does."""
+        if number != 1:
+            return original(recipe, stage, number, *rest)
+        from udaseg.cluster import train_worker
+
+        def stops(config):  # type: ignore[no-untyped-def]
+            import udaseg.cluster as worker
+
+            real = worker.train_step
+
+            def step(state, *a, **k):  # type: ignore[no-untyped-def]
+                if state.step == 4:
+                    time.sleep(2)  # longer than Ray Train takes to register the checkpoint
+                    raise RuntimeError("cut off")
+                return real(state, *a, **k)
+
+            worker.train_step = step
+            return train_worker(config)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(job, "train_worker", stops)
+            return original(recipe, stage, number, *rest)
+
+    monkeypatch.setattr(job, "run_stage", cut_off)
+    with pytest.raises(TrainingError, match="cut off"):
+        train(recipe, **data, out=str(cut), cluster=Cluster(workers=cluster.workers, gpu=False, threads=1, max_failures=0))
+    monkeypatch.undo()
+    resumed = train(recipe, **data, out=str(cut), resume=True, cluster=cluster)
+    assert_equal(tensors(whole), tensors(resumed))
+    assert [(r["stage"], r["step"]) for r in rows(cut)] == [(s, k + 1) for s in range(2) for k in range(6)]
+
+
+def test_training_learns_and_evaluation_agrees_with_a_plain_loop(
+    pair: dict[str, str], tmp_path: Path, ray_session: None
+) -> None:
+    import numpy as np
+
+    from udaseg.data.stream import open_index
+    from udaseg.inference import predict
+    from udaseg.metrics import confusion
+
+    recipe = tiny_recipe("source_only_small", steps=40, optim__lr=3e-3, checkpoint_every=40)
+    model = train(recipe, source=pair["source"], target=None, out=str(tmp_path / "run"), cluster=ONE)
+    counts = evaluate([model], pair["source"])[0]
+    assert mean_iou(counts) > 0.5
+    network, card = load_model(model)
+    index = open_index(pair["source"])
+    expected = np.zeros((3, 3), np.int64)
+    for row in range(*index.rows("val")):
+        image = torch.tensor(index.image(row)).permute(2, 0, 1)[None].float() / 255
+        probability = predict(network, image, short_side=card.short_side)
+        expected += confusion(index.train_ids(row), probability[0].argmax(0).numpy(), 3)
+    assert np.array_equal(counts, expected)
+
+
+# --- refused before anything runs -----------------------------------------------------------------------------------
+
+
+def refuse(match: str, error: type[Exception], recipe: Recipe, out: Path, cluster: Cluster = ONE, **data: str | None) -> None:
+    with pytest.raises(error, match=match):
+        train(recipe, source=data.get("source"), target=data.get("target"), out=str(out), cluster=cluster)
+    assert not out.exists()
+
+
+def test_inputs_that_do_not_fit_are_refused(pair: dict[str, str], tmp_path: Path) -> None:
+    out, source, target = tmp_path / "run", pair["source"], pair["target"]
+    refuse("give --source", ConfigError, tiny_recipe("dacs_small"), out, target=target)
+    refuse("leave --target out", ConfigError, tiny_recipe("source_only_small"), out, source=source, target=target)
+    refuse("needs labels", DatasetError, tiny_recipe("supervised_small"), out, target=target)
+    refuse("no classes.json", DatasetError, tiny_recipe("source_only_small"), out, source=str(tmp_path))
+    refuse("3 workers", ConfigError, tiny_recipe("source_only_small"), out, Cluster(workers=3, gpu=False), source=source)
+    refuse("no model", ConfigError, tiny_recipe("source_only_small", model__backbone="resnet1O1"), out, source=source)
+    refuse("no file", ConfigError, tiny_recipe("source_only_small", model__weights="/nowhere.bin"), out, source=source)
+    refuse("not a model directory", CheckpointError, tiny_recipe("source_only_small", stages__0__init_from="/x"), out, source=source)
+
+
+def test_a_checkpoint_of_other_classes_is_refused(undisturbed: Path, pair: dict[str, str], tmp_path: Path) -> None:
+    import shutil
+
+    other = tmp_path / "model"
+    shutil.copytree(undisturbed / "model", other)
+    card = (other / "model.json").read_text().replace('"box"', '"crate"')
+    (other / "model.json").write_text(card)
+    recipe = tiny_recipe("source_only_small", stages__0__init_from=str(other))
+    refuse("crate", CheckpointError, recipe, tmp_path / "run", source=pair["source"])
+    with pytest.raises(CheckpointError, match="crate"):
+        evaluate([str(other)], pair["target_val"])
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_at_once(pair: dict[str, str], tmp_path: Path, ray_session: None) -> None:
+    recipe = tiny_recipe("source_only_small", steps=6, optim__lr=1e30, optim__clip=0.0, optim__name="sgd")
+    with pytest.raises(TrainingError, match="not finite.*optim.lr"):
+        train(recipe, source=pair["source"], target=None, out=str(tmp_path / "run"), cluster=ONE)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["sorce_only_small"], "no recipe"),
+        (["source_only_small", "--optim.leraning-rate", "1"], "no field 'optim.leraning_rate'"),
+        (["source_only_small", "--source", "/nowhere", "--out", "/nowhere/run"], "no classes.json"),
+    ],
+)
+def test_the_command_line_says_what_is_wrong(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert job.main(words) == 2
+    assert message in capsys.readouterr().err
