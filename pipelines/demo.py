@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from itertools import accumulate
 from pathlib import Path
@@ -47,6 +48,7 @@ from udaseg.train import CheckpointError, TrainingError, load_model
 NETWORKS = {"source-only": "source_only_small", "adapted": "bcl_small", "oracle": "supervised_small"}
 """The recipe of each network that the report compares."""
 
+
 class _Journal:
     """The phases that are done, kept on disk, so that a resumed demo repeats none.
 
@@ -68,13 +70,13 @@ class _Journal:
                 raise ConfigError(f"{out}: was begun with other settings ({', '.join(changed)}); choose another --out")
         self._write()
 
-    def phase(self, name: str, work: Callable[[], Any]) -> Any:
+    def phase(self, name: str, work: Callable[..., Any], *arguments: Any) -> Any:
         """Do the work unless it is done; returns its result, which JSON can hold."""
         phases = self._content["phases"]
         if name not in phases:
             print(f"== {name}", flush=True)
             start = time.monotonic()
-            result = work()
+            result = work(*arguments)
             phases[name] = {"seconds": round(time.monotonic() - start, 2), "result": result}
             self._write()
         print(f"== {name}: done in {phases[name]['seconds']:.1f} s", flush=True)
@@ -122,14 +124,13 @@ def demo(
     data = root / "data"
     source, target = str(data / "source"), str(data / "target")
 
-    journal.phase("render", lambda: write_pair(data, seed=seed, size=size, train=train_images, val=val_images))
-    journal.phase("prepare", lambda: _prepare(data))
+    journal.phase("render", partial(write_pair, data, seed=seed, size=size, train=train_images, val=val_images))
+    journal.phase("prepare", _prepare, data)
     for network in ("adapted", "source-only", "oracle"):
-        journal.phase(f"train {network}", lambda run=runs[network]: _train(run, source, target, root))  # type: ignore[misc]
+        journal.phase(f"train {network}", _train, runs[network], source, target, root)
     before, adapted = (str(root / runs[network].name / "model") for network in ("source-only", "adapted"))
-    scores = journal.phase("evaluate", lambda: _score(runs, target, root))
-    rules = runs["adapted"].stages[-1].pseudo_label
-    shares = journal.phase("pseudo-label", lambda: _label(adapted, target, root, rules))
+    scores = journal.phase("evaluate", _score, runs, target, root)
+    shares = journal.phase("pseudo-label", _label, adapted, target, root, runs["adapted"].stages[-1].pseudo_label)
 
     curves = {network: [(step, np.array(counts)) for step, counts in scores[network]] for network in runs}
     classes = read_classes(target)
@@ -138,7 +139,8 @@ def demo(
         about=(
             f"{runs['adapted'].name} on the embedded pair of domains: {train_images} labelled source images and "
             f"{train_images} target images without labels, scored on {val_images} more of the target. "
-            f"Each network trains {curves['adapted'][-1][0]} steps in all, the adapted one's warm start included."
+            f"Each network trains {curves['adapted'][-1][0]} steps in all, the adapted one's warm start included; "
+            "the oracle alone reads labels of the target's training images."
         ),
         curves=curves,
         begins={stage.name: begin for stage, begin in _stages(runs["adapted"])},

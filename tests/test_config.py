@@ -183,14 +183,6 @@ def test_json_with_another_number_of_stages_is_refused() -> None:
             from_json(json.dumps(raw | {"stages": stages}), RECIPES, "saved.json")
 
 
-def test_json_that_lacks_a_field_is_refused() -> None:
-    """A run would otherwise go on with whatever the recipe's default has become since."""
-    raw = json.loads(to_json(RECIPES["dacs_small"]()))
-    del raw["stages"][0]["optim"]["lr"]
-    with pytest.raises(ConfigError, match=r"saved\.json.*stages\.0\.optim\.lr"):
-        from_json(json.dumps(raw), RECIPES, "saved.json")
-
-
 # --- check ----------------------------------------------------------------------------------------------------------
 
 _BASE = Recipe(name="x", stages=(Stage(name="only", method=DACS.Config(), steps=10),))
@@ -203,7 +195,7 @@ def _with(stage: dict[str, Any] | None = None, **fields: Any) -> Recipe:
 @pytest.mark.parametrize(
     ("recipe", "field"),
     [
-        (_with(stages_=None) if False else replace(_BASE, stages=()), "stages"),
+        (replace(_BASE, stages=()), "stages"),
         (_with({"steps": 0}), "stages.0.steps"),
         (override(_BASE, {"data.batch_size": 0}), "data.batch_size"),
         (override(_BASE, {"data.group_size": 0}), "data.group_size"),
@@ -296,7 +288,7 @@ def test_command_line_refuses_what_is_ill_typed(words: list[str], capsys: pytest
     with pytest.raises(SystemExit) as caught:
         parse(["bcl_small", "--out", "o", *words])
     assert caught.value.code == 2
-    assert words[0].strip("-").split(".")[-1] in capsys.readouterr().err.replace("\n", "")
+    assert words[0].strip("-").split(".")[-1].replace("_", "-") in capsys.readouterr().err
 
 
 def test_out_is_required(capsys: pytest.CaptureFixture[str]) -> None:
@@ -324,8 +316,7 @@ def test_a_saved_configuration_starts_a_run(tmp_path: Any) -> None:
     assert arguments.recipe == override(recipe, {"steps": 3})
 
 
-def test_every_field_of_a_section_says_what_it_is() -> None:
-    """A frozen dataclass refuses to be changed: a run's configuration is a value."""
+def test_a_configuration_is_a_value() -> None:
     recipe = RECIPES["bcl_small"]()
     with pytest.raises(dataclasses.FrozenInstanceError):
         recipe.seed = 1  # type: ignore[misc]

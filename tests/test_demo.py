@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import re
 import shutil
@@ -33,11 +35,9 @@ SECTIONS = ("headline", "classes", "examples", "curves", "confusion", "losses", 
 def done(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Iterator[SimpleNamespace]:
     """A finished demo: its directory, the gap it returned and what it printed."""
     out = tmp_path_factory.mktemp("demo") / "out"
-    with pytest.MonkeyPatch.context() as patch:
-        printed: list[str] = []
-        patch.setattr("builtins.print", lambda *words, **_: printed.append(" ".join(map(str, words))))
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
         gap = run_tiny(out)
-    yield SimpleNamespace(out=out, gap=gap, printed=printed)
+    yield SimpleNamespace(out=out, gap=gap, printed=printed.getvalue().splitlines())
     shutil.rmtree(out)  # eighteen checkpoints
 
 
@@ -105,7 +105,7 @@ def test_other_directories_are_refused(tmp_path: Path, capsys: pytest.CaptureFix
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
-def test_training_that_cannot_go_on_exits_with_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_stopped_training_exits_with_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def fail(*_: object, **__: object) -> None:
         raise TrainingError("a loss is not finite")
 

@@ -220,6 +220,8 @@ def from_json(text: str, recipes: Mapping[str, Any], origin: str) -> Recipe:
         recipe: Recipe = recipes[raw["name"]]()
     except (json.JSONDecodeError, TypeError, KeyError) as error:
         raise ConfigError(f"{origin}: not a configuration of a known recipe ({error!r})") from None
+    if len(raw.get("stages", recipe.stages)) != len(recipe.stages):
+        raise ConfigError(f"{origin}: {len(raw['stages'])} stages; recipe {recipe.name!r} has {len(recipe.stages)}")
     try:
         return override(recipe, dict(_flatten(raw)) | {"name": recipe.name})
     except ConfigError as error:
@@ -262,7 +264,8 @@ def _set(value: Any, path: list[str], new: Any, full: str) -> Any:
         new = tuple(new)
     if expected is float and isinstance(new, int) and not isinstance(new, bool):
         new = float(new)
-    if isinstance(new, bool) and expected in (int, float):  # Python counts True as 1
+    numbers = new if isinstance(new, tuple) else (new,) if expected in (int, float) else ()
+    if any(isinstance(number, bool) for number in numbers):  # Python counts True as 1
         raise ConfigError(f"{full} is {new!r}; it must be {_type_name(expected)}")
     try:
         typeguard.check_type(new, expected)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import pickle
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -65,7 +66,7 @@ class RunState:
             self.method.load_state_dict(state["method"])
             for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
-        except (RuntimeError, KeyError, ValueError) as error:
+        except (RuntimeError, KeyError, ValueError, OSError, EOFError, pickle.UnpicklingError) as error:
             raise CheckpointError(f"{path}: not a checkpoint of this stage ({error})") from error
         self.step = int(state["step"])
 

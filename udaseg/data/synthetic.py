@@ -9,7 +9,7 @@ trained on the source is right on a part of every target class: what self-traini
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -35,7 +35,7 @@ CLASSES = Classes(
 )
 ROAD, PAVEMENT, BUILDING, VEGETATION, SKY, CAR, PERSON, POLE = range(len(CLASSES))
 
-RENDERER = 1
+RENDERER = 2
 """Raise it with every change of the pixels, so that `write_pair` never passes off an older pair as the present one."""
 
 _END = 60.0  # depth of the block that closes the street, metres
@@ -153,10 +153,10 @@ _TARGET = _Domain(
     windows=(0.5, 1.4),
     shadow=(0.0, 0.15),
     wet=(0.0, 0.45),
-    haze=(0.003, 0.025),
-    haze_colour=(184, 194, 206),
-    cast=((0.76, 1.0), (0.82, 1.0), (0.84, 1.08)),
-    gamma=(0.8, 1.5),
+    haze=(0.004, 0.03),
+    haze_colour=(186, 190, 192),
+    cast=((0.74, 0.98), (0.82, 1.0), (0.84, 1.1)),
+    gamma=(0.8, 1.6),
     blur=(0.003, 0.010),
     noise=(5.0, 16.0),
 )
@@ -199,11 +199,19 @@ class _Scene:
             self._draws[1].polygon(corners, fill=class_id)
             self._draws[2].polygon(corners, fill=min(z for _, _, z in points))
 
-    def panel(self, class_id: int | None, colour: RGB, x: Range, y: Range, z: float) -> None:
-        """Paint a rectangle that faces the camera."""
-        self.polygon(class_id, colour, [(x[0], y[0], z), (x[1], y[0], z), (x[1], y[1], z), (x[0], y[1], z)])
+    def panel(
+        self, class_id: int | None, colour: RGB, x: Range, y: Range, z: float, *, top: Range | None = None
+    ) -> None:
+        """Paint a rectangle that faces the camera; with `top`, a trapezium whose upper edge spans that."""
+        left, right = top or x
+        self.polygon(class_id, colour, [(x[0], y[0], z), (x[1], y[0], z), (right, y[1], z), (left, y[1], z)])
+
+    def facade(self, class_id: int, colour: RGB, x: float, height: float, near: float, far: float) -> None:
+        """Paint a rectangle along the street, from depth `near` to `far`."""
+        self.polygon(class_id, colour, [(x, 0, near), (x, 0, far), (x, height, far), (x, height, near)])
 
     def disc(self, class_id: int, colour: RGB, x: float, y: float, z: float, radius: float) -> None:
+        """Paint a disc that faces the camera."""
         box = [self.project(x - radius, y + radius, z), self.project(x + radius, y - radius, z)]
         for draw, fill in zip(self._draws, (colour, class_id, z), strict=True):
             draw.ellipse(box, fill=fill)
@@ -224,23 +232,25 @@ def _lot(scene: _Scene, side: int, x: float, near: float, far: float) -> None:
     if rng.random() < scene.domain.greenery:
         colour = scene.colour(VEGETATION)
         top = rng.uniform(2.0, 6.0)
-        scene.polygon(VEGETATION, colour, [(side * x, 0, near), (side * x, 0, far), (side * x, top, far), (side * x, top, near)])
+        scene.facade(VEGETATION, colour, side * x, top, near, far)
         for z in np.linspace(far, near, 4):
-            scene.disc(VEGETATION, _darker(colour, rng.uniform(0.8, 1.15)), side * (x + 1), top, z, rng.uniform(1.5, 3.0))
+            leaves = _darker(colour, rng.uniform(0.8, 1.15))
+            scene.disc(VEGETATION, leaves, side * (x + 1), top, z, rng.uniform(1.5, 3.0))
         return
     top = rng.uniform(*scene.domain.building_height)
     colour = scene.colour(BUILDING, 1.0 if side > 0 else 0.85)  # the sun stands on the left
     scene.panel(BUILDING, _darker(colour, 0.75), (side * x, side * (x + 12)), (0, top), near)
-    scene.polygon(BUILDING, colour, [(side * x, 0, near), (side * x, 0, far), (side * x, top, far), (side * x, top, near)])
+    scene.facade(BUILDING, colour, side * x, top, near, far)
 
 
 def _tree(scene: _Scene, x: float, z: float) -> None:
     rng, colour = scene.rng, scene.colour(VEGETATION)
     top, crown = rng.uniform(3.5, 6.5), rng.uniform(1.0, 1.9)
-    scene.panel(VEGETATION, _darker(np.asarray((104, 82, 62)), rng.uniform(0.7, 1.0)), (x - 0.2, x + 0.2), (0, top), z)
+    scene.panel(VEGETATION, _darker((104, 82, 62), rng.uniform(0.7, 1.0)), (x - 0.2, x + 0.2), (0, top), z)
     for _ in range(5):
         dx, dy = rng.uniform(-crown, crown, size=2) * 0.8
-        scene.disc(VEGETATION, _darker(colour, rng.uniform(0.75, 1.15)), x + dx, top + dy, z, crown * rng.uniform(0.6, 1.0))
+        leaves = _darker(colour, rng.uniform(0.75, 1.15))
+        scene.disc(VEGETATION, leaves, x + dx, top + dy, z, crown * rng.uniform(0.6, 1.0))
 
 
 def _car(scene: _Scene, x: float, z: float) -> None:
@@ -251,11 +261,11 @@ def _car(scene: _Scene, x: float, z: float) -> None:
     glass, tyre, lamp = (48, 56, 66), (24, 24, 26), (230, 60, 50) if rng.random() < 0.5 else (244, 240, 214)
     scene.polygon(None, (38, 38, 42), [(x - half, 0, z), (x + half, 0, z), (x + half, 0, end), (x - half, 0, end)])
     inner = x - half if x > 0 else x + half  # the visible flank
-    flank = [(inner, 0.3, z), (inner, 0.3, end), (inner, belt, end), (inner, roof, end - 1.2), (inner, roof, z + 1), (inner, belt, z)]
-    scene.polygon(CAR, _darker(colour, 0.8), flank)
+    flank = [(0.3, z), (0.3, end), (belt, end), (roof, end - 1.2), (roof, z + 1), (belt, z)]
+    scene.polygon(CAR, _darker(colour, 0.8), [(inner, height, depth) for height, depth in flank])
     scene.panel(CAR, tyre, (x - half, x - 0.6 * half), (0, 0.4), z)
     scene.panel(CAR, tyre, (x + 0.6 * half, x + half), (0, 0.4), z)
-    scene.polygon(CAR, glass, [(x - half, belt, z), (x + half, belt, z), (x + 0.8 * half, roof, z + 0.5), (x - 0.8 * half, roof, z + 0.5)])
+    scene.panel(CAR, glass, (x - half, x + half), (belt, roof), z, top=(x - 0.8 * half, x + 0.8 * half))
     scene.panel(CAR, colour, (x - half, x + half), (0.25, belt), z)
     for s in (-1, 1):
         scene.panel(None, lamp, (x + s * 0.85 * half - 0.15, x + s * 0.85 * half + 0.15), (0.6 * belt, 0.8 * belt), z)
@@ -267,14 +277,13 @@ def _person(scene: _Scene, x: float, z: float) -> None:
     legs = _darker((70, 72, 96), rng.uniform(0.5, 1.2))
     for s in (-1, 1):
         foot, hip = x + s * (stride + 0.12), x + s * 0.14
-        scene.polygon(PERSON, legs, [(foot - 0.12, 0, z), (foot + 0.12, 0, z), (hip + 0.13, 0.5 * tall, z), (hip - 0.13, 0.5 * tall, z)])
-    shirt = [(x - half, 0.45 * tall, z), (x + half, 0.45 * tall, z), (x + half, 0.84 * tall, z), (x - half, 0.84 * tall, z)]
-    scene.polygon(PERSON, scene.colour(PERSON), shirt)
+        scene.panel(PERSON, legs, (foot - 0.12, foot + 0.12), (0, 0.5 * tall), z, top=(hip - 0.13, hip + 0.13))
+    scene.panel(PERSON, scene.colour(PERSON), (x - half, x + half), (0.45 * tall, 0.84 * tall), z)
     scene.disc(PERSON, _darker((224, 176, 146), rng.uniform(0.5, 1.0)), x, 0.92 * tall, z, 0.17)
 
 
 def _pole(scene: _Scene, x: float, z: float) -> None:
-    """A lamp post, whose arm reaches over the road, or a post with a sign (which is not part of the class)."""
+    """A lamp post, whose arm reaches over the road."""
     rng, colour, top = scene.rng, scene.colour(POLE), scene.rng.uniform(4.0, 7.0)
     half = rng.uniform(0.14, 0.2)
     scene.panel(POLE, colour, (x - half, x + half), (0, top), z)
@@ -292,25 +301,24 @@ def _paint(scene: _Scene) -> None:
     closing = VEGETATION if rng.random() < domain.greenery else BUILDING
     scene.panel(closing, scene.colour(closing), (-40, 40), (0, rng.uniform(3, 14)), _END)
 
-    things: list[tuple[float, str, tuple[float, ...]]] = []
+    things: list[tuple[float, Callable[..., None], tuple[float, ...]]] = []
     for side in (-1, 1):
         edge = _END
         while edge > 2.5:
             far, edge = edge, max(edge * rng.uniform(0.55, 0.85), 2.0)
-            things.append((far, "lot", (side, wall, edge, far)))  # all that stands between its ends is in front of it
+            things.append((far, _lot, (side, wall, edge, far)))  # all that stands between its ends is in front of it
     for _ in range(rng.poisson(domain.trees)):
-        things.append((z := rng.uniform(7, 30), "tree", (rng.choice((-1, 1)) * (kerb + 0.7 * (wall - kerb)), z)))
+        things.append((z := rng.uniform(7, 30), _tree, (rng.choice((-1, 1)) * (kerb + 0.7 * (wall - kerb)), z)))
     for _ in range(rng.poisson(domain.cars)):
-        things.append((z := rng.uniform(6, 20), "car", (rng.choice((-1, 1)) * (kerb - rng.uniform(1.2, 2.2)), z)))
+        things.append((z := rng.uniform(6, 20), _car, (rng.choice((-1, 1)) * (kerb - rng.uniform(1.2, 2.2)), z)))
     for _ in range(rng.poisson(domain.persons)):
         reach = wall - 0.5 if rng.random() < 0.75 else kerb  # three of four keep to the pavement
         x = rng.uniform(kerb + 0.3, reach) if reach > kerb else rng.uniform(0, kerb)
-        things.append((z := rng.uniform(*domain.person_depth), "person", (rng.choice((-1, 1)) * x, z)))
+        things.append((z := rng.uniform(*domain.person_depth), _person, (rng.choice((-1, 1)) * x, z)))
     for _ in range(rng.poisson(domain.poles)):
-        things.append((z := rng.uniform(5, 11), "pole", (rng.choice((-1, 1)) * (kerb + 0.4), z)))
-    painters = {"lot": _lot, "tree": _tree, "car": _car, "person": _person, "pole": _pole}
-    for _, kind, place in sorted(things, key=lambda thing: -thing[0]):
-        painters[kind](scene, *place)
+        things.append((z := rng.uniform(5, 11), _pole, (rng.choice((-1, 1)) * (kerb + 0.4), z)))
+    for _, paint, place in sorted(things, key=lambda thing: -thing[0]):
+        paint(scene, *place)
 
 
 def _grain(rng: np.random.Generator, height: int, width: int, pixels: int) -> np.ndarray:
@@ -400,7 +408,7 @@ def write_pair(
     marker = next((path for path in (done, begun) if path.exists()), None)
     if marker:
         if (found := json.loads(marker.read_text())) != arguments:
-            raise DatasetError(f"{root}: holds a pair of {found}, not of {arguments}; delete it or name another directory")
+            raise DatasetError(f"{root}: holds a pair of {found}, not of {arguments}; delete it or name another folder")
         if marker is done:
             return
     elif root.exists() and (not root.is_dir() or any(root.iterdir())):

@@ -1,0 +1,185 @@
+"""Target mIoU and gap closed of the recipes on a real pair of domains, through the ordinary pipeline.
+
+    python -m benchmarks.accuracy --data DIR --weights FILE [--recipes ...] [--seeds 3]
+
+`--data` holds {source,target}/{images,labels} and split.json with "classes", "palette" and "splits". Settings were
+chosen on the embedded synthetic pair; labels of the target serve the oracle and the final score alone. Every adapted
+network, source-only and the oracle take the same number of steps in all: the adapted ones and source-only start from
+one source-only warm start per seed. One JSON a (recipe, seed, commit) is kept under benchmarks/results, and what is
+there is not run again.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from pipelines.evaluate import evaluate
+from pipelines.prepare import prepare
+from pipelines.session import ensure_ray
+from pipelines.train import train
+from udaseg.config import Recipe, override
+from udaseg.data.schema import exists, read_classes
+from udaseg.metrics import gap_closed
+from udaseg.recipes import RECIPES
+from udaseg.report import summary
+
+WARM_STEPS, ADAPT_STEPS = 400, 300
+SETTINGS = {
+    "model.backbone": "mobilenetv2_100",
+    "model.same_padding": True,
+    "data.short_side": 240,
+    "data.crop": (176, 240),
+    "data.scale": (1.0, 1.3),
+    "optim.lr": 3e-4,
+    "checkpoint_every": 1000,
+}
+RECIPE_OF = {
+    "source_only": "source_only_small",
+    "oracle": "supervised_small",
+    "adabn": "adabn_small",
+    "dacs": "dacs_small",
+    "bcl": "bcl_small",
+    "bcl_paper": "bcl_paper_small",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    data: Path
+    """Folder of the pair."""
+    weights: Path
+    """ImageNet weights of mobilenetv2_100 in timm's key order."""
+    recipes: tuple[str, ...] = tuple(RECIPE_OF)
+    seeds: int = 3
+    """Seeds 0, 1, ... of this number."""
+    work: Path = Path("runs/accuracy")
+    """Where runs are kept."""
+    results: Path = Path("benchmarks/results")
+
+
+def recipe_for(name: str, seed: int, weights: Path, warm: str | None) -> Recipe:
+    """A row's recipe at this benchmark's settings; `warm` is the model directory of the seed's warm start."""
+    recipe = override(RECIPES[RECIPE_OF[name]](), SETTINGS | {"model.weights": str(weights), "seed": seed})
+    if name == "oracle":
+        return override(recipe, {"steps": WARM_STEPS + ADAPT_STEPS})
+    if name == "source_only":
+        return replace(recipe, stages=(replace(recipe.stages[0], steps=ADAPT_STEPS, init_from=warm),))
+    adapt = recipe.stages[1:]
+    share = ADAPT_STEPS // len(adapt) if name != "adabn" else adapt[0].steps
+    first = replace(adapt[0], steps=share, init_from=warm)
+    return replace(recipe, stages=(first, *(replace(stage, steps=share) for stage in adapt[1:])))
+
+
+def run(name: str, seed: int, a: Arguments, commit: str) -> dict[str, object]:
+    """Train and score one row, or read what was scored before."""
+    file = a.results / a.data.name / f"{name}_seed{seed}_{commit}.json"
+    if file.exists():
+        return dict(json.loads(file.read_text()))
+    source, target = str(a.work / "source"), str(a.work / "target")
+    began = time.monotonic()
+    out = a.work / commit / f"{name}-seed{seed}"
+    warm = None
+    if name != "oracle":
+        warm_out = a.work / commit / f"warm-seed{seed}"
+        warm = str((warm_out / "model").resolve())
+        if not exists(f"{warm}/model.json"):
+            settings = SETTINGS | {"model.weights": str(a.weights), "seed": seed, "steps": WARM_STEPS}
+            recipe = override(RECIPES["source_only_small"](), settings)
+            train(recipe, source=source, target=None, out=str(warm_out), resume=warm_out.exists())
+            began = time.monotonic()
+    recipe = recipe_for(name, seed, a.weights, warm)
+    streams = {s for stage in recipe.stages for s in stage.data.streams()}
+    model = train(
+        recipe,
+        source=source if "source" in streams else None,
+        target=target if "target" in streams else None,
+        out=str(out),
+        resume=out.exists(),
+    )
+    seconds = time.monotonic() - began
+    names = read_classes(target).names
+    counts = evaluate([model], target)[0]
+    steps = sum(stage.steps for stage in recipe.stages)
+    row = {
+        "recipe": name,
+        "seed": seed,
+        "commit": commit,
+        "warm_steps": 0 if warm is None else WARM_STEPS,
+        "steps": steps,
+        "seconds": round(seconds, 1),
+        **summary(counts, names),
+    }
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(row, indent=1))
+    return row
+
+
+def table(rows: list[dict[str, object]]) -> Table:
+    """Mean and spread (sample standard deviation over seeds) of mIoU, and of the gap closed seed by seed."""
+    by = {(str(r["recipe"]), int(str(r["seed"]))): 100 * float(str(r["miou"])) for r in rows}
+    seeds = sorted({seed for _, seed in by})
+    out = Table("recipe", "mIoU mean", "spread", "seeds", "gap closed", "spread")
+    for name in dict.fromkeys(name for name, _ in by):
+        scores = [by[name, seed] for seed in seeds if (name, seed) in by]
+        both = [s for s in seeds if {(name, s), ("source_only", s), ("oracle", s)} <= by.keys()]
+        closed = [gap_closed(by["source_only", s], by[name, s], by["oracle", s]) for s in both]
+        shown = ("-", "-") if name in ("source_only", "oracle") or not closed else _mean_spread(closed, "{:.2f}")
+        out.add_row(name, *_mean_spread(scores, "{:.1f}"), " ".join(f"{s:.1f}" for s in scores), *shown)
+    return out
+
+
+def _mean_spread(values: list[float], form: str) -> tuple[str, str]:
+    return form.format(np.mean(values)), form.format(np.std(values, ddof=1)) if len(values) > 1 else "-"
+
+
+def make_datasets(a: Arguments) -> None:
+    """Prepare both domains, once."""
+    split = json.loads((a.data / "split.json").read_text())
+    a.work.mkdir(parents=True, exist_ok=True)
+    classes = a.work / "classes.json"
+    classes.write_text(json.dumps({"names": split["classes"], "palette": split["palette"]}))
+    for domain in ("source", "target"):
+        if exists(str(a.work / domain / "manifest.parquet")):
+            continue
+        splits = a.work / f"{domain}_splits.json"
+        splits.write_text(json.dumps(split["splits"][domain]))
+        prepare(
+            images=str(a.data / domain / "images"),
+            labels=str(a.data / domain / "labels"),
+            classes=str(classes),
+            splits=str(splits),
+            out=str(a.work / domain),
+        )
+
+
+def main() -> int:
+    a = tyro.cli(Arguments)
+    if unknown := set(a.recipes) - set(RECIPE_OF):
+        print(f"error: no recipe {sorted(unknown)[0]!r}; there are {', '.join(RECIPE_OF)}", file=sys.stderr)
+        return 2
+    last_change = ["git", "log", "-1", "--format=%h", "--", "udaseg", "pipelines", "benchmarks/accuracy.py"]
+    commit = subprocess.run(last_change, capture_output=True, text=True, check=True).stdout.strip()
+    ensure_ray()
+    make_datasets(a)
+    rows = []
+    for seed in range(a.seeds):
+        for name in a.recipes:
+            rows.append(run(name, seed, a, commit))
+            Console().print(table(rows))
+            shutil.rmtree(a.work / commit / f"{name}-seed{seed}" / "stages", ignore_errors=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,83 @@
+"""Stages and batches small enough to train a method for some steps within a second."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from udaseg.config import Data, Model, Stage, Stream
+from udaseg.method import MethodConfig, Optim
+from udaseg.methods.adabn import AdaBN
+from udaseg.methods.bcl import BCL
+from udaseg.methods.dacs import DACS
+from udaseg.methods.supervised import Supervised
+from udaseg.models.segmenter import Segmenter
+from udaseg.train import RunState, build_state, to_batches
+from udaseg.types import IGNORE, Batch
+
+CLASSES = 4
+CPU = torch.device("cpu")
+SEED = 11
+
+_PAPER = BCL.Config(variant="paper", transfer_threshold=0.3, calibration_momentum=0.5, teacher_momentum=0.9)
+METHODS: dict[str, MethodConfig] = {
+    "supervised": Supervised.Config(),
+    "oracle": Supervised.Config(stream="target"),
+    "adabn": AdaBN.Config(),
+    "dacs": DACS.Config(threshold=0.3),
+    "bcl": BCL.Config(),
+    "bcl_teacher": BCL.Config(teacher_momentum=0.9),
+    "bcl_paper": _PAPER,
+    "bcl_hybrid_ce": replace(_PAPER, target_ce="hybrid", temperature=0.05),
+}
+
+
+def make_stage(method: str, /, **optim: object) -> Stage:
+    """A stage with the named method on a small network, per domain where the method is BCL."""
+    return Stage(
+        name=method,
+        method=METHODS[method],
+        steps=40,
+        model=Model(backbone="resnet10t", head_channels=16, per_domain="stem+statistics" if "bcl" in method else "nothing"),
+        data=Data(crop=(64, 64), batch_size=4, target=Stream(labels="pseudo")),
+        optim=Optim(**({"name": "sgd", "lr": 5e-3, "head_lr_factor": 2.0} | optim)),  # type: ignore[arg-type]
+    )
+
+
+def make_state(stage: Stage, seed: int = SEED) -> RunState:
+    return build_state(stage, CLASSES, seed=seed, init=None, device=CPU, bf16=False)
+
+
+def make_batches(stage: Stage, step: int = 0, size: int = 2, first: int = 0) -> dict[str, Batch]:
+    """Samples [first, first + size) of a step: blocks of classes, each of a colour, more or less of them unlabelled."""
+    columns: dict[str, np.ndarray] = {"index": np.arange(first, first + size) + step * 1000}
+    colours = np.array([[200, 40, 40], [40, 200, 40], [40, 40, 200], [200, 200, 60]])
+    for domain, shift in (("source", 0), ("target", 40)):
+        images, labels = [], []
+        for index in columns["index"].tolist():
+            rng = np.random.default_rng([index, shift])
+            label = rng.integers(0, CLASSES, (4, 4)).repeat(16, 0).repeat(16, 1)
+            image = colours[label] + rng.integers(0, 40, (64, 64, 3)) - shift
+            label[: 16 * (index % 4)] = IGNORE  # ranks hold different numbers of labelled pixels
+            images.append(image.clip(0, 255))
+            labels.append(label)
+        columns |= {f"{domain}_image": np.stack(images).astype(np.uint8), f"{domain}_label": np.stack(labels)}
+    return to_batches(columns, stage.data, seed=SEED, device=CPU)
+
+
+def warm_up(network: Segmenter) -> None:
+    """Give every batch norm statistics that images like these have."""
+    generator = torch.Generator().manual_seed(0)
+    network.train()
+    with torch.no_grad():
+        for _ in range(8):
+            image = torch.rand(2, 3, 64, 64, generator=generator)
+            network(image, "source")
+            network(image, "target")
+
+
+def flat(tensors: dict[str, Tensor]) -> dict[str, np.ndarray]:
+    return {name: tensor.detach().double().numpy().copy() for name, tensor in tensors.items()}
