@@ -139,8 +139,8 @@ def pseudo_label(
         CheckpointError: the checkpoint cannot be used.
     """
     rules, inference = rules or PseudoLabel(), inference or Inference()
-    if not 0 < rules.share <= 1 or not 0 <= rules.image_share <= 1:
-        raise DatasetError(f"share {rules.share} must lie in (0, 1], image share {rules.image_share} in [0, 1]")
+    if not (0 < rules.share <= 1 and 0 < rules.cap <= 1 and 0 <= rules.image_share <= 1):
+        raise DatasetError(f"{rules}: share and cap must lie in (0, 1], image_share in [0, 1]")
     card = read_card(checkpoint)
     classes = dataclasses.replace(card.classes, raw_to_train={})  # what is written are train ids
     out, checkpoint = (uri if "://" in uri else os.path.abspath(uri) for uri in (out, checkpoint))
@@ -166,7 +166,7 @@ def pseudo_label(
     for block in track(blocks, table.num_rows, "predict", size=lambda b: len(json.loads(b["sizes"][0]))):
         histogram += block["histogram"][0]
         sizes |= {image_id: (height, width) for image_id, height, width in json.loads(block["sizes"][0])}
-    thresholds = class_balanced_thresholds(histogram, rules.share, rare_class=rules.rare_class)
+    thresholds = class_balanced_thresholds(histogram, rules.share, cap=rules.cap, rare_class=rules.rare_class)
 
     if rules.rule == "any_class":
         labelled = source.map_batches(

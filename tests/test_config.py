@@ -122,7 +122,9 @@ def test_a_misspelt_name_is_refused_with_what_was_meant(misspelt: str, meant: st
         assert meant in str(caught.value).split("did you mean")[1]
 
 
-@pytest.mark.parametrize("name", ["method", "stages", "stages.0", "stages.9.steps", "data.source", "stages.x.steps", ""])
+@pytest.mark.parametrize(
+    "name", ["method", "stages", "stages.0", "stages.9.steps", "data.source", "stages.x.steps", ""]
+)
 def test_what_is_no_field_of_its_own_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match="no field"):
         override(RECIPES["bcl_small"](), {name: 1})

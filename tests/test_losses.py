@@ -92,9 +92,7 @@ def test_entropy_is_the_loop_over_pixels(form: str) -> None:
     assert float(entropy(logits, form=form)) == pytest.approx(np.mean(values), rel=1e-12)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
-    ("form", "lowest"), [("shannon", 0.0), ("double_softmax", math.log(math.e + 19 - 1) - 1)]
-)
+@pytest.mark.parametrize(("form", "lowest"), [("shannon", 0.0), ("double_softmax", math.log(math.e + 19 - 1) - 1)])
 def test_entropy_spans_its_stated_range(form: str, lowest: float) -> None:
     certain = torch.zeros(1, 19, 1, 1, dtype=torch.float64)
     certain[:, 3] = 100
@@ -106,7 +104,8 @@ def test_entropy_spans_its_stated_range(form: str, lowest: float) -> None:
 
 @pytest.mark.parametrize("form", ["shannon", "double_softmax"])
 def test_entropy_gradient(form: str) -> None:
-    assert torch.autograd.gradcheck(lambda z: entropy(z, form=form), _random(1, 4, 2, 2).requires_grad_())  # type: ignore[arg-type]
+    logits = _random(1, 4, 2, 2).requires_grad_()
+    assert torch.autograd.gradcheck(lambda z: entropy(z, form=form), logits)  # type: ignore[arg-type]
 
 
 def test_entropy_of_extreme_logits_is_finite() -> None:

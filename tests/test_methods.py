@@ -155,6 +155,16 @@ def test_calibration_learns_with_the_paper_s_variant_alone() -> None:
         assert bool(state.method.domain_bias.bias.any()) == learns
 
 
+def test_calibration_learns_only_classes_that_both_domains_hold() -> None:
+    stage = replace(make_stage("bcl"), method=BCL.Config(variant="paper", transfer_threshold=1.0))
+    batches = make_batches(stage)
+    labels = {domain: torch.full_like(batch.label, 0) for domain, batch in batches.items() if batch.label is not None}
+    labels["source"][:, 32:], labels["target"][:, 32:] = 1, 2
+    state = make_state(stage)
+    collect(state, {domain: replace(batch, label=labels[domain]) for domain, batch in batches.items()})
+    assert state.method.domain_bias.bias.any(1).tolist() == [True, False, False, False]
+
+
 def test_bcl_weighs_its_terms_as_configured() -> None:
     stage = make_stage("bcl")
     weights = {name: loss.weight for name, loss in collect(make_state(stage), make_batches(stage)).items()}
@@ -193,14 +203,14 @@ def test_adabn_changes_the_statistics_and_nothing_else() -> None:
     state = replace(state, method=stage.method.build(state.method.student, seed=SEED))
     before = snapshot(state.method)
     seen = []
-    hook = state.method.student.net.backbone.bn1.register_forward_pre_hook(lambda _, x: seen.append(x[0].mean((0, 2, 3))))
+    norm = state.method.student.net.backbone.bn1
+    hook = norm.register_forward_pre_hook(lambda _, x: seen.append(x[0].mean((0, 2, 3))))
     for batch in batches:
         assert train_step(state, batch, stage, seed=SEED)["grad_norm"] == 0
     hook.remove()
     moved = changed(before, state.method)
     assert moved and all(name.endswith(("running_mean", "running_var", "num_batches_tracked")) for name in moved)
-    mean = state.method.student.net.backbone.bn1.running_mean
-    torch.testing.assert_close(mean, torch.stack(seen).mean(0))  # the plain average: what was before is forgotten
+    torch.testing.assert_close(norm.running_mean, torch.stack(seen).mean(0))  # what was before is forgotten
 
 
 def test_adabn_of_a_network_per_domain_estimates_the_target_s_statistics() -> None:
@@ -212,7 +222,8 @@ def test_adabn_of_a_network_per_domain_estimates_the_target_s_statistics() -> No
     seen = []
     state.method.student.net.backbone.bn1.register_forward_pre_hook(lambda _, x: seen.append(x[0].mean((0, 2, 3))))
     train_step(state, batch, stage, seed=SEED)
-    torch.testing.assert_close(dict(state.method.named_buffers())["student.target_buffers.backbone/bn1/running_mean"], seen[0])
+    own = dict(state.method.student.target_buffers.named_buffers())
+    torch.testing.assert_close(own["backbone/bn1/running_mean"], seen[0])
 
 
 @pytest.mark.parametrize("name", WITH_TEACHER)
@@ -333,7 +344,11 @@ def test_dropout_repeats_after_a_resumption(tmp_path: Path) -> None:
     first = train_step(states[0], batches, stage, seed=SEED)
     torch.rand(5)
     assert train_step(states[1], batches, stage, seed=SEED) == first
+    states[1].load(tmp_path / "state.pt")
     assert train_step(states[1], batches, stage, seed=SEED + 1)["ce"] != first["ce"]
+    states[1].load(tmp_path / "state.pt")
+    states[1].step = 1
+    assert train_step(states[1], batches, stage, seed=SEED)["ce"] != first["ce"], "each step drops other units"
 
 
 def test_a_state_of_another_method_is_refused(tmp_path: Path) -> None:

@@ -93,6 +93,15 @@ def test_a_class_that_is_too_rare_keeps_its_top_or_all_of_it() -> None:
     assert top[1] == 1 and everything[1] == 1, "a class that was never predicted accepts nothing"
 
 
+def test_a_cap_bounds_the_thresholds_of_predicted_classes() -> None:
+    label, confidence = _prediction((50, 50), 3)
+    histogram = confidence_histogram(label, encode_confidence(confidence), 4)
+    free = class_balanced_thresholds(histogram, 0.1)
+    assert (free > 0.9).all()
+    np.testing.assert_array_equal(class_balanced_thresholds(histogram, 0.1, cap=0.9), np.float32([0.9, 0.9, 0.9, 1]))
+    np.testing.assert_array_equal(class_balanced_thresholds(histogram, 0.1, cap=0.9999), free)
+
+
 def test_keep_all_changes_nothing_for_frequent_classes() -> None:
     label, confidence = _prediction((50, 50), 3)
     histogram = confidence_histogram(label, encode_confidence(confidence), 3)

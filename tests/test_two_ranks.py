@@ -63,7 +63,7 @@ def freeze_batch_norm(method: nn.Module) -> None:
     method.train = train  # type: ignore[method-assign]
 
 
-def train_some(rank: int | None, name: str, frozen: bool = True) -> tuple[Arrays, Arrays, Arrays]:
+def train_some(rank: int | None, name: str, frozen: bool = True) -> tuple[Arrays, Arrays, dict[str, float]]:
     """State, last gradients and last logs after some steps of a method."""
     stage = make_stage(name)
     state = make_state(stage)
@@ -76,7 +76,7 @@ def train_some(rank: int | None, name: str, frozen: bool = True) -> tuple[Arrays
         batches = make_batches(stage, step, size=GLOBAL)
         logs = train_step(state, share(batches, rank), stage, seed=SEED)
     gradients = {n: p.grad for n, p in state.method.named_parameters() if p.grad is not None}
-    return flat(state.method.state_dict()), flat(gradients), {n: np.float64(v) for n, v in logs.items()}  # type: ignore[misc]
+    return flat(state.method.state_dict()), flat(gradients), logs
 
 
 def assert_close(mine: Arrays, theirs: Arrays, what: str) -> None:
@@ -200,13 +200,15 @@ def _tell(rank_given: int) -> dict[str, Any]:
     value = torch.tensor([1.0 + rank()], requires_grad=True)
     total, mean = sum_over_ranks(value), mean_over_ranks(value)
     torch.manual_seed(rank_given)
-    network = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Linear(2, 1).double(), nn.Linear(1, 1))
+    norm = nn.BatchNorm1d(2)
+    network = nn.Sequential(nn.Linear(2, 2), norm, nn.Linear(2, 1).double(), nn.Linear(1, 1))
+    assert norm.running_mean is not None
     network[0].weight.grad = torch.full((2, 2), float(rank_given))
     if rank_given == 0:  # the other rank lacks this one
         network[0].bias.grad = torch.ones(2)
     network[2].weight.grad = torch.full((1, 2), 10.0 * rank_given, dtype=torch.float64)
     network[3].requires_grad_(False)
-    network[1].running_mean.fill_(rank_given)
+    norm.running_mean.fill_(rank_given)
     average_gradients(network.parameters())
     average_batch_norm(network)
     broadcast_state(network)
@@ -217,7 +219,7 @@ def _tell(rank_given: int) -> dict[str, Any]:
         "kept": value.item(),
         "detached": not (total.requires_grad or mean.requires_grad),
         "gradients": [None if p.grad is None else p.grad.tolist() for p in network.parameters()],
-        "statistics": network[1].running_mean.tolist(),
+        "statistics": norm.running_mean.tolist(),
         "parameters": [p.tolist() for p in network.parameters()],
     }
 

@@ -41,7 +41,9 @@ def make_stage(method: str, /, **optim: object) -> Stage:
         name=method,
         method=METHODS[method],
         steps=40,
-        model=Model(backbone="resnet10t", head_channels=16, per_domain="stem+statistics" if "bcl" in method else "nothing"),
+        model=Model(
+            backbone="resnet10t", head_channels=16, per_domain="stem+statistics" if "bcl" in method else "nothing"
+        ),
         data=Data(crop=(64, 64), batch_size=4, target=Stream(labels="pseudo")),
         optim=Optim(**({"name": "sgd", "lr": 5e-3, "head_lr_factor": 2.0} | optim)),  # type: ignore[arg-type]
     )

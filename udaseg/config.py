@@ -97,6 +97,8 @@ class PseudoLabel:
 
     share: float = 0.1
     """Most certain share of each class that is kept, in (0, 1]."""
+    cap: float = 1.0
+    """Confidence from which a pixel is kept whatever the share, in (0, 1]."""
     image_share: float = 0.1
     """Most certain share of each image that is kept whatever its class, in [0, 1]."""
     rule: Literal["top1", "any_class"] = "top1"
@@ -145,7 +147,11 @@ class Recipe:
         names = [stage.name for stage in self.stages]
         for i, stage in enumerate(self.stages):
             where = f"stages.{i}"
-            positive = {"steps": stage.steps, "data.batch_size": stage.data.batch_size, "data.group_size": stage.data.group_size}
+            positive = {
+                "steps": stage.steps,
+                "data.batch_size": stage.data.batch_size,
+                "data.group_size": stage.data.group_size,
+            }
             for name, value in positive.items():
                 if value < 1:
                     raise ConfigError(f"{where}.{name} is {value}; it must be at least 1")

@@ -86,7 +86,11 @@ def confidence_histogram(label: np.ndarray, code: np.ndarray, num_classes: int) 
 
 
 def class_balanced_thresholds(
-    histogram: np.ndarray, share: float, *, rare_class: Literal["keep_top", "keep_all"] = "keep_top"
+    histogram: np.ndarray,
+    share: float,
+    *,
+    cap: float = 1.0,
+    rare_class: Literal["keep_top", "keep_all"] = "keep_top",
 ) -> np.ndarray:
     """The confidence that the most certain `share` of each class's predicted pixels reaches.
 
@@ -96,6 +100,7 @@ def class_balanced_thresholds(
     Args:
         histogram: (K, 8192) of `confidence_histogram`, summed over the whole set.
         share: in (0, 1].
+        cap: no threshold of a predicted class is higher; SDCA's is 0.9 (with share 0.5), LDBE's 0.999999999.
         rare_class: where int(count * share) is 0, "keep_top" keeps the most certain bin; "keep_all" accepts the class
             whole, which is what the index -0 does in the authors' code.
 
@@ -112,7 +117,7 @@ def class_balanced_thresholds(
             wanted = total
         from_top = np.cumsum(counts[::-1])
         lowest_bin = HISTOGRAM_BINS - 1 - int(np.searchsorted(from_top, max(1, wanted)))
-        thresholds[k] = decode_confidence(np.array(lowest_bin * 8))
+        thresholds[k] = min(cap, float(decode_confidence(np.array(lowest_bin * 8))))
     return thresholds
 
 

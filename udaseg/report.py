@@ -19,6 +19,7 @@ from udaseg.metrics import gap_closed, iou, mean_iou, pixel_accuracy
 
 matplotlib.use("Agg")
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 NOT_LOSSES = {"stage", "name", "step", "lr", "grad_norm", "images_per_second", "data_wait"}
 """What a row of metrics.jsonl holds beside the losses."""
@@ -147,6 +148,9 @@ def loss_picture(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Image.Image
         axes.set_xlabel("steps")
         _clear(axes)
     panels[0].set_yscale("log")
+    panels[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    panels[0].yaxis.set_major_formatter("{x:g}")
+    panels[0].yaxis.set_minor_formatter("")
     panels[0].set_ylim(bottom=max(0.01, panels[0].get_ylim()[0]))  # a contrast of nearly 0 would take up the panel
     return _to_image(figure)
 

@@ -94,9 +94,7 @@ def build_state(
     return RunState(method, method.optimizers(stage.optim))
 
 
-def to_batches(
-    columns: Mapping[str, np.ndarray], data: Data, *, seed: int, device: torch.device
-) -> dict[str, Batch]:
+def to_batches(columns: Mapping[str, np.ndarray], data: Data, *, seed: int, device: torch.device) -> dict[str, Batch]:
     """Streamed uint8 columns as augmented batches on the device: the weak view, keyed per sample.
 
     Args:
@@ -198,7 +196,8 @@ def read_card(uri: str) -> ModelCard:
         )
     try:
         raw = json.loads(read_bytes(join(uri, CARD_FILE)))
-        model = Model(**{k: tuple(v) if isinstance(v, list) else v for k, v in raw.pop("model").items()})
+        settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.pop("model").items()}
+        model = Model(**settings)
         return ModelCard(model=model, classes=Classes.from_json(json.dumps(raw.pop("classes")), uri), **raw)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{join(uri, CARD_FILE)}: not a model card ({error})") from error

@@ -27,11 +27,10 @@ class ASPPHead(nn.Module):
         super().__init__()
         if not branches:
             raise ValueError("head branches are empty; DeepLabV2 has (6, 12, 18, 24)")
-        self.branches = nn.ModuleList(
-            nn.Conv2d(in_channels[-1], num_classes, 3, padding=d, dilation=d) for d in branches
-        )
-        for branch in self.branches:
-            nn.init.normal_(branch.weight, std=0.01)
+        convolutions = [nn.Conv2d(in_channels[-1], num_classes, 3, padding=d, dilation=d) for d in branches]
+        for convolution in convolutions:
+            nn.init.normal_(convolution.weight, std=0.01)
+        self.branches = nn.ModuleList(convolutions)
         self.embedding_channels = num_classes * len(branches)
 
     def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
