@@ -253,10 +253,11 @@ def test_command_line_without_overrides_is_the_recipe() -> None:
 
 
 def test_command_line_types_and_spellings() -> None:
-    recipe = parse(
-        ["dacs_small", "--out", "o", "--bf16", "--seed", "3", "--data.crop", "64", "96", "--method.no-mix-ignore"]
-        + ["--model.frozen-norm-affine", "--data.batch_size", "8", "--stages.0.optim.lr", "1e-2", "--optim.name", "sgd"]
-    ).recipe
+    words = (
+        "dacs_small --out o --bf16 --seed 3 --data.crop 64 96 --method.no-mix-ignore --model.frozen-norm-affine "
+        "--data.batch_size 8 --stages.0.optim.lr 1e-2 --optim.name sgd"
+    )
+    recipe = parse(words.split()).recipe
     assert recipe.bf16 and recipe.seed == 3
     assert all(s.data.crop == (64, 96) and s.data.batch_size == 8 and s.optim.name == "sgd" for s in recipe.stages)
     assert all(s.model.frozen_norm_affine for s in recipe.stages)

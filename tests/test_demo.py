@@ -73,9 +73,12 @@ def test_a_second_demo_is_refused(done: SimpleNamespace, capsys: pytest.CaptureF
 
 
 def test_resume_repeats_nothing(done: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    def again(*_: object, **__: object) -> None:
+        raise AssertionError("done already")
+
     before = (done.out / "report.html").read_bytes()
     for function in ("write_pair", "prepare", "train", "evaluate", "pseudo_label"):
-        monkeypatch.delattr(job, function)
+        monkeypatch.setattr(job, function, again)
     assert run_tiny(done.out, resume=True) == pytest.approx(done.gap, nan_ok=True)
     assert (done.out / "report.html").read_bytes() == before
 

@@ -98,7 +98,9 @@ def test_a_cap_bounds_the_thresholds_of_predicted_classes() -> None:
     histogram = confidence_histogram(label, encode_confidence(confidence), 4)
     free = class_balanced_thresholds(histogram, 0.1)
     assert (free > 0.9).all()
-    np.testing.assert_array_equal(class_balanced_thresholds(histogram, 0.1, cap=0.9), np.float32([0.9, 0.9, 0.9, 1]))
+    np.testing.assert_array_equal(
+        class_balanced_thresholds(histogram, 0.1, cap=0.9), np.array([0.9, 0.9, 0.9, 1], np.float32)
+    )
     np.testing.assert_array_equal(class_balanced_thresholds(histogram, 0.1, cap=0.9999), free)
 
 
