@@ -1,10 +1,10 @@
 """`udaseg demo`: the whole chain on the embedded pair of domains, from rendered images to one HTML report.
 
-    data/{source,target}  the images, and the datasets made of them
-    <recipe>/             the runs: adapted, source-only, oracle
-    pseudo_labels/        of the target's training images, by the adapted network
-    demo.json             the settings, and what each finished phase took and found
-    report.html
+data/{source,target}  the images, and the datasets made of them
+<recipe>/             the runs: adapted, source-only, oracle
+pseudo_labels/        of the target's training images, by the adapted network
+demo.json             the settings, and what each finished phase took and found
+report.html
 """
 
 from __future__ import annotations

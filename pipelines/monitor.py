@@ -27,15 +27,10 @@ class Monitor:
 
     What a lost worker did after the last checkpoint is done again: its rows are dropped, so the file holds the
     surviving history alone.
-
-    Args:
-        out: run directory.
-        total_steps: of all stages together, for the time left.
     """
 
-    def __init__(self, out: str, total_steps: int) -> None:
+    def __init__(self, out: str) -> None:
         self._uri = join(out, "metrics.jsonl")
-        self._total = total_steps
         text = read_bytes(self._uri).decode() if exists(self._uri) else ""
         self._rows: list[dict[str, Any]] = [json.loads(line) for line in text.splitlines()]
         self._board_dir = None if "://" in out else join(out, "tensorboard")
@@ -58,10 +53,6 @@ class Monitor:
                 stop.set()
                 thread.join(timeout=30)
                 self._live = None
-
-    def close(self) -> None:
-        """Write what is left."""
-        self._write()
 
     def _follow(self, number: int, stage: Stage, progress: Any, stop: threading.Event) -> None:
         board: SummaryWriter | None = None

@@ -16,6 +16,7 @@ import torch
 import tyro
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from pipelines.evaluate import Inference
 from pipelines.monitor import Monitor
 from pipelines.pseudo_label import pseudo_label
 from pipelines.session import ensure_ray, usable_cores
@@ -23,7 +24,17 @@ from udaseg.cluster import ProgressLog, WorkerJob, read_registered, train_worker
 from udaseg.config import ConfigError, Recipe, Stage, full_names
 from udaseg.config import from_json as recipe_from_json
 from udaseg.config import to_json as recipe_to_json
-from udaseg.data.schema import Classes, DatasetError, digest, exists, join, read_bytes, read_classes, read_manifest, write_bytes
+from udaseg.data.schema import (
+    Classes,
+    DatasetError,
+    digest,
+    exists,
+    join,
+    read_bytes,
+    read_classes,
+    read_manifest,
+    write_bytes,
+)
 from udaseg.data.stream import Plan, PlanDataConfig, StreamPlan
 from udaseg.models.segmenter import build_segmenter
 from udaseg.recipes import RECIPES
@@ -78,45 +89,64 @@ def train(
     _claim(recipe, digests, out, resume)
     write_bytes(join(out, "classes.json"), classes.to_json().encode())
     ensure_ray(num_cpus=usable_cores() + cluster.workers)
-    monitor = Monitor(out, total_steps=sum(stage.steps for stage in recipe.stages))
-    models: dict[str, str] = {}
-    for i, stage in enumerate(recipe.stages):
-        directory = join(out, "stages", f"{i}-{stage.name}")
-        if not exists(join(directory, "model", CARD_FILE)):
-            init = models.get(stage.init_from, stage.init_from) if stage.init_from else None
-            inputs = dict(directories)
-            if stage.pseudo_label is not None:
-                assert target is not None and init is not None
-                inputs["target"] = join(out, "pseudo_labels", f"{i}-{stage.name}")
-                if not exists(join(inputs["target"], "manifest.parquet")):
-                    pseudo_label(checkpoint=init, images=target, out=inputs["target"], split="train", rules=stage.pseudo_label)
-            seed = key_to_seed(recipe.seed, i, *(digests[name] for name in stage.data.streams()))
-            run_stage(recipe, stage, i, classes, inputs, init, seed, out, cluster, monitor)
-        models[stage.name] = join(directory, "model")
-    copy_model(models[recipe.stages[-1].name], join(out, "model"))
-    monitor.close()
+    run = _Run(recipe, classes, directories, digests, out, cluster, Monitor(out))
+    for number, stage in enumerate(recipe.stages):
+        if not exists(join(run.stage_directory(number), "model", CARD_FILE)):
+            run_stage(run, number, stage)
+    copy_model(join(run.stage_directory(len(recipe.stages) - 1), "model"), join(out, "model"))
     return join(out, "model")
 
 
-def run_stage(
-    recipe: Recipe,
-    stage: Stage,
-    number: int,
-    classes: Classes,
-    directories: dict[str, str | None],
-    init: str | None,
-    seed: int,
-    out: str,
-    cluster: Cluster,
-    monitor: Monitor,
-) -> None:
-    """Run one stage to its end on Ray Train, from its last registered checkpoint where there is one."""
+@dataclass(frozen=True)
+class _Run:
+    """What all stages of a run share."""
+
+    recipe: Recipe
+    classes: Classes
+    directories: dict[str, str | None]
+    digests: dict[str, str]
+    out: str
+    cluster: Cluster
+    monitor: Monitor
+
+    def stage_directory(self, number: int) -> str:
+        return join(self.out, "stages", f"{number}-{self.recipe.stages[number].name}")
+
+    def init_uri(self, stage: Stage) -> str | None:
+        """The model directory that a stage starts from."""
+        names = [s.name for s in self.recipe.stages]
+        if stage.init_from in names:
+            return join(self.stage_directory(names.index(stage.init_from)), "model")
+        return stage.init_from
+
+
+def run_stage(run: _Run, number: int, stage: Stage) -> None:
+    """Label the target if the stage asks for it, and train to the stage's end on Ray Train.
+
+    What was done before is not done again: pseudo-labels that are complete stay, and training goes on from the last
+    registered checkpoint.
+    """
+    recipe, cluster, directory, init = run.recipe, run.cluster, run.stage_directory(number), run.init_uri(stage)
     name = f"{number}-{stage.name}"
-    directory = join(out, "stages", name)
-    plan = make_plan(stage, directories, seed)
+    inputs = dict(run.directories)
+    if stage.pseudo_label is not None:
+        target, labelled = inputs["target"], join(run.out, "pseudo_labels", name)
+        assert target is not None and init is not None  # see `check`
+        if not exists(join(labelled, "manifest.parquet")):
+            inference = Inference(gpu=cluster.gpu)
+            pseudo_label(
+                checkpoint=init,
+                images=target,
+                out=labelled,
+                split="train",
+                rules=stage.pseudo_label,
+                inference=inference,
+            )
+        inputs["target"] = labelled
+    seed = key_to_seed(recipe.seed, number, *(run.digests[stream] for stream in stage.data.streams()))
     job = WorkerJob(
         stage=stage,
-        classes=classes,
+        classes=run.classes,
         recipe=recipe.name,
         seed=seed,
         init_uri=init,
@@ -135,23 +165,22 @@ def run_stage(
             resources_per_worker={"CPU": cluster.cpus_per_worker} | ({"GPU": 1} if cluster.gpu else {}),
         ),
         run_config=ray.train.RunConfig(
-            storage_path=join(out, "stages"),
+            storage_path=join(run.out, "stages"),
             name=name,
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=recipe.keep_checkpoints),
             failure_config=ray.train.FailureConfig(max_failures=cluster.max_failures, controller_failure_limit=3),
         ),
         torch_config=TorchConfig(timeout_s=600),
         datasets={"plan": ray.data.range(1)},  # a name only: PlanDataConfig deals the real one
-        dataset_config=PlanDataConfig(plan, directory),
+        dataset_config=PlanDataConfig(make_plan(stage, inputs, seed), directory),
     )
-    with monitor.stage(number, stage, progress):
+    with run.monitor.stage(number, stage, progress):
         try:
             result = trainer.fit()
         except ray.train.TrainingFailedError as error:
             raise TrainingError(f"stage {name} failed: {_root_cause(error)}") from error
-    returned = result.return_value or {}
-    if isinstance(returned, dict) and "error" in returned:
-        raise TrainingError(f"stage {name}: {returned['error']}")
+    if reason := (result.return_value or {}).get("error"):
+        raise TrainingError(f"stage {name}: {reason}")
     copy_model(read_registered(directory)[-1][1], join(directory, "model"))
 
 
@@ -198,7 +227,8 @@ def check(recipe: Recipe, directories: dict[str, str | None], cluster: Cluster) 
     for name, other in lists.items():
         if other.names != classes.names:
             raise DatasetError(
-                f"{directories[name]}: classes {', '.join(other.names)} are not the source's {', '.join(classes.names)}; "
+                f"{directories[name]}: classes {', '.join(other.names)} are not the source's "
+                f"{', '.join(classes.names)}; "
                 "prepare both with the same names, and map raw ids with raw_to_train"
             )
     for i, stage in enumerate(recipe.stages):
@@ -210,12 +240,13 @@ def check(recipe: Recipe, directories: dict[str, str | None], cluster: Cluster) 
                 raise DatasetError(f"{directory}: stage {stage.name!r} needs labels, and train images have none")
             if stream.labels == "pseudo" and stage.pseudo_label is None and "confidence_uri" not in rows.column_names:
                 raise DatasetError(
-                    f"{directory}: stage {stage.name!r} reads pseudo-labels; give a dataset that `udaseg pseudo-label` wrote"
+                    f"{directory}: stage {stage.name!r} reads pseudo-labels; "
+                    "give a dataset that `udaseg pseudo-label` wrote"
                 )
         if stage.data.batch_size % (cluster.workers * stage.data.group_size):
             raise ConfigError(
-                f"stages.{i}.data.batch_size {stage.data.batch_size} cannot be split among {cluster.workers} workers in "
-                f"whole groups of {stage.data.group_size}; use --cluster.workers that divide it"
+                f"stages.{i}.data.batch_size {stage.data.batch_size} cannot be split among "
+                f"{cluster.workers} workers in whole groups of {stage.data.group_size}; use --cluster.workers that divide it"
             )
         earlier = [s.name for s in recipe.stages[:i]]
         if stage.init_from is not None and stage.init_from not in earlier:
@@ -245,7 +276,9 @@ def _claim(recipe: Recipe, digests: dict[str, str], out: str, resume: bool) -> N
         raise ConfigError(f"{out}: holds a run already; go on with it by --resume, or choose another --out")
     theirs = json.loads(read_bytes(uri))
     if theirs["manifests"] != digests:
-        raise ConfigError(f"{out}: the manifests have changed since the run began, so it cannot be resumed; start a new run")
+        raise ConfigError(
+            f"{out}: the manifests have changed since the run began, so it cannot be resumed; start a new run"
+        )
     if theirs["recipe"] != mine["recipe"]:
         raise ConfigError(f"{out}: the configuration differs from the run's, see {uri}; start a new run")
 
@@ -308,7 +341,11 @@ def parse(argv: Sequence[str]) -> Arguments:
         raise ConfigError(f"no recipe {argv[0]!r}; there are {', '.join(RECIPES)}")
     default = Arguments(recipe=recipe, out=tyro.MISSING)
     return tyro.cli(
-        Arguments, args=_spell_out(recipe, rest), default=default, prog="udaseg train", config=(tyro.conf.AvoidSubcommands,)
+        Arguments,
+        args=_spell_out(recipe, rest),
+        default=default,
+        prog="udaseg train",
+        config=(tyro.conf.AvoidSubcommands,),
     )
 
 

@@ -31,7 +31,7 @@ METHODS: dict[str, MethodConfig] = {
     "bcl": BCL.Config(),
     "bcl_teacher": BCL.Config(teacher_momentum=0.9),
     "bcl_paper": _PAPER,
-    "bcl_hybrid_ce": replace(_PAPER, target_ce="hybrid", temperature=0.05, jitter=0.25, blur_probability=0.5),
+    "bcl_hybrid_ce": replace(_PAPER, target_ce="hybrid", temperature=0.05),
 }
 
 

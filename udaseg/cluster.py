@@ -1,7 +1,7 @@
 """The function that Ray Train runs on every worker, and the channel on which its first rank reports progress.
 
-Ray Train's controller and the driver load this module too. What only a worker needs (networks, augmentation) is imported
-in its functions, which saves them seconds.
+Ray Train's controller and the driver load this module too. What only a worker needs (networks, augmentation) is
+imported in its functions, which saves them seconds.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     """Train one stage on this rank.
 
     Args:
-        config: "job" (a `WorkerJob`, pickled, so that the controller need not load what it names) and "progress" (handle of a `ProgressLog`).
+        config: "job" (a `WorkerJob`, pickled, so that the controller need not load what it names) and "progress"
+            (handle of a `ProgressLog`).
 
     Returns:
         {"error": message} where training cannot go on, else {}. Returned, not raised: another try would end the same.

@@ -62,6 +62,10 @@ class Stream:
     """Pixels of the drawn class that an image must have."""
     rare_min_crop_pixels: int = 1500
     """Pixels of the drawn class that a crop should have; redrawn at most ten times."""
+    jitter: float = 0.0
+    """Strength of colour jitter on four of five images, 0 to 0.5."""
+    blur: float = 0.0
+    """Probability of a Gaussian blur."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +163,8 @@ class Recipe:
                 raise ConfigError(f"{where}.name {stage.name!r} must be unique, of letters, digits, - and _")
             if stage.data.batch_size % stage.data.group_size:
                 raise ConfigError(
-                    f"{where}.data.batch_size {stage.data.batch_size} is no multiple of group_size {stage.data.group_size}"
+                    f"{where}.data.batch_size {stage.data.batch_size} is no multiple of "
+                    f"group_size {stage.data.group_size}"
                 )
             if stage.optim.horizon < 1:
                 raise ConfigError(f"{where}.optim.horizon is {stage.optim.horizon}; it must be at least 1")

@@ -153,9 +153,7 @@ def union_pseudo_label(
     return np.where(keep, label, IGNORE).astype(np.uint8)
 
 
-def threshold_top1(
-    label: np.ndarray, confidence: np.ndarray, thresholds: np.ndarray, image_share: float
-) -> np.ndarray:
+def threshold_top1(label: np.ndarray, confidence: np.ndarray, thresholds: np.ndarray, image_share: float) -> np.ndarray:
     """`union_pseudo_label` with rule "top1", from a stored label and confidence: no second inference.
 
     Args:

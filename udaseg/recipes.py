@@ -16,9 +16,10 @@ from udaseg.methods.dacs import DACS
 from udaseg.methods.supervised import Supervised
 
 _DEEPLAB = Model(backbone="resnet101", pretrained=True, output_stride=8, head="aspp", frozen_norm_affine=True)
-_SMALL = Model(backbone="resnet10t", head="multilevel", head_channels=64)
-_SMALL_DATA = Data(batch_size=4, short_side=128, scale=(1.0, 1.4), crop=(128, 192))
-_SMALL_OPTIM = Optim(name="adamw", lr=5e-4, head_lr_factor=4.0, weight_decay=0.01, horizon=1.1, clip=5.0)
+_SMALL = Model(backbone="regnetx_002", head="multilevel", head_channels=64)
+_LABELLED = Stream(labels="true", jitter=0.25, blur=0.5)  # the same view in every small recipe, baselines included
+_SMALL_DATA = Data(batch_size=8, short_side=128, scale=(1.0, 1.4), crop=(128, 192), source=_LABELLED)
+_SMALL_OPTIM = Optim(name="adamw", lr=2e-3, head_lr_factor=1.0, weight_decay=0.01, horizon=1.1, clip=5.0)
 _UNTIL_SOURCE = 300
 _ADAPT = 300
 
@@ -82,9 +83,7 @@ def bcl() -> Recipe:
             method=BCL.Config(),
             steps=10_000,
             model=replace(_DEEPLAB, per_domain="stem"),
-            data=Data(
-                batch_size=2, short_side=850, scale=(0.8, 1.2), crop=(730, 730), target=Stream(labels="pseudo")
-            ),
+            data=Data(batch_size=2, short_side=850, scale=(0.8, 1.2), crop=(730, 730), target=Stream(labels="pseudo")),
             optim=Optim(lr=7.5e-5 / 2**r, horizon=1.2),
             init_from="source" if r == 0 else f"round-{r - 1}",
             pseudo_label=PseudoLabel(share=0.1, image_share=0.1, rule="any_class", rare_class="keep_all"),
@@ -109,10 +108,8 @@ def source_only_small() -> Recipe:
 
 def supervised_small() -> Recipe:
     """The oracle of the small recipes: labelled target images, and as many steps as `bcl_small` takes in all."""
-    data = replace(_SMALL_DATA, source=None, target=Stream(labels="true"))
-    stage = replace(
-        source_only_small().stages[0], name="target", method=Supervised.Config(stream="target"), data=data
-    )
+    data = replace(_SMALL_DATA, source=None, target=_LABELLED)
+    stage = replace(source_only_small().stages[0], name="target", method=Supervised.Config(stream="target"), data=data)
     return Recipe(name="supervised_small", stages=(stage,), checkpoint_every=150)
 
 
@@ -141,7 +138,7 @@ def dacs_small() -> Recipe:
         steps=_ADAPT,
         model=_SMALL,
         data=_SMALL_DATA,
-        optim=_SMALL_OPTIM,
+        optim=replace(_SMALL_OPTIM, lr=_SMALL_OPTIM.lr / 2),
         init_from="source",
     )
     return Recipe(name="dacs_small", stages=(_warm_start(), stage), checkpoint_every=150)
@@ -155,10 +152,10 @@ def bcl_small() -> Recipe:
             method=BCL.Config(target_weight=1.0, entropy_weight=0.0, teacher_momentum=0.98),
             steps=_ADAPT // 2,
             model=replace(_SMALL, per_domain="stem+statistics"),
-            data=replace(_SMALL_DATA, target=Stream(labels="pseudo")),
-            optim=replace(_SMALL_OPTIM, lr=_SMALL_OPTIM.lr / 2**r),
+            data=replace(_SMALL_DATA, target=replace(_LABELLED, labels="pseudo")),
+            optim=replace(_SMALL_OPTIM, lr=_SMALL_OPTIM.lr / 2),
             init_from="source" if r == 0 else f"round-{r - 1}",
-            pseudo_label=PseudoLabel(share=0.5, image_share=0.0),
+            pseudo_label=PseudoLabel(share=0.5, cap=0.9, image_share=0.0),
         )
         for r in range(2)
     )

@@ -8,7 +8,7 @@ import math
 import pickle
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from udaseg.augment import weak
+from udaseg.augment import strong, weak
 from udaseg.config import Data, Model, Stage
 from udaseg.data.schema import Classes, exists, join, read_bytes, write_bytes
 from udaseg.dist import average_batch_norm, average_gradients, rank
@@ -95,7 +95,7 @@ def build_state(
 
 
 def to_batches(columns: Mapping[str, np.ndarray], data: Data, *, seed: int, device: torch.device) -> dict[str, Batch]:
-    """Streamed uint8 columns as augmented batches on the device: the weak view, keyed per sample.
+    """Streamed uint8 columns as augmented batches on the device, keyed per sample.
 
     Args:
         columns: "index" (B,), and per stream "<name>_image" (B, H, W, 3) and maybe "<name>_label" (B, H, W).
@@ -105,7 +105,7 @@ def to_batches(columns: Mapping[str, np.ndarray], data: Data, *, seed: int, devi
     """
     index = torch.from_numpy(columns["index"].astype(np.int64)).to(device)
     batches = {}
-    for name in data.streams():
+    for name, stream in data.streams().items():
         image = torch.from_numpy(np.ascontiguousarray(columns[f"{name}_image"])).to(device)
         label = columns.get(f"{name}_label")
         batch = Batch(
@@ -113,7 +113,13 @@ def to_batches(columns: Mapping[str, np.ndarray], data: Data, *, seed: int, devi
             index=index,
             label=None if label is None else torch.from_numpy(np.ascontiguousarray(label)).to(device).long(),
         )
-        batches[name] = weak(batch, seed=seed, purpose=name, flip=data.flip, rotation=data.rotation)
+        batch = weak(batch, seed=seed, purpose=name, flip=data.flip, rotation=data.rotation)
+        if stream.jitter or stream.blur:
+            view = strong(
+                batch.image, index, seed=seed, purpose=name, jitter=stream.jitter, blur_probability=stream.blur
+            )
+            batch = replace(batch, image=view)
+        batches[name] = batch
     return batches
 
 

@@ -77,7 +77,9 @@ class Plan:
             rng = keyed(self.seed, index, f"{name}.crop")
             for attempt in range(10):
                 box = self._crop_box(image.size, rng)
-                cropped = None if label is None else np.asarray(_resize(label, box, self.crop, Image.Resampling.NEAREST))
+                cropped = None
+                if label is not None:
+                    cropped = np.asarray(_resize(label, box, self.crop, Image.Resampling.NEAREST))
                 if rare is None or cropped is None or attempt == 9:
                     break
                 if int((cropped == rare).sum()) >= stream.rare_min_crop_pixels:

@@ -161,7 +161,7 @@ _TARGET = _Domain(
     noise=(5.0, 16.0),
 )
 
-_DOMAINS = {"source": _SOURCE, "target": _TARGET}
+_DOMAINS: dict[Literal["source", "target"], _Domain] = {"source": _SOURCE, "target": _TARGET}
 
 
 class _Scene:
@@ -213,7 +213,8 @@ class _Scene:
     def disc(self, class_id: int, colour: RGB, x: float, y: float, z: float, radius: float) -> None:
         """Paint a disc that faces the camera."""
         box = [self.project(x - radius, y + radius, z), self.project(x + radius, y - radius, z)]
-        for draw, fill in zip(self._draws, (colour, class_id, z), strict=True):
+        fills: tuple[RGB | int | float, ...] = (colour, class_id, z)
+        for draw, fill in zip(self._draws, fills, strict=True):
             draw.ellipse(box, fill=fill)
 
 
@@ -333,12 +334,13 @@ def _light(scene: _Scene) -> np.ndarray:
     """(H, W, 3) float32 image of the painted scene: windows, texture, shadow, wet ground and haze."""
     rng, domain = scene.rng, scene.domain
     image, label = np.asarray(scene.image, np.float32), np.asarray(scene.label)
+    painted = np.asarray(scene.depth)
     height, width = label.shape
     row = np.arange(height, dtype=np.float32)[:, None] + 0.5 - scene.horizon
     column = np.arange(width, dtype=np.float32)[None] + 0.5 - scene.centre
     ground, built = label <= PAVEMENT, label == BUILDING
-    facade = np.maximum(scene.depth, np.minimum(scene.focal * scene.wall / np.maximum(np.abs(column), 1), _END))
-    depth = np.where(ground, scene.focal * scene.eye / np.maximum(row, 1), np.where(built, facade, scene.depth))
+    facade = np.maximum(painted, np.minimum(scene.focal * scene.wall / np.maximum(np.abs(column), 1), _END))
+    depth = np.where(ground, scene.focal * scene.eye / np.maximum(row, 1), np.where(built, facade, painted))
     x, y = column * depth / scene.focal, scene.eye - row * depth / scene.focal
 
     storey, bay = rng.uniform(2.8, 3.6), rng.uniform(2.2, 3.4)

@@ -123,4 +123,3 @@ def bidirectional_contrast(
         source_feature, target_prototypes, in_target, source_label, shared, temperature=temperature
     )
     return forward, backward
-

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from udaseg.augment import strong
 from udaseg.losses.contrastive import bidirectional_contrast, downscale_label, masked_average_pool
 from udaseg.losses.segmentation import EntropyForm, cross_entropy, entropy
 from udaseg.method import Optim, build_optimizer
@@ -56,20 +55,15 @@ class BCL(nn.Module):
         """Of the class-wise domain bias (paper; reconstruction)."""
         target_ce: Literal["static", "hybrid"] = "static"
         """Which labels the target's cross-entropy reads (paper; the authors' code has static ones only)."""
-        jitter: float = 0.0
-        """Strength of colour jitter on the target images that the student sees; the authors use none."""
-        jitter_probability: float = 0.8
-        blur_probability: float = 0.0
-        """Share of those images that are blurred."""
         teacher_momentum: float = 0.0
         """Above 0 an EMA of the student is what is evaluated; at 0 the student itself, as the authors do."""
 
         def build(self, student: Segmenter, *, seed: int) -> BCL:
-            return BCL(self, student, seed)
+            return BCL(self, student)
 
-    def __init__(self, config: Config, student: Segmenter, seed: int) -> None:
+    def __init__(self, config: Config, student: Segmenter) -> None:
         super().__init__()
-        self.config, self.seed = config, seed
+        self.config = config
         self.student = student
         self.domain_bias = DomainBias(
             student.num_classes, student.embedding_channels, momentum=config.calibration_momentum
@@ -84,16 +78,7 @@ class BCL(nn.Module):
     def losses(self, batches: Mapping[str, Batch], step: int, total_steps: int) -> Iterator[tuple[Loss, ...]]:
         c, source, target = self.config, batches["source"], batches["target"]
         assert source.label is not None and target.label is not None
-        target_image = strong(
-            target.image,
-            target.index,
-            seed=self.seed,
-            purpose="target",
-            jitter=c.jitter,
-            jitter_probability=c.jitter_probability,
-            blur_probability=c.blur_probability,
-        )
-        out_s, out_t = self.student(source.image, "source"), self.student(target_image, "target")
+        out_s, out_t = self.student(source.image, "source"), self.student(target.image, "target")
 
         target_label = target.label
         if c.variant == "paper":
