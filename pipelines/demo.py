@@ -102,7 +102,8 @@ def demo(
 ) -> float:
     """Render, prepare, train, evaluate, pseudo-label and report; returns the share of the gap that was closed.
 
-    Source-only and oracle train as many steps as the adapted network does in all its stages.
+    Source-only and oracle train as many steps as the adapted network does in all its stages, and source-only shares its
+    warm start.
 
     Args:
         out: a new local directory.
@@ -127,6 +128,8 @@ def demo(
     journal.phase("render", partial(write_pair, data, seed=seed, size=size, train=train_images, val=val_images))
     journal.phase("prepare", _prepare, data)
     for network in ("adapted", "source-only", "oracle"):
+        if network == "source-only":
+            _take_over_warm_start(runs["adapted"], runs["source-only"], root)
         journal.phase(f"train {network}", _train, runs[network], source, target, root)
     before, adapted = (str(root / runs[network].name / "model") for network in ("source-only", "adapted"))
     scores = journal.phase("evaluate", _score, runs, target, root)
@@ -160,11 +163,18 @@ def demo(
 
 
 def _recipes(values: Mapping[str, Any]) -> dict[str, Recipe]:
-    """The recipe of each network: all keep every checkpoint, for the curves, and train as long as the adapted one."""
+    """The recipe of each network: all keep every checkpoint, for the curves, and train as long as the adapted one.
+
+    Source-only goes on from the adapted network's warm start, on the source and at the same learning rates.
+    """
     values = {"keep_checkpoints": 100, **values}
     runs = {network: override(RECIPES[name](), values) for network, name in NETWORKS.items()}
-    steps = sum(stage.steps for stage in runs["adapted"].stages)
-    return {network: run if network == "adapted" else override(run, {"steps": steps}) for network, run in runs.items()}
+    warm, *adapt = runs["adapted"].stages
+    rest = sum(stage.steps for stage in adapt)
+    more = dataclasses.replace(warm, name="more", steps=rest, init_from=warm.name, optim=adapt[0].optim)
+    runs["source-only"] = dataclasses.replace(runs["source-only"], stages=(warm, more))
+    runs["oracle"] = override(runs["oracle"], {"steps": warm.steps + rest})
+    return runs
 
 
 def _stages(recipe: Recipe) -> list[tuple[Stage, int]]:
@@ -177,6 +187,17 @@ def _prepare(data: Path) -> None:
     for domain in ("source", "target"):
         directory = str(data / domain)
         prepare(out=directory, layout="folders", root=directory, classes=str(data / "classes.json"), overwrite=True)
+
+
+def _take_over_warm_start(adapted: Recipe, source_only: Recipe, root: Path) -> None:
+    """Copy the adapted run's first stage, with its metrics: trained anew, it would come out bit for bit the same."""
+    name = f"0-{adapted.stages[0].name}"
+    stage = root / source_only.name / "stages" / name
+    if not stage.exists():
+        shutil.copytree(root / adapted.name / "stages" / name, stage)
+        rows = (root / adapted.name / "metrics.jsonl").read_text().splitlines()
+        rows = [row for row in rows if json.loads(row)["stage"] == 0]
+        (root / source_only.name / "metrics.jsonl").write_text("\n".join(rows) + "\n")
 
 
 def _train(run: Recipe, source: str, target: str, root: Path) -> None:

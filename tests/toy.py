@@ -31,6 +31,7 @@ METHODS: dict[str, MethodConfig] = {
     "bcl": BCL.Config(),
     "bcl_teacher": BCL.Config(teacher_momentum=0.9),
     "bcl_paper": _PAPER,
+    "bcl_mix": replace(_PAPER, target_ce="hybrid", teacher_momentum=0.9, mix=True),
     "bcl_hybrid_ce": replace(_PAPER, target_ce="hybrid", temperature=0.05),
 }
 

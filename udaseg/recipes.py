@@ -17,8 +17,7 @@ from udaseg.methods.supervised import Supervised
 
 _DEEPLAB = Model(backbone="resnet101", pretrained=True, output_stride=8, head="aspp", frozen_norm_affine=True)
 _SMALL = Model(backbone="regnetx_002", head="multilevel", head_channels=64)
-_LABELLED = Stream(labels="true", jitter=0.25, blur=0.5)  # the same view in every small recipe, baselines included
-_SMALL_DATA = Data(batch_size=8, short_side=128, scale=(1.0, 1.4), crop=(128, 192), source=_LABELLED)
+_SMALL_DATA = Data(batch_size=8, short_side=128, scale=(1.0, 1.4), crop=(128, 192))
 _SMALL_OPTIM = Optim(name="adamw", lr=2e-3, head_lr_factor=1.0, weight_decay=0.01, horizon=1.1, clip=5.0)
 _UNTIL_SOURCE = 300
 _ADAPT = 300
@@ -108,7 +107,7 @@ def source_only_small() -> Recipe:
 
 def supervised_small() -> Recipe:
     """The oracle of the small recipes: labelled target images, and as many steps as `bcl_small` takes in all."""
-    data = replace(_SMALL_DATA, source=None, target=_LABELLED)
+    data = replace(_SMALL_DATA, source=None, target=Stream(labels="true"))
     stage = replace(source_only_small().stages[0], name="target", method=Supervised.Config(stream="target"), data=data)
     return Recipe(name="supervised_small", stages=(stage,), checkpoint_every=150)
 
@@ -149,13 +148,13 @@ def bcl_small() -> Recipe:
     rounds = tuple(
         Stage(
             name=f"round-{r}",
-            method=BCL.Config(target_weight=1.0, entropy_weight=0.0, teacher_momentum=0.98),
+            method=BCL.Config(target_weight=1.0, entropy_weight=0.0, teacher_momentum=0.98, mix=True),
             steps=_ADAPT // 2,
             model=replace(_SMALL, per_domain="stem+statistics"),
-            data=replace(_SMALL_DATA, target=replace(_LABELLED, labels="pseudo")),
+            data=replace(_SMALL_DATA, target=Stream(labels="pseudo")),
             optim=replace(_SMALL_OPTIM, lr=_SMALL_OPTIM.lr / 2),
             init_from="source" if r == 0 else f"round-{r - 1}",
-            pseudo_label=PseudoLabel(share=0.5, cap=0.9, image_share=0.0),
+            pseudo_label=PseudoLabel(share=0.2, image_share=0.0),
         )
         for r in range(2)
     )

@@ -11,20 +11,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from udaseg.augment import strong
 from udaseg.losses.contrastive import bidirectional_contrast, downscale_label, masked_average_pool
 from udaseg.losses.segmentation import EntropyForm, cross_entropy, entropy
 from udaseg.method import Optim, build_optimizer
+from udaseg.mixing import class_mask, paste
 from udaseg.models.segmenter import Segmenter
 from udaseg.prototypes import DomainBias
-from udaseg.pseudo_label import fill, prototype_transfer
+from udaseg.pseudo_label import confident_share, fill, prototype_transfer
 from udaseg.teacher import EMATeacher
 from udaseg.types import IGNORE, Batch, Loss
+
+
+class _Soft(NamedTuple):
+    label: Tensor  # (B, H, W), the teacher's class
+    quality: Tensor  # scalar, the share of pixels that it is sure of
 
 
 class BCL(nn.Module):
@@ -57,19 +64,28 @@ class BCL(nn.Module):
         """Which labels the target's cross-entropy reads (paper; the authors' code has static ones only)."""
         teacher_momentum: float = 0.0
         """Above 0 an EMA of the student is what is evaluated; at 0 the student itself, as the authors do."""
+        mix: bool = False
+        """Not in the paper: the student sees the target as DACS shows it, under half of the source image's classes and
+        in a strong view. Target pixels without a label of the round take the teacher's class, weighted by the share of
+        pixels that it is sure of. Needs a teacher."""
+        mix_threshold: float = 0.9
+        """Confidence from which the teacher is sure of a pixel (mix)."""
 
         def build(self, student: Segmenter, *, seed: int) -> BCL:
-            return BCL(self, student)
+            return BCL(self, student, seed)
 
-    def __init__(self, config: Config, student: Segmenter) -> None:
+    def __init__(self, config: Config, student: Segmenter, seed: int) -> None:
         super().__init__()
-        self.config = config
+        if config.mix and not config.teacher_momentum:
+            raise ValueError("method.mix needs a teacher: set method.teacher_momentum above 0")
+        self.config, self.seed = config, seed
         self.student = student
         self.domain_bias = DomainBias(
             student.num_classes, student.embedding_channels, momentum=config.calibration_momentum
         )
         momentum = config.teacher_momentum
-        self.teacher = EMATeacher(student, momentum=momentum, statistics="student") if momentum else None
+        statistics: Literal["own", "student"] = "own" if config.mix else "student"
+        self.teacher = EMATeacher(student, momentum=momentum, statistics=statistics) if momentum else None
 
     @property
     def predictor(self) -> nn.Module:
@@ -78,11 +94,12 @@ class BCL(nn.Module):
     def losses(self, batches: Mapping[str, Batch], step: int, total_steps: int) -> Iterator[tuple[Loss, ...]]:
         c, source, target = self.config, batches["source"], batches["target"]
         assert source.label is not None and target.label is not None
-        out_s, out_t = self.student(source.image, "source"), self.student(target.image, "target")
+        target_image, static, soft = self._mix(source, target) if c.mix else (target.image, target.label, None)
+        out_s, out_t = self.student(source.image, "source"), self.student(target_image, "target")
 
-        target_label = target.label
+        target_label = static
         if c.variant == "paper":
-            target_label = self._hybrid(out_s.embedding, source.label, out_t.embedding, target.label)
+            target_label = self._hybrid(out_s.embedding, source.label, out_t.embedding, static)
         forward, backward = bidirectional_contrast(
             out_s.embedding,
             source.label,
@@ -91,16 +108,28 @@ class BCL(nn.Module):
             num_classes=self.student.num_classes,
             temperature=c.temperature,
         )
-        ce_label = target_label if c.target_ce == "hybrid" else target.label
+        ce_label, weight = target_label if c.target_ce == "hybrid" else static, None
+        if soft is not None:
+            weight = torch.where(ce_label == IGNORE, soft.quality, 1.0)
+            ce_label = torch.where(ce_label == IGNORE, soft.label, ce_label)
         yield (
             Loss("source_ce", cross_entropy(out_s.logits, source.label)),
-            Loss("target_ce", cross_entropy(out_t.logits, ce_label), c.target_weight),
+            Loss("target_ce", cross_entropy(out_t.logits, ce_label, weight), c.target_weight),
             Loss("source_entropy", entropy(out_s.logits, form=c.entropy), c.entropy_weight),
             Loss("target_entropy", entropy(out_t.logits, form=c.entropy), c.entropy_weight * c.target_weight),
             Loss("forward_contrast", forward, c.forward_weight),
             Loss("backward_contrast", backward, c.backward_weight),
             Loss("coverage", (target_label != IGNORE).float().mean(), weight=0),
         )
+
+    def _mix(self, source: Batch, target: Batch) -> tuple[Tensor, Tensor, _Soft]:
+        """The mixed image (B, 3, H, W), its labels of source and round (B, H, W), and the teacher's for the rest."""
+        assert self.teacher is not None and source.label is not None and target.label is not None
+        confidence, teacher_label = self.teacher.label(target.image)
+        mask = class_mask(source.label, source.index, seed=self.seed)
+        image = strong(paste(mask, source.image, target.image), target.index, seed=self.seed, purpose="mixed")
+        soft = _Soft(paste(mask, source.label, teacher_label), confident_share(confidence, self.config.mix_threshold))
+        return image, paste(mask, source.label, target.label), soft
 
     @torch.no_grad()
     def _hybrid(self, source: Tensor, source_label: Tensor, target: Tensor, static: Tensor) -> Tensor:
