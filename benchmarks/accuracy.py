@@ -41,7 +41,9 @@ SETTINGS = {
     "data.short_side": 240,
     "data.crop": (176, 240),
     "data.scale": (1.0, 1.3),
+    "data.batch_size": 4,
     "optim.lr": 3e-4,
+    "optim.head_lr_factor": 5.0,
     "checkpoint_every": 1000,
 }
 RECIPE_OF = {
@@ -98,6 +100,8 @@ def run(name: str, seed: int, a: Arguments, commit: str) -> dict[str, object]:
             recipe = override(RECIPES["source_only_small"](), settings)
             train(recipe, source=source, target=None, out=str(warm_out), resume=warm_out.exists())
             began = time.monotonic()
+    if name == "adabn":  # on top of the whole source-only network, so that both have the same steps
+        warm = str((a.work / commit / f"source_only-seed{seed}" / "model").resolve())
     recipe = recipe_for(name, seed, a.weights, warm)
     streams = {s for stage in recipe.stages for s in stage.data.streams()}
     model = train(

@@ -86,7 +86,7 @@ def assert_close(mine: Arrays, theirs: Arrays, what: str) -> None:
         np.testing.assert_allclose(mine[name], value, rtol=1e-5, atol=1e-5 * scale, err_msg=f"{what}: {name}")
 
 
-@pytest.mark.parametrize("name", ["supervised", "dacs", "bcl", "bcl_paper", "bcl_hybrid_ce"])
+@pytest.mark.parametrize("name", ["supervised", "dacs", "bcl", "bcl_paper", "bcl_hybrid_ce", "bcl_mix"])
 def test_a_method_on_two_ranks_equals_one(name: str, two_ranks: TwoRanks) -> None:
     ranks = two_ranks.run(train_some, name)
     state, gradients, logs = train_some(None, name)

@@ -16,11 +16,10 @@ from udaseg.methods.dacs import DACS
 from udaseg.methods.supervised import Supervised
 
 _DEEPLAB = Model(backbone="resnet101", pretrained=True, output_stride=8, head="aspp", frozen_norm_affine=True)
-_SMALL = Model(backbone="regnetx_002", head="multilevel", head_channels=64)
+_SMALL = Model(backbone="regnetx_002", head="multilevel", head_channels=32)
 _SMALL_DATA = Data(batch_size=8, short_side=128, scale=(1.0, 1.4), crop=(128, 192))
 _SMALL_OPTIM = Optim(name="adamw", lr=2e-3, head_lr_factor=1.0, weight_decay=0.01, horizon=1.1, clip=5.0)
-_UNTIL_SOURCE = 300
-_ADAPT = 300
+_WARM_STEPS, _ADAPT_STEPS = 200, 400
 
 
 def source_only() -> Recipe:
@@ -89,7 +88,7 @@ def bcl() -> Recipe:
         )
         for r in range(10)
     )
-    return Recipe(name="bcl", stages=(warm_up, *rounds), checkpoint_every=1500)
+    return Recipe(name="bcl", stages=(warm_up, *rounds), checkpoint_every=2000)
 
 
 def source_only_small() -> Recipe:
@@ -97,23 +96,23 @@ def source_only_small() -> Recipe:
     stage = Stage(
         name="source",
         method=Supervised.Config(stream="source"),
-        steps=_UNTIL_SOURCE + _ADAPT,
+        steps=_WARM_STEPS + _ADAPT_STEPS,
         model=_SMALL,
         data=replace(_SMALL_DATA, target=None),
         optim=_SMALL_OPTIM,
     )
-    return Recipe(name="source_only_small", stages=(stage,), checkpoint_every=150)
+    return Recipe(name="source_only_small", stages=(stage,), checkpoint_every=200)
 
 
 def supervised_small() -> Recipe:
     """The oracle of the small recipes: labelled target images, and as many steps as `bcl_small` takes in all."""
     data = replace(_SMALL_DATA, source=None, target=Stream(labels="true"))
     stage = replace(source_only_small().stages[0], name="target", method=Supervised.Config(stream="target"), data=data)
-    return Recipe(name="supervised_small", stages=(stage,), checkpoint_every=150)
+    return Recipe(name="supervised_small", stages=(stage,), checkpoint_every=200)
 
 
 def _warm_start() -> Stage:
-    return replace(source_only_small().stages[0], steps=_UNTIL_SOURCE)
+    return replace(source_only_small().stages[0], steps=_WARM_STEPS)
 
 
 def adabn_small() -> Recipe:
@@ -126,7 +125,7 @@ def adabn_small() -> Recipe:
         data=replace(_SMALL_DATA, source=None),
         init_from="source",
     )
-    return Recipe(name="adabn_small", stages=(source_only_small().stages[0], stage), checkpoint_every=150)
+    return Recipe(name="adabn_small", stages=(source_only_small().stages[0], stage), checkpoint_every=200)
 
 
 def dacs_small() -> Recipe:
@@ -134,13 +133,13 @@ def dacs_small() -> Recipe:
     stage = Stage(
         name="dacs",
         method=DACS.Config(threshold=0.9),
-        steps=_ADAPT,
+        steps=_ADAPT_STEPS,
         model=_SMALL,
         data=_SMALL_DATA,
-        optim=replace(_SMALL_OPTIM, lr=_SMALL_OPTIM.lr / 2),
+        optim=_SMALL_OPTIM,
         init_from="source",
     )
-    return Recipe(name="dacs_small", stages=(_warm_start(), stage), checkpoint_every=150)
+    return Recipe(name="dacs_small", stages=(_warm_start(), stage), checkpoint_every=200)
 
 
 def bcl_small() -> Recipe:
@@ -149,16 +148,16 @@ def bcl_small() -> Recipe:
         Stage(
             name=f"round-{r}",
             method=BCL.Config(target_weight=1.0, entropy_weight=0.0, teacher_momentum=0.98, mix=True),
-            steps=_ADAPT // 2,
-            model=replace(_SMALL, per_domain="stem+statistics"),
+            steps=_ADAPT_STEPS // 2,
+            model=_SMALL,
             data=replace(_SMALL_DATA, target=Stream(labels="pseudo")),
-            optim=replace(_SMALL_OPTIM, lr=_SMALL_OPTIM.lr / 2),
+            optim=_SMALL_OPTIM,
             init_from="source" if r == 0 else f"round-{r - 1}",
             pseudo_label=PseudoLabel(share=0.2, image_share=0.0),
         )
         for r in range(2)
     )
-    return Recipe(name="bcl_small", stages=(_warm_start(), *rounds), checkpoint_every=150)
+    return Recipe(name="bcl_small", stages=(_warm_start(), *rounds), checkpoint_every=200)
 
 
 def bcl_paper_small() -> Recipe:
