@@ -246,7 +246,8 @@ def check(recipe: Recipe, directories: dict[str, str | None], cluster: Cluster) 
         if stage.data.batch_size % (cluster.workers * stage.data.group_size):
             raise ConfigError(
                 f"stages.{i}.data.batch_size {stage.data.batch_size} cannot be split among "
-                f"{cluster.workers} workers in whole groups of {stage.data.group_size}; use --cluster.workers that divide it"
+                f"{cluster.workers} workers in whole groups of {stage.data.group_size}; "
+                "use --cluster.workers that divide it"
             )
         earlier = [s.name for s in recipe.stages[:i]]
         if stage.init_from is not None and stage.init_from not in earlier:

@@ -92,6 +92,7 @@ def test_resume_goes_on_after_the_last_finished_phase(tmp_path: Path, monkeypatc
             raise TrainingError("stopped")
 
     monkeypatch.setattr(job, "_prepare", lambda data: None)
+    monkeypatch.setattr(job, "_take_over_warm_start", lambda *_: None)
     monkeypatch.setattr(job, "train", stop_at_the_second)
     with pytest.raises(TrainingError):
         run_tiny(tmp_path / "out")

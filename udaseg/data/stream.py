@@ -126,8 +126,6 @@ class Index:
         self._class_rows = pa.ipc.open_file(_memory_map(join(directory, "class_rows.arrow"))).read_all()
         self.classes = read_classes(directory)
         self._lookup = self.classes.lookup()
-        pseudo = "confidence_uri" in self.table.column_names
-        self._identity = pseudo or not self.classes.raw_to_train
 
     def rows(self, split: str) -> tuple[int, int]:
         """The range of rows of a split. Raises DatasetError where it has none."""
@@ -151,8 +149,6 @@ class Index:
         """(H, W) uint8 train ids of a row's label. Raises DatasetError on an id outside the class list."""
         uri = self.uri(row, "label_uri")
         raw = read_label(uri)
-        if self._identity:
-            return raw.astype(np.uint8)
         mapped = self._lookup[raw]
         if (mapped < 0).any():
             raise DatasetError(f"{uri}: label ids {np.unique(raw[mapped < 0]).tolist()} are not in classes.json")
