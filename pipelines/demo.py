@@ -45,7 +45,7 @@ from udaseg.recipes import RECIPES
 from udaseg.report import Example, Shares, gap_text, html_report, iou_table
 from udaseg.train import CheckpointError, TrainingError, load_model
 
-NETWORKS = {"source-only": "source_only_small", "adapted": "bcl_small", "oracle": "supervised_small"}
+NETWORKS = {"source-only": "source_only_small", "adapted": "bcl_demo", "oracle": "supervised_small"}
 """The recipe of each network that the report compares."""
 
 

@@ -19,7 +19,7 @@ _DEEPLAB = Model(backbone="resnet101", pretrained=True, output_stride=8, head="a
 _SMALL = Model(backbone="regnetx_002", head="multilevel", head_channels=32)
 _SMALL_DATA = Data(batch_size=8, short_side=128, scale=(1.0, 1.4), crop=(128, 192))
 _SMALL_OPTIM = Optim(name="adamw", lr=2e-3, head_lr_factor=1.0, weight_decay=0.01, horizon=1.1, clip=5.0)
-_WARM_STEPS, _ADAPT_STEPS = 200, 400
+_WARM_STEPS, _ROUND_STEPS = 320, 260
 
 
 def source_only() -> Recipe:
@@ -65,7 +65,7 @@ def dacs() -> Recipe:
         data=Data(batch_size=2, short_side=512, crop=(512, 512)),
         optim=Optim(lr=2.5e-4),
     )
-    return Recipe(name="dacs", stages=(stage,), checkpoint_every=2000)
+    return Recipe(name="dacs", stages=(stage,), checkpoint_every=1300)
 
 
 def bcl() -> Recipe:
@@ -88,7 +88,7 @@ def bcl() -> Recipe:
         )
         for r in range(10)
     )
-    return Recipe(name="bcl", stages=(warm_up, *rounds), checkpoint_every=2000)
+    return Recipe(name="bcl", stages=(warm_up, *rounds), checkpoint_every=1300)
 
 
 def source_only_small() -> Recipe:
@@ -96,19 +96,19 @@ def source_only_small() -> Recipe:
     stage = Stage(
         name="source",
         method=Supervised.Config(stream="source"),
-        steps=_WARM_STEPS + _ADAPT_STEPS,
+        steps=_WARM_STEPS + 2 * _ROUND_STEPS,
         model=_SMALL,
         data=replace(_SMALL_DATA, target=None),
         optim=_SMALL_OPTIM,
     )
-    return Recipe(name="source_only_small", stages=(stage,), checkpoint_every=200)
+    return Recipe(name="source_only_small", stages=(stage,), checkpoint_every=130)
 
 
 def supervised_small() -> Recipe:
     """The oracle of the small recipes: labelled target images, and as many steps as `bcl_small` takes in all."""
     data = replace(_SMALL_DATA, source=None, target=Stream(labels="true"))
     stage = replace(source_only_small().stages[0], name="target", method=Supervised.Config(stream="target"), data=data)
-    return Recipe(name="supervised_small", stages=(stage,), checkpoint_every=200)
+    return Recipe(name="supervised_small", stages=(stage,), checkpoint_every=130)
 
 
 def _warm_start() -> Stage:
@@ -125,7 +125,7 @@ def adabn_small() -> Recipe:
         data=replace(_SMALL_DATA, source=None),
         init_from="source",
     )
-    return Recipe(name="adabn_small", stages=(source_only_small().stages[0], stage), checkpoint_every=200)
+    return Recipe(name="adabn_small", stages=(source_only_small().stages[0], stage), checkpoint_every=130)
 
 
 def dacs_small() -> Recipe:
@@ -133,31 +133,36 @@ def dacs_small() -> Recipe:
     stage = Stage(
         name="dacs",
         method=DACS.Config(threshold=0.9),
-        steps=_ADAPT_STEPS,
+        steps=2 * _ROUND_STEPS,
         model=_SMALL,
         data=_SMALL_DATA,
         optim=_SMALL_OPTIM,
         init_from="source",
     )
-    return Recipe(name="dacs_small", stages=(_warm_start(), stage), checkpoint_every=200)
+    return Recipe(name="dacs_small", stages=(_warm_start(), stage), checkpoint_every=130)
 
 
-def bcl_small() -> Recipe:
-    """BCL from a source-only warm start, two rounds, on a small network: the method of `udaseg demo`."""
+def bcl_small(count: int = 2) -> Recipe:
+    """BCL from a source-only warm start, two rounds, on a small network, with the mixed view (see docs/methods.md)."""
     rounds = tuple(
         Stage(
             name=f"round-{r}",
             method=BCL.Config(target_weight=1.0, entropy_weight=0.0, teacher_momentum=0.98, mix=True),
-            steps=_ADAPT_STEPS // 2,
+            steps=_ROUND_STEPS,
             model=_SMALL,
             data=replace(_SMALL_DATA, target=Stream(labels="pseudo")),
             optim=_SMALL_OPTIM,
             init_from="source" if r == 0 else f"round-{r - 1}",
             pseudo_label=PseudoLabel(share=0.2, image_share=0.0),
         )
-        for r in range(2)
+        for r in range(count)
     )
-    return Recipe(name="bcl_small", stages=(_warm_start(), *rounds), checkpoint_every=200)
+    return Recipe(name="bcl_small", stages=(_warm_start(), *rounds), checkpoint_every=130)
+
+
+def bcl_demo() -> Recipe:
+    """`bcl_small` with one round: what `udaseg demo` runs, within minutes."""
+    return replace(bcl_small(count=1), name="bcl_demo")
 
 
 def bcl_paper_small() -> Recipe:
@@ -182,6 +187,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
         adabn_small,
         dacs_small,
         bcl_small,
+        bcl_demo,
         bcl_paper_small,
     )
 }

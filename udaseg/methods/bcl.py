@@ -70,6 +70,8 @@ class BCL(nn.Module):
         pixels that it is sure of. Needs a teacher."""
         mix_threshold: float = 0.9
         """Confidence from which the teacher is sure of a pixel (mix)."""
+        mix_jitter: float = 0.25
+        """Strength of the strong view's colour jitter (mix)."""
 
         def build(self, student: Segmenter, *, seed: int) -> BCL:
             return BCL(self, student, seed)
@@ -127,7 +129,13 @@ class BCL(nn.Module):
         assert self.teacher is not None and source.label is not None and target.label is not None
         confidence, teacher_label = self.teacher.label(target.image)
         mask = class_mask(source.label, source.index, seed=self.seed)
-        image = strong(paste(mask, source.image, target.image), target.index, seed=self.seed, purpose="mixed")
+        image = strong(
+            paste(mask, source.image, target.image),
+            target.index,
+            seed=self.seed,
+            purpose="mixed",
+            jitter=self.config.mix_jitter,
+        )
         soft = _Soft(paste(mask, source.label, teacher_label), confident_share(confidence, self.config.mix_threshold))
         return image, paste(mask, source.label, target.label), soft
 
