@@ -214,8 +214,6 @@ def list_images(images: str, split: str | None) -> pa.Table:
         table = rows.select(["image_id", "dataset", "split"]).append_column("image_uri", pa.array(uris, pa.string()))
     else:
         found = files(base, IMAGE_SUFFIXES)
-        if not found:
-            raise DatasetError(f"{images}: neither a dataset nor a folder with images")
         names = [image_id for image_id, _ in found]
         if len(set(names)) < len(names):
             twice = next(name for name, n in Counter(names).items() if n > 1)

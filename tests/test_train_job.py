@@ -21,6 +21,7 @@ from pipelines.train import Cluster, train
 from udaseg.config import ConfigError, Recipe
 from udaseg.data.schema import DatasetError
 from udaseg.metrics import mean_iou
+from udaseg.recipes import RECIPES
 from udaseg.train import CheckpointError, TrainingError, load_model
 
 ONE = Cluster(workers=1, gpu=False, threads=1)
@@ -259,3 +260,16 @@ def test_the_command_line_says_what_is_wrong(
 ) -> None:
     assert job.main(words) == 2
     assert message in capsys.readouterr().err
+
+
+# --- the full matrix ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", [name for name in RECIPES if name.endswith("_small")])
+def test_every_small_recipe_runs_on_two_workers(name: str, tmp_path: Path, ray_session: None) -> None:
+    recipe = tiny_recipe(name)
+    streams = {stream for stage in recipe.stages for stream in stage.data.streams()}
+    data = {s: make_dataset(tmp_path / s, s) if s in streams else None for s in ("source", "target")}
+    model = train(recipe, **data, out=str(tmp_path / "run"), cluster=TWO)
+    assert 0 <= mean_iou(evaluate([model], make_dataset(tmp_path / "val", "target"))[0]) <= 1

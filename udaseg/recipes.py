@@ -65,7 +65,7 @@ def dacs() -> Recipe:
         data=Data(batch_size=2, short_side=512, crop=(512, 512)),
         optim=Optim(lr=2.5e-4),
     )
-    return Recipe(name="dacs", stages=(stage,), checkpoint_every=1300)
+    return Recipe(name="dacs", stages=(stage,), checkpoint_every=2000)
 
 
 def bcl() -> Recipe:
@@ -88,7 +88,7 @@ def bcl() -> Recipe:
         )
         for r in range(10)
     )
-    return Recipe(name="bcl", stages=(warm_up, *rounds), checkpoint_every=1300)
+    return Recipe(name="bcl", stages=(warm_up, *rounds), checkpoint_every=1500)
 
 
 def source_only_small() -> Recipe:
