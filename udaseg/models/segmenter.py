@@ -73,14 +73,6 @@ class Segmenter(nn.Module):
         logits = F.interpolate(logits.float(), size=image.shape[-2:], mode="bilinear", align_corners=False)
         return SegOutput(logits=logits, embedding=embedding.float(), features=tuple(features))
 
-    def copy_source_to_target(self) -> None:
-        """Start the target's own parts from the source's."""
-        shared = {**dict(self.net.named_parameters()), **dict(self.net.named_buffers())}
-        own = {**self.target_parameters, **dict(self.target_buffers.named_buffers())}
-        with torch.no_grad():
-            for key, tensor in own.items():
-                tensor.copy_(shared[_name(key)])
-
     def load_network(self, state: Mapping[str, Tensor]) -> None:
         """Load another `Segmenter`'s state. Parts that it does not have per domain start from the shared ones.
 
