@@ -38,7 +38,7 @@ def test_windows_cover_the_axis_and_end_with_it(length: int, window: int, overla
     starts = window_starts(length, window, overlap)
     covered = np.zeros(length, int)
     for start in starts:
-        assert 0 <= start and (start + window <= length or starts == [0])
+        assert start >= 0 and (start + window <= length or starts == [0])
         covered[start : start + window] += 1
     assert covered.min() >= 1 and starts == sorted(set(starts))
 
