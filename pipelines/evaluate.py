@@ -25,6 +25,8 @@ from udaseg.models.segmenter import Domain
 from udaseg.report import confusion_picture, iou_table, summary
 from udaseg.train import CheckpointError, load_model, read_card
 
+FILES = ("metrics.json", "confusion.png")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Inference:
@@ -121,7 +123,7 @@ class Arguments:
     """Dataset directory."""
     split: str = "val"
     out: str | None = None
-    """Folder for metrics.json and confusion.png."""
+    """Folder for metrics.json and confusion.png; neither may be there yet."""
     inference: Inference = Inference()
     format: Literal["table", "json"] = "table"
     """What is printed."""
@@ -130,6 +132,10 @@ class Arguments:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     a = tyro.cli(Arguments, args=argv, prog="udaseg evaluate", config=(tyro.conf.AvoidSubcommands,))
+    folder = Path(a.out) if a.out is not None else None
+    if folder is not None and (folder.is_file() or any((folder / name).exists() for name in FILES)):
+        print(f"error: {folder}: holds results already; choose another --out", file=sys.stderr)
+        return 2
     try:
         counts = evaluate([a.checkpoint], a.dataset, split=a.split, inference=a.inference)[0]
     except (DatasetError, CheckpointError) as error:
@@ -141,11 +147,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(json.dumps(metrics))
     else:
         Console().print(iou_table({"": counts}, classes.names))
-    if a.out is not None:
-        folder = Path(a.out)
+    if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "metrics.json").write_text(json.dumps(metrics, indent=1))
-        confusion_picture(counts, classes.names).save(folder / "confusion.png")
+        (folder / FILES[0]).write_text(json.dumps(metrics, indent=1))
+        confusion_picture(counts, classes.names).save(folder / FILES[1])
     return 0
 
 

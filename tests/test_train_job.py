@@ -17,6 +17,7 @@ from tiny import make_dataset, tiny_recipe
 
 from pipelines import train as job
 from pipelines.evaluate import evaluate
+from pipelines.evaluate import main as evaluate_main
 from pipelines.train import Cluster, train
 from udaseg.config import ConfigError, Recipe
 from udaseg.data.schema import DatasetError
@@ -193,6 +194,21 @@ def test_training_learns_and_evaluation_agrees_with_a_plain_loop(
         probability = predict(network, image, short_side=card.short_side)
         expected += confusion(index.train_ids(row), probability[0].argmax(0).numpy(), 3)
     assert np.array_equal(counts, expected)
+
+
+def test_evaluate_prints_and_writes_the_same_figures_once(
+    undisturbed: Path, pair: dict[str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--checkpoint", str(undisturbed / "model"), "--dataset", pair["target_val"], "--format", "json"]
+    assert evaluate_main([*words, "--out", str(tmp_path / "out")]) == 0
+    printed = json.loads(capfd.readouterr().out.splitlines()[-1])
+    assert printed == json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert set(printed["iou"]) == {"ground", "sky", "box"} and (tmp_path / "out" / "confusion.png").exists()
+    assert evaluate_main([*words, "--out", str(tmp_path / "out")]) == 2
+    assert "holds results already" in capfd.readouterr().err
+    words[1] = str(tmp_path)
+    assert evaluate_main(words) == 2
+    assert "not a model directory" in capfd.readouterr().err
 
 
 # --- refused before anything runs -----------------------------------------------------------------------------------

@@ -25,12 +25,13 @@ def class_mask(label: Tensor, index: Tensor, *, seed: int, include_ignore: bool 
     """
     masks = []
     for sample, number in zip(label, index.tolist(), strict=True):
-        classes = sample.unique().cpu()
+        classes = sample.flatten().bincount(minlength=IGNORE + 1).nonzero()[:, 0].cpu()
         if not include_ignore:
             classes = classes[classes != IGNORE]
         order = torch.from_numpy(keyed(seed, number, "class_mask").permutation(len(classes)))
-        chosen = classes[order[: (len(classes) + 1) // 2]].to(sample.device)
-        masks.append(torch.isin(sample, chosen))
+        chosen = torch.zeros(IGNORE + 1, dtype=torch.bool)
+        chosen[classes[order[: (len(classes) + 1) // 2]]] = True
+        masks.append(chosen.to(sample.device)[sample])
     return torch.stack(masks)
 
 

@@ -16,10 +16,10 @@ from udaseg.methods.dacs import DACS
 from udaseg.methods.supervised import Supervised
 
 _DEEPLAB = Model(backbone="resnet101", pretrained=True, output_stride=8, head="aspp", frozen_norm_affine=True)
-_SMALL = Model(backbone="regnetx_002", head="multilevel", head_channels=32)
+_SMALL = Model(backbone="test_byobnet", head="multilevel", head_channels=32)  # 0.2 M parameters: minutes on a CPU
 _SMALL_DATA = Data(batch_size=8, short_side=128, scale=(1.0, 1.4), crop=(128, 192))
-_SMALL_OPTIM = Optim(name="adamw", lr=2e-3, head_lr_factor=1.0, weight_decay=0.01, horizon=1.1, clip=5.0)
-_WARM_STEPS, _ROUND_STEPS = 320, 260
+_SMALL_OPTIM = Optim(name="adamw", lr=3e-3, head_lr_factor=1.0, weight_decay=0.01, horizon=1.1, clip=5.0)
+_WARM_STEPS, _ROUND_STEPS = 300, 300
 
 
 def source_only() -> Recipe:
@@ -101,14 +101,14 @@ def source_only_small() -> Recipe:
         data=replace(_SMALL_DATA, target=None),
         optim=_SMALL_OPTIM,
     )
-    return Recipe(name="source_only_small", stages=(stage,), checkpoint_every=130)
+    return Recipe(name="source_only_small", stages=(stage,), checkpoint_every=150)
 
 
 def supervised_small() -> Recipe:
     """The oracle of the small recipes: labelled target images, and as many steps as `bcl_small` takes in all."""
     data = replace(_SMALL_DATA, source=None, target=Stream(labels="true"))
     stage = replace(source_only_small().stages[0], name="target", method=Supervised.Config(stream="target"), data=data)
-    return Recipe(name="supervised_small", stages=(stage,), checkpoint_every=130)
+    return Recipe(name="supervised_small", stages=(stage,), checkpoint_every=150)
 
 
 def _warm_start() -> Stage:
@@ -125,7 +125,7 @@ def adabn_small() -> Recipe:
         data=replace(_SMALL_DATA, source=None),
         init_from="source",
     )
-    return Recipe(name="adabn_small", stages=(source_only_small().stages[0], stage), checkpoint_every=130)
+    return Recipe(name="adabn_small", stages=(source_only_small().stages[0], stage), checkpoint_every=150)
 
 
 def dacs_small() -> Recipe:
@@ -139,30 +139,38 @@ def dacs_small() -> Recipe:
         optim=_SMALL_OPTIM,
         init_from="source",
     )
-    return Recipe(name="dacs_small", stages=(_warm_start(), stage), checkpoint_every=130)
+    return Recipe(name="dacs_small", stages=(_warm_start(), stage), checkpoint_every=150)
 
 
 def bcl_small(count: int = 2) -> Recipe:
-    """BCL from a source-only warm start, two rounds, on a small network, with the mixed view (see docs/methods.md)."""
+    """BCL from a source-only warm start, on a small network, with the mixed view (see docs/methods.md).
+
+    All its steps are shared by `count` rounds.
+    """
     rounds = tuple(
         Stage(
             name=f"round-{r}",
-            method=BCL.Config(target_weight=1.0, entropy_weight=0.0, teacher_momentum=0.98, mix=True),
-            steps=_ROUND_STEPS,
+            method=BCL.Config(target_weight=1.0, entropy_weight=0.0, teacher_momentum=0.98, mix=True, mix_jitter=0.5),
+            steps=2 * _ROUND_STEPS // count,
             model=_SMALL,
             data=replace(_SMALL_DATA, target=Stream(labels="pseudo")),
             optim=_SMALL_OPTIM,
             init_from="source" if r == 0 else f"round-{r - 1}",
-            pseudo_label=PseudoLabel(share=0.2, image_share=0.0),
+            pseudo_label=PseudoLabel(share=0.1, image_share=0.0),
         )
         for r in range(count)
     )
-    return Recipe(name="bcl_small", stages=(_warm_start(), *rounds), checkpoint_every=130)
+    return Recipe(name="bcl_small", stages=(_warm_start(), *rounds), checkpoint_every=150)
 
 
 def bcl_demo() -> Recipe:
-    """`bcl_small` with one round: what `udaseg demo` runs, within minutes."""
-    return replace(bcl_small(count=1), name="bcl_demo")
+    """What `udaseg demo` runs, within minutes: `bcl_small` in one round, with rare-class sampling of the source."""
+    warm_start, adapt = bcl_small(count=1).stages
+    rare = Stream(
+        labels="true", sampling="rare_class", rare_temperature=0.1, rare_min_pixels=60, rare_min_crop_pixels=30
+    )
+    stages = (warm_start, replace(adapt, data=replace(adapt.data, source=rare)))
+    return Recipe(name="bcl_demo", stages=stages, checkpoint_every=150)
 
 
 def bcl_paper_small() -> Recipe:

@@ -114,15 +114,19 @@ class BCL(nn.Module):
         if soft is not None:
             weight = torch.where(ce_label == IGNORE, soft.quality, 1.0)
             ce_label = torch.where(ce_label == IGNORE, soft.label, ce_label)
-        yield (
+        losses = [
             Loss("source_ce", cross_entropy(out_s.logits, source.label)),
             Loss("target_ce", cross_entropy(out_t.logits, ce_label, weight), c.target_weight),
-            Loss("source_entropy", entropy(out_s.logits, form=c.entropy), c.entropy_weight),
-            Loss("target_entropy", entropy(out_t.logits, form=c.entropy), c.entropy_weight * c.target_weight),
             Loss("forward_contrast", forward, c.forward_weight),
             Loss("backward_contrast", backward, c.backward_weight),
             Loss("coverage", (target_label != IGNORE).float().mean(), weight=0),
-        )
+        ]
+        if c.entropy_weight:
+            losses += [
+                Loss("source_entropy", entropy(out_s.logits, form=c.entropy), c.entropy_weight),
+                Loss("target_entropy", entropy(out_t.logits, form=c.entropy), c.entropy_weight * c.target_weight),
+            ]
+        yield tuple(losses)
 
     def _mix(self, source: Batch, target: Batch) -> tuple[Tensor, Tensor, _Soft]:
         """The mixed image (B, 3, H, W), its labels of source and round (B, H, W), and the teacher's for the rest."""
