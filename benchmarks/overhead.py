@@ -1,6 +1,6 @@
 """What the pipeline costs on top of the bare device step.
 
-    python -m benchmarks.overhead [--steps 120]
+    python -m benchmarks.overhead [--steps 480]
 
 Prints, from one run on the embedded pair: seconds per step of the whole pipeline (Ray Data, Ray Train, one worker)
 divided by seconds of the same step, augmentation included, on tensors already in memory; the share of the step that is
@@ -32,7 +32,7 @@ from udaseg.train import build_state, to_batches, train_step
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    steps: int = 120
+    steps: int = 480
     """Steps of the pipeline run; the first third warms up and does not count."""
     recipe: str = "dacs_small"
     """A recipe whose second stage is measured."""
