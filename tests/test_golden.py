@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from udaseg.losses.contrastive import bidirectional_contrast
-from udaseg.losses.segmentation import cross_entropy
+from udaseg.losses.contrastive import bidirectional_contrast, distribution_contrast
+from udaseg.losses.feature import feature_distance, majority_label, mmd
+from udaseg.losses.pixel_pair import multi_resolution_contrast, pixel_contrast
+from udaseg.losses.segmentation import cross_entropy, entropy, negative_learning
+from udaseg.prototypes import ClassGaussians
 from udaseg.pseudo_label import union_pseudo_label
 from udaseg.types import IGNORE
 
@@ -69,12 +73,103 @@ def _union() -> Result:
     }
 
 
+def _label_denoising(place: int) -> Result:
+    logits, label = (3 * T((2, 19, 8, 8), 0.29)).requires_grad_(), Y((2, 8, 8), 19)
+    label[:, :3] = IGNORE
+    ce, ent = cross_entropy(logits, label), entropy(logits, form="double_softmax")
+    negative = negative_learning(logits, place)
+    (ce + ent + negative).backward()
+    assert logits.grad is not None
+    return {
+        "value": negative.detach(),
+        "grad_l2": {"total": logits.grad.norm()},
+        "ce": ce.detach(),
+        "ent": ent.detach(),
+    }
+
+
+def _boundary_enhancement() -> Result:
+    sure = (T((2, 8, 8), 0.9).abs() >= 0.97).float().mean((1, 2), keepdim=True)
+    weight = sure.expand(2, 8, 8)
+    return {"value": cross_entropy(3 * T((2, 19, 8, 8), 0.29), Y((2, 8, 8), 19), weight, reduction="nonzero")}
+
+
+def _mmd() -> Result:
+    a, b = T((2, 256), 0.37).requires_grad_(), T((2, 256), 0.53, 1)
+    value = mmd(a, b)
+    value.backward()
+    assert a.grad is not None
+    return {"value": value.detach(), "grad_l2": {"a": a.grad.norm()}}
+
+
+def _gaussians() -> tuple[ClassGaussians, Tensor, Tensor]:
+    x1, y1 = T((400, 32), 0.37), Y((400,), 12)
+    y1[:20] = IGNORE
+    x2, y2 = T((300, 32), 0.53, 1), Y((300,), 17, 11)
+    gaussians = ClassGaussians(19, 32)
+    gaussians.update(x1, y1)
+    gaussians.update(x2, y2)
+    return gaussians, x2, y2
+
+
+def _distribution(temperature: float) -> Result:
+    gaussians, feature, label = _gaussians()
+    feature.requires_grad_()
+    value = distribution_contrast(feature, label, gaussians.mean, gaussians.variance, temperature=temperature)
+    value.backward()
+    assert feature.grad is not None
+    return {"value": value.detach(), "grad_l2": {"feat": feature.grad.norm()}}
+
+
+def _cluda(batch: int) -> tuple[Tensor, Tensor, Tensor]:
+    shape = (batch, 16, 6, 6)
+    return T(shape, 0.37).requires_grad_(), T(shape, 0.53, 1).requires_grad_(), Y((batch, 1, 6, 6), 9)[:, 0]
+
+
+def _multi_resolution(batch: int) -> Result:
+    (low, high, label), plane = _cluda(batch), (batch, 1, 6, 6)
+    inside = label.clone()
+    inside[:, :3] = 0
+    attention, weight = T(plane, 0.9).abs()[:, 0], T(plane, 0.21, 0.4).abs()[:, 0]
+    value = multi_resolution_contrast(low, high, label, inside, attention, weight, position_major=True, rows=25)
+    value.backward()
+    assert low.grad is not None and high.grad is not None
+    return {"value": value.detach(), "grad_l2": {"lr": low.grad.norm(), "hr": high.grad.norm()}}
+
+
+def _pixel_contrast(batch: int) -> Result:
+    low, _, label = _cluda(batch)
+    return {"value": pixel_contrast(low.detach(), label, position_major=True, rows=25)}
+
+
+def _feature_distance() -> Result:
+    mask = T((2, 1, 6, 8), 0.9)[:, 0] > 0
+    return {"value": feature_distance(T((2, 32, 6, 8), 0.37), T((2, 32, 6, 8), 0.53, 1), mask)}
+
+
+def _majority_label() -> Result:
+    label = Y((1, 1, 16, 16), 3)
+    label[:, :, :8] = 4
+    label[:, :, 7] = IGNORE
+    return {"tensor": majority_label(label[:, 0], 4, num_classes=19)[:, None]}
+
+
 IMPLEMENTED: dict[str, Callable[[], Result]] = {
     "BCL/FCL": lambda: _bcl(1, 0),
     "BCL/BCL": lambda: _bcl(0, 1),
     "BCL/0.1FCL+0.1BCL": lambda: _bcl(0.1, 0.1),
     "DACS/weighted CE": _weighted_cross_entropy,
     "LDBE/pseudo-label union": _union,
+    **{f"LDBE/ld k={k}": partial(_label_denoising, k) for k in (6, 9, 12)},
+    "LDBE/be": _boundary_enhancement,
+    "DSP/mmd_rbf": _mmd,
+    "SDCA/mean": lambda: {"tensor": _gaussians()[0].mean},
+    "SDCA/var": lambda: {"tensor": _gaussians()[0].variance},
+    **{f"SDCA/loss tau={t}": partial(_distribution, t) for t in (100, 1)},
+    **{f"CLUDA/multi_resolution_cl B={b}": partial(_multi_resolution, b) for b in (1, 2)},
+    **{f"CLUDA/contrastive_loss B={b}": partial(_pixel_contrast, b) for b in (1, 2)},
+    "DAFormer/FD": _feature_distance,
+    "DAFormer/downscale_label_ratio": _majority_label,
 }
 
 
@@ -94,3 +189,5 @@ def test_golden(name: str) -> None:
         assert float(result["grad_l2"][tensor_name]) == pytest.approx(norm, rel=RTOL)
     for kept in [key for key in expected if key.startswith("kept")]:
         assert result[kept] == expected[kept]
+    for term in {"ce", "ent"} & expected.keys():
+        assert float(result[term]) == pytest.approx(expected[term], rel=RTOL)

@@ -1,9 +1,10 @@
-"""Pixel classification losses: cross-entropy in the field's three reductions, and entropy in its two forms."""
+"""Pixel classification losses: cross-entropy in the field's three reductions, entropy in two forms, and others."""
 
 from __future__ import annotations
 
 from typing import Literal
 
+import kornia
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -53,3 +54,42 @@ def entropy(logits: Tensor, *, form: EntropyForm = "shannon") -> Tensor:
         return -(log_probability.exp() * log_probability).sum(1).mean()
     probability = logits.softmax(1)
     return (probability.logsumexp(1) - probability.square().sum(1)).mean()
+
+
+def negative_learning(logits: Tensor, place: int) -> Tensor:
+    """Mean of -log(1 - p) of each pixel's class in a given place of its ranking: what the pixel is surely not.
+
+    Source: LDBE (2210.09519), which draws the place near the middle of the ranking at each step; checked against
+    `Trainer.iter` of fumyou13/LDBE. The label is complementary and heuristic, so no pixel is left out.
+
+    Args:
+        logits: (B, K, H, W).
+        place: 1 = the most probable class ... K = the least.
+
+    Raises:
+        ValueError: the place lies outside 1 ... K.
+    """
+    if not 1 <= place <= logits.shape[1]:
+        raise ValueError(f"place is {place}; it must lie in 1 ... {logits.shape[1]}, the number of classes")
+    probability = logits.softmax(1)
+    chosen = probability.detach().topk(place, dim=1).indices[:, -1:]
+    return -(1 - probability.gather(1, chosen)).clamp(1e-5, 1).log().mean()
+
+
+def lovasz_softmax(logits: Tensor, label: Tensor) -> Tensor:
+    """Kornia's Lovasz-softmax loss, a surrogate of the Jaccard index, on the labelled pixels of the batch as one image.
+
+    It ranks pixels, so the loss of joined ranks is not the mean of theirs; each rank takes its own.
+
+    Args:
+        logits: (B, K, H, W).
+        label: (B, H, W) int64 train ids, 255 = ignore.
+
+    Returns:
+        Scalar, 0 where no pixel is labelled.
+    """
+    labelled = label != IGNORE
+    if not labelled.any():
+        return logits.sum() * 0
+    pixels = logits.movedim(1, -1)[labelled].T[None, :, :, None]
+    return kornia.losses.lovasz_softmax_loss(pixels, label[labelled][None, :, None])

@@ -1,0 +1,133 @@
+"""Contrastive losses among pixels, without ever holding a full matrix of their similarities."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+PairWeight = Callable[[slice], Tensor]
+"""Rows of anchors -> (rows, M) weights of their pairs."""
+
+
+def pair_contrast(
+    anchor: Tensor,
+    anchor_label: Tensor,
+    key: Tensor,
+    key_label: Tensor,
+    *,
+    weight: PairWeight | None = None,
+    rows: int = 512,
+) -> tuple[Tensor, Tensor]:
+    """Per anchor i: sum_j -w_ij log(e^s_ij / (e^s_ij + N_i)) over the other keys j of its label.
+
+    s_ij is the inner product of anchor i and key j, and N_i the sum of e^s_in over the keys n of other labels.
+    Similarities exist for `rows` anchors at a time and are computed again in the backward pass, so memory grows with
+    N, not with N M.
+
+    Args:
+        anchor: (N, A), of the length that the loss means them to have.
+        anchor_label: (N,) int64.
+        key: (M, A). Key i is taken to be the same pixel as anchor i, hence no positive of it.
+        key_label: (M,) int64.
+        weight: of the pairs; 1 without it.
+        rows: anchors at a time.
+
+    Returns:
+        sums (N,) and the number of positives (N,) of each anchor.
+    """
+
+    def block(part: slice, anchor: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        similarity = anchor[part] @ key.T
+        similarity = similarity - similarity.detach().max(1, keepdim=True).values  # cancels; keeps exp in range
+        same = anchor_label[part, None] == key_label
+        power = similarity.exp()
+        negative = power.masked_fill(same, 0).sum(1, keepdim=True)
+        log_share = similarity - (power + negative).clamp_min(torch.finfo(power.dtype).tiny).log()
+        positive = same.to(similarity.dtype)
+        index = torch.arange(part.start, part.stop, device=anchor.device)
+        inside = index < len(key)
+        positive[torch.arange(len(index), device=anchor.device)[inside], index[inside]] = 0
+        count = positive.sum(1)
+        if weight is not None:
+            positive = positive * weight(part)
+        return -(positive * log_share).sum(1), count
+
+    parts = [slice(start, min(start + rows, len(anchor))) for start in range(0, len(anchor), rows)]
+    done = [checkpoint(block, part, anchor, key, use_reentrant=False) for part in parts]
+    return torch.cat([sums for sums, _ in done]), torch.cat([counts for _, counts in done])
+
+
+def flatten(plane: Tensor, *, position_major: bool = False) -> Tensor:
+    """(B, A, h, w) -> (B h w, A), image by image; position by position with `position_major`."""
+    order = (2, 3, 0, 1) if position_major else (0, 2, 3, 1)
+    return plane.permute(*order).reshape(-1, plane.shape[1])
+
+
+def pixel_contrast(feature: Tensor, label: Tensor, *, position_major: bool = False, rows: int = 512) -> Tensor:
+    """Contrast of every pixel with all others of the batch, positives by label, cosines without a temperature.
+
+    Source: CLUDA (2208.14227) in its single-resolution form; checked against `contrastive_loss` of user0407/CLUDA.
+
+    Args:
+        feature: (B, A, h, w).
+        label: (B, h, w) int64. 255 is a class like any other here; see `udaseg.methods.cluda`.
+        position_major: order features as the released code does, which pairs them with other pixels' labels if B > 1.
+        rows: anchors at a time.
+
+    Returns:
+        Scalar, the mean over anchors.
+    """
+    unit = F.normalize(flatten(feature, position_major=position_major), dim=1)
+    sums, counts = pair_contrast(unit, label.flatten(), unit, label.flatten(), rows=rows)
+    return (sums / counts.clamp_min(1)).mean()
+
+
+def multi_resolution_contrast(
+    context: Tensor,
+    detail: Tensor,
+    label: Tensor,
+    detail_label: Tensor,
+    attention: Tensor,
+    pixel_weight: Tensor | None = None,
+    *,
+    position_major: bool = False,
+    rows: int = 512,
+) -> Tensor:
+    """Contrast of context pixels with context and detail pixels; a learned map shares each pair out between the two.
+
+    A pair (i, j) of context pixels has weight W_ij = a_i a_j inside the detail crop and 0 for anchors outside it, a
+    context-detail pair 1 - W_ij. Half the mean over anchors of their sum, divided by the number of context positives.
+
+    Source: CLUDA (2208.14227); checked against `multi_resolution_cl` of user0407/CLUDA.
+
+    Args:
+        context: (B, A, h, w) features of the context crop.
+        detail: (B, A, h, w) features of the detail crop in the context's geometry, zero outside.
+        label: (B, h, w) int64.
+        detail_label: (B, h, w) int64, the label inside the detail crop and 0 outside. So class 0 counts as outside.
+        attention: (B, h, w) in (0, 1).
+        pixel_weight: (B, h, w) >= 0; pairs of mixed images weigh the product of their pixels' weights.
+        position_major: see `pixel_contrast`.
+        rows: anchors at a time.
+
+    Returns:
+        Scalar.
+    """
+    low, high = (F.normalize(flatten(f, position_major=position_major), dim=1) for f in (context, detail))
+    y, h, a = label.flatten(), detail_label.flatten(), attention.flatten()
+    pixel = torch.ones_like(a) if pixel_weight is None else pixel_weight.flatten()
+    row = a * (h != 0)
+
+    def context_weight(part: slice) -> Tensor:
+        return (row[part, None] * a) * (pixel[part, None] * pixel)
+
+    def detail_weight(part: slice) -> Tensor:
+        return (1 - row[part, None] * a) * (pixel[part, None] * pixel)
+
+    sums, counts = pair_contrast(low, y, low, y, weight=context_weight, rows=rows)
+    detail_sums, _ = pair_contrast(low, y, high, torch.where(h != 0, h, y), weight=detail_weight, rows=rows)
+    return 0.5 * ((sums + detail_sums) / counts.clamp_min(1)).mean()
