@@ -34,7 +34,7 @@ from udaseg.metrics import gap_closed
 from udaseg.recipes import RECIPES
 from udaseg.report import summary
 
-WARM_STEPS, ADAPT_STEPS = 400, 300
+WARM_STEPS, ADAPT_STEPS = 800, 400
 SETTINGS = {
     "model.backbone": "mobilenetv2_100",
     "model.same_padding": True,
@@ -46,6 +46,13 @@ SETTINGS = {
     "optim.head_lr_factor": 5.0,
     "checkpoint_every": 1000,
 }
+RARE = {
+    "data.source.sampling": "rare_class",
+    "data.source.rare_temperature": 0.1,
+    "data.source.rare_min_pixels": 300,
+    "data.source.rare_min_crop_pixels": 100,
+}
+"""Of every row that reads the source, source-only included."""
 RECIPE_OF = {
     "source_only": "source_only_small",
     "oracle": "supervised_small",
@@ -75,12 +82,13 @@ def recipe_for(name: str, seed: int, weights: Path, warm: str | None) -> Recipe:
     recipe = override(RECIPES[RECIPE_OF[name]](), SETTINGS | {"model.weights": str(weights), "seed": seed})
     if name == "oracle":
         return override(recipe, {"steps": WARM_STEPS + ADAPT_STEPS})
+    recipe = override(recipe, RARE)
     if name == "source_only":
         return replace(recipe, stages=(replace(recipe.stages[0], steps=ADAPT_STEPS, init_from=warm),))
-    adapt = recipe.stages[1:]
-    share = ADAPT_STEPS // len(adapt) if name != "adabn" else adapt[0].steps
-    first = replace(adapt[0], steps=share, init_from=warm)
-    return replace(recipe, stages=(first, *(replace(stage, steps=share) for stage in adapt[1:])))
+    if name.startswith("bcl"):  # a pretrained network wants a milder view than one from scratch
+        recipe = override(recipe, {"method.mix_jitter": 0.25})
+    adapt = replace(recipe.stages[1], init_from=warm)  # BCL in one round
+    return replace(recipe, stages=(adapt if name == "adabn" else replace(adapt, steps=ADAPT_STEPS),))
 
 
 def run(name: str, seed: int, a: Arguments, commit: str) -> dict[str, object]:
@@ -96,7 +104,7 @@ def run(name: str, seed: int, a: Arguments, commit: str) -> dict[str, object]:
         warm_out = a.work / commit / f"warm-seed{seed}"
         warm = str((warm_out / "model").resolve())
         if not exists(f"{warm}/model.json"):
-            settings = SETTINGS | {"model.weights": str(a.weights), "seed": seed, "steps": WARM_STEPS}
+            settings = SETTINGS | RARE | {"model.weights": str(a.weights), "seed": seed, "steps": WARM_STEPS}
             recipe = override(RECIPES["source_only_small"](), settings)
             train(recipe, source=source, target=None, out=str(warm_out), resume=warm_out.exists())
             began = time.monotonic()
