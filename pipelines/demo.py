@@ -201,11 +201,11 @@ def _take_over_warm_start(adapted: Recipe, source_only: Recipe, root: Path) -> N
 
 
 def _train(run: Recipe, source: str, target: str, root: Path) -> None:
-    streams = {name for stage in run.stages for name in stage.data.streams()}
+    domains = {name for stage in run.stages for name in stage.data.domains()}
     train(
         run,
-        source=source if "source" in streams else None,
-        target=target if "target" in streams else None,
+        source=source if "source" in domains else None,
+        target=target if "target" in domains else None,
         out=str(root / run.name),
         resume=True,
     )

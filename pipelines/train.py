@@ -21,7 +21,7 @@ from pipelines.monitor import Monitor
 from pipelines.pseudo_label import pseudo_label
 from pipelines.session import ensure_ray, usable_cores
 from udaseg.cluster import ProgressLog, WorkerJob, read_registered, train_worker
-from udaseg.config import ConfigError, Recipe, Stage, full_names
+from udaseg.config import DOMAIN_OF, ConfigError, Recipe, Stage, full_names
 from udaseg.config import from_json as recipe_from_json
 from udaseg.config import to_json as recipe_to_json
 from udaseg.data.schema import (
@@ -143,7 +143,7 @@ def run_stage(run: _Run, number: int, stage: Stage) -> None:
                 inference=inference,
             )
         inputs["target"] = labelled
-    seed = key_to_seed(recipe.seed, number, *(run.digests[stream] for stream in stage.data.streams()))
+    seed = key_to_seed(recipe.seed, number, *(run.digests[domain] for domain in stage.data.domains()))
     job = WorkerJob(
         stage=stage,
         classes=run.classes,
@@ -188,7 +188,7 @@ def make_plan(stage: Stage, directories: dict[str, str | None], seed: int) -> Pl
     """The plan of a stage's samples. `directories` names the dataset of each stream."""
     streams = {}
     for name, stream in stage.data.streams().items():
-        directory = directories[name]
+        directory = directories[DOMAIN_OF[name]]
         assert directory is not None
         streams[name] = StreamPlan(
             directory=directory if "://" in directory else os.path.abspath(directory),
@@ -216,7 +216,7 @@ def check(recipe: Recipe, directories: dict[str, str | None], cluster: Cluster) 
     Raises ConfigError, DatasetError or CheckpointError.
     """
     recipe.check()
-    wanted = {name for stage in recipe.stages for name in stage.data.streams()}
+    wanted = {name for stage in recipe.stages for name in stage.data.domains()}
     for name, directory in directories.items():
         if directory is None and name in wanted:
             raise ConfigError(f"recipe {recipe.name!r} reads a {name}: give --{name} DIR")
@@ -233,7 +233,7 @@ def check(recipe: Recipe, directories: dict[str, str | None], cluster: Cluster) 
             )
     for i, stage in enumerate(recipe.stages):
         for name, stream in stage.data.streams().items():
-            directory = directories[name]
+            directory = directories[DOMAIN_OF[name]]
             assert directory is not None
             rows = read_manifest(directory, "train")
             if stream.labels == "true" and rows["label_uri"].null_count:
@@ -258,9 +258,10 @@ def check(recipe: Recipe, directories: dict[str, str | None], cluster: Cluster) 
                     f"the dataset's {', '.join(classes.names)}"
                 )
         try:
-            build_segmenter(len(classes), **dataclasses.asdict(dataclasses.replace(stage.model, pretrained=False)))
+            model = dataclasses.asdict(dataclasses.replace(stage.model, pretrained=False))
+            stage.method.build(build_segmenter(len(classes), **model), seed=0)
         except ValueError as error:
-            raise ConfigError(f"stages.{i}.model: {error}") from error
+            raise ConfigError(f"stages.{i}: {error}") from error
     return classes
 
 

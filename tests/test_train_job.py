@@ -285,7 +285,7 @@ def test_the_command_line_says_what_is_wrong(
 @pytest.mark.parametrize("name", [name for name in RECIPES if name.endswith("_small")])
 def test_every_small_recipe_runs_on_two_workers(name: str, tmp_path: Path, ray_session: None) -> None:
     recipe = tiny_recipe(name)
-    streams = {stream for stage in recipe.stages for stream in stage.data.streams()}
-    data = {s: make_dataset(tmp_path / s, s) if s in streams else None for s in ("source", "target")}
+    domains = {domain for stage in recipe.stages for domain in stage.data.domains()}
+    data = {s: make_dataset(tmp_path / s, s) if s in domains else None for s in ("source", "target")}
     model = train(recipe, **data, out=str(tmp_path / "run"), cluster=TWO)
     assert 0 <= mean_iou(evaluate([model], make_dataset(tmp_path / "val", "target"))[0]) <= 1

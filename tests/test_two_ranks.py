@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from toy import SEED, flat, make_batches, make_stage, make_state, warm_up
+from toy import METHODS, SEED, flat, make_batches, make_stage, make_state, warm_up
 from two_ranks import WORLD_SIZE, TwoRanks
 
 from udaseg.dist import (
@@ -68,6 +68,7 @@ def train_some(rank: int | None, name: str, frozen: bool = True) -> tuple[Arrays
     stage = make_stage(name)
     state = make_state(stage)
     warm_up(state.method.student)
+    torch.manual_seed(SEED)  # layers of the method's own
     state = replace(state, method=stage.method.build(state.method.student, seed=SEED))
     state = RunState(state.method, state.method.optimizers(stage.optim))
     if frozen:
@@ -86,7 +87,7 @@ def assert_close(mine: Arrays, theirs: Arrays, what: str) -> None:
         np.testing.assert_allclose(mine[name], value, rtol=1e-5, atol=1e-5 * scale, err_msg=f"{what}: {name}")
 
 
-@pytest.mark.parametrize("name", ["supervised", "dacs", "bcl", "bcl_paper", "bcl_hybrid_ce", "bcl_mix"])
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in ("oracle", "adabn", "bcl_teacher")])
 def test_a_method_on_two_ranks_equals_one(name: str, two_ranks: TwoRanks) -> None:
     ranks = two_ranks.run(train_some, name)
     state, gradients, logs = train_some(None, name)

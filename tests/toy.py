@@ -13,6 +13,9 @@ from udaseg.method import MethodConfig, Optim
 from udaseg.methods.adabn import AdaBN
 from udaseg.methods.bcl import BCL
 from udaseg.methods.dacs import DACS
+from udaseg.methods.dsp import DSP
+from udaseg.methods.ldbe import LDBE
+from udaseg.methods.sdca import SDCA
 from udaseg.methods.supervised import Supervised
 from udaseg.models.segmenter import Segmenter
 from udaseg.train import RunState, build_state, to_batches
@@ -22,6 +25,7 @@ CLASSES = 4
 CPU = torch.device("cpu")
 SEED = 11
 
+_TRUE = Stream(labels="true")
 _PAPER = BCL.Config(variant="paper", transfer_threshold=0.3, calibration_momentum=0.5, teacher_momentum=0.9)
 METHODS: dict[str, MethodConfig] = {
     "supervised": Supervised.Config(),
@@ -33,19 +37,33 @@ METHODS: dict[str, MethodConfig] = {
     "bcl_paper": _PAPER,
     "bcl_mix": replace(_PAPER, target_ce="hybrid", teacher_momentum=0.9, mix=True),
     "bcl_hybrid_ce": replace(_PAPER, target_ce="hybrid", temperature=0.05),
+    "ldbe_denoising": LDBE.Config(place_spread=1),
+    "ldbe_enhancement": LDBE.Config(phase="boundary_enhancement", threshold=0.3, group_size=2),
+    "dsp": DSP.Config(long_tail=(2, 3), threshold=0.3, mmd_channels=8, mmd_weight=0.1),
+    "dsp_released": DSP.Config(long_tail=(0,), keep_soft_term=False, mmd_mask="first", mmd_channels=8, mmd_weight=0.1),
+    "sdca": SDCA.Config(temperature=1.0, threshold=0.3),
 }
 
 
 def make_stage(method: str, /, **optim: object) -> Stage:
     """A stage with the named method on a small network, per domain where the method is BCL."""
+    config = METHODS[method]
     return Stage(
         name=method,
-        method=METHODS[method],
+        method=config,
         steps=40,
         model=Model(
             backbone="resnet10t", head_channels=16, per_domain="stem+statistics" if "bcl" in method else "nothing"
         ),
-        data=Data(crop=(64, 64), batch_size=4, target=Stream(labels="pseudo")),
+        data=Data(
+            crop=(64, 64),
+            batch_size=4,
+            group_size=getattr(config, "group_size", 1),
+            source=None if "ldbe" in method else _TRUE,
+            target=Stream(labels="pseudo"),
+            template=_TRUE if "dsp" in method else None,
+            rare=_TRUE if "dsp" in method else None,
+        ),
         optim=Optim(**({"name": "sgd", "lr": 5e-3, "head_lr_factor": 2.0} | optim)),  # type: ignore[arg-type]
     )
 
@@ -58,7 +76,7 @@ def make_batches(stage: Stage, step: int = 0, size: int = 2, first: int = 0) -> 
     """Samples [first, first + size) of a step: blocks of classes, each of a colour, more or less of them unlabelled."""
     columns: dict[str, np.ndarray] = {"index": np.arange(first, first + size) + step * 1000}
     colours = np.array([[200, 40, 40], [40, 200, 40], [40, 40, 200], [200, 200, 60]])
-    for domain, shift in (("source", 0), ("target", 40)):
+    for domain, shift in (("source", 0), ("target", 40), ("template", 1), ("rare", 2)):
         images, labels = [], []
         for index in columns["index"].tolist():
             rng = np.random.default_rng([index, shift])

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import typeguard
 
 from udaseg.method import Optim
-from udaseg.models.segmenter import HeadName, PerDomain
+from udaseg.models.segmenter import Domain, HeadName, PerDomain
 
 __all__ = ["ConfigError", "Data", "Model", "Optim", "PseudoLabel", "Recipe", "Stage", "Stream", "override"]
 
@@ -47,6 +47,10 @@ class Model:
     """What source and target each have of their own."""
     frozen_norm_affine: bool = False
     """Keep the scale and shift of the backbone's batch norms."""
+
+
+DOMAIN_OF: dict[str, Domain] = {"source": "source", "target": "target", "template": "source", "rare": "source"}
+"""The streams that a method can read, and the domain that each draws from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,11 +92,19 @@ class Data:
     """Largest random rotation in degrees."""
     source: Stream | None = field(default_factory=lambda: Stream(labels="true"))
     target: Stream | None = field(default_factory=lambda: Stream(labels="none"))
+    template: Stream | None = None
+    """A second image of the source, which methods paste from."""
+    rare: Stream | None = None
+    """A third image of the source, drawn for its rare classes."""
 
     def streams(self) -> dict[str, Stream]:
         """The streams that are on, by name."""
-        named = {"source": self.source, "target": self.target}
+        named = {name: getattr(self, name) for name in DOMAIN_OF}
         return {name: stream for name, stream in named.items() if stream is not None}
+
+    def domains(self) -> list[Domain]:
+        """The domains that the streams draw from."""
+        return list(dict.fromkeys(DOMAIN_OF[name] for name in self.streams()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,6 +185,12 @@ class Recipe:
                 raise ConfigError(f"{where}.data.scale is {stage.data.scale}; it must be 0 < low <= high")
             if not stage.data.streams():
                 raise ConfigError(f"{where}.data has neither a source nor a target")
+            own_group = getattr(stage.method, "group_size", stage.data.group_size)
+            if stage.data.group_size != own_group:
+                raise ConfigError(
+                    f"{where}.data.group_size is {stage.data.group_size}, but method.group_size {own_group}: "
+                    "the method couples samples, so both must be equal"
+                )
             pseudo = [name for name, stream in stage.data.streams().items() if stream.labels == "pseudo"]
             if stage.pseudo_label is not None and stage.init_from is None:
                 raise ConfigError(f"{where}.pseudo_label needs init_from: the network that labels")

@@ -6,7 +6,7 @@ persistent buffer, so that `state_dict` is all there is to save.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -77,9 +77,10 @@ class MethodConfig(Protocol):
         ...
 
 
-def build_optimizer(student: Segmenter, optim: Optim) -> torch.optim.Optimizer:
-    """SGD or AdamW over a student, its head at `head_lr_factor` times the backbone's rate."""
+def build_optimizer(student: Segmenter, optim: Optim, *, heads: Iterable[nn.Module] = ()) -> torch.optim.Optimizer:
+    """SGD or AdamW over a student; its head and a method's own `heads` learn at `head_lr_factor` times the rate."""
     backbone, head = student.parameter_groups()
+    head = [*head, *(parameter for module in heads for parameter in module.parameters())]
     groups = [
         {"params": backbone, "lr": optim.lr, "base_lr": optim.lr},
         {"params": head, "lr": optim.lr * optim.head_lr_factor, "base_lr": optim.lr * optim.head_lr_factor},

@@ -48,7 +48,7 @@ class SegOutput:
     features: tuple[Tensor, ...] = ()
     """The backbone's levels, finest first."""
     aux: Mapping[str, Tensor] = field(default_factory=dict)
-    """Whatever else a network has to offer, by name."""
+    """Whatever else a network has to offer, by name: "coarse_logits" (B, K, h, w), before they are upsampled."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,25 @@ def mmd(source: Tensor, target: Tensor, *, kernels: int = 5, base: float = 2.0) 
     return kernel[:half, :half].mean() + kernel[half:, half:].mean() - 2 * kernel[:half, half:].mean()
 
 
+def upsampled_mean(feature: Tensor, mask: Tensor) -> Tensor:
+    """Mean over all pixels of mask * (bilinear upsampling of the features to the mask's size, corners aligned).
+
+    The upsampling is linear, so its adjoint is applied to the mask instead: no feature map of full size exists.
+
+    Args:
+        feature: (B, A, h, w).
+        mask: (B, H, W) float; its zeros count in the mean.
+
+    Returns:
+        (B, A).
+    """
+    with torch.enable_grad():
+        cells = feature.new_zeros(len(feature), 1, *feature.shape[-2:], requires_grad=True)
+        up = F.interpolate(cells, size=mask.shape[-2:], mode="bilinear", align_corners=True)
+        (share,) = torch.autograd.grad((up * mask[:, None]).sum(), cells)
+    return (feature * share).sum((2, 3)) / mask[0].numel()
+
+
 def majority_label(label: Tensor, scale: int, *, num_classes: int, min_share: float = 0.75) -> Tensor:
     """Labels at 1/scale of the size: the commonest class of each scale x scale window, 255 where it has too few pixels.
 

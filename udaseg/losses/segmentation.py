@@ -77,19 +77,21 @@ def negative_learning(logits: Tensor, place: int) -> Tensor:
 
 
 def lovasz_softmax(logits: Tensor, label: Tensor) -> Tensor:
-    """Kornia's Lovasz-softmax loss, a surrogate of the Jaccard index, on the labelled pixels of the batch as one image.
-
-    It ranks pixels, so the loss of joined ranks is not the mean of theirs; each rank takes its own.
+    """Kornia's Lovasz-softmax loss, a surrogate of the Jaccard index, on each image's labelled pixels.
 
     Args:
         logits: (B, K, H, W).
         label: (B, H, W) int64 train ids, 255 = ignore.
 
     Returns:
-        Scalar, 0 where no pixel is labelled.
+        Scalar, the mean over images; an image without labels counts as 0.
     """
-    labelled = label != IGNORE
-    if not labelled.any():
-        return logits.sum() * 0
-    pixels = logits.movedim(1, -1)[labelled].T[None, :, :, None]
-    return kornia.losses.lovasz_softmax_loss(pixels, label[labelled][None, :, None])
+    losses = []
+    for image, y in zip(logits.movedim(1, -1), label, strict=True):
+        pixels, labels = image[y != IGNORE], y[y != IGNORE]
+        losses.append(
+            kornia.losses.lovasz_softmax_loss(pixels.T[None, :, :, None], labels[None, :, None])
+            if len(labels)
+            else image.sum() * 0
+        )
+    return torch.stack(losses).mean()

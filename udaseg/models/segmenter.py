@@ -43,12 +43,14 @@ class Segmenter(nn.Module):
         per_domain: PerDomain = "nothing",
         stem_end: str = "",
         skip_levels: int = 0,
+        feature_channels: Sequence[int] = (),
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.bf16 = False  # autocast to bfloat16, which needs no loss scaling
         self.net = _Net(backbone, head, projection, skip_levels)
         self.embedding_channels: int = (projection or head).embedding_channels  # type: ignore[assignment]
+        self.feature_channels = tuple(feature_channels)
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
         self.target_parameters = nn.ParameterDict()
@@ -70,8 +72,10 @@ class Segmenter(nn.Module):
         with torch.autocast(image.device.type, torch.bfloat16, enabled=self.bf16):
             x = (image - self.mean) / self.std
             features, logits, embedding = torch.func.functional_call(self.net, replaced, (x,))
-        logits = F.interpolate(logits.float(), size=image.shape[-2:], mode="bilinear", align_corners=False)
-        return SegOutput(logits=logits, embedding=embedding.float(), features=tuple(features))
+        coarse = logits.float()
+        logits = F.interpolate(coarse, size=image.shape[-2:], mode="bilinear", align_corners=False)
+        aux = {"coarse_logits": coarse}
+        return SegOutput(logits=logits, embedding=embedding.float(), features=tuple(features), aux=aux)
 
     def load_network(self, state: Mapping[str, Tensor]) -> None:
         """Load another `Segmenter`'s state. Parts that it does not have per domain start from the shared ones.
@@ -234,4 +238,5 @@ def build_segmenter(
         per_domain=per_domain,
         stem_end=stem_end,
         skip_levels=skip,
+        feature_channels=channels,
     )

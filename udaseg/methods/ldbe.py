@@ -1,0 +1,114 @@
+"""LDBE: source-free adaptation by label denoising, then boundary enhancement (2210.09519; fumyou13/LDBE)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from udaseg.losses.segmentation import EntropyForm, cross_entropy, entropy, negative_learning
+from udaseg.method import Optim, build_optimizer
+from udaseg.mixing import class_mask, paste
+from udaseg.models.segmenter import Segmenter
+from udaseg.rng import keyed
+from udaseg.teacher import EMATeacher
+from udaseg.types import IGNORE, Batch, Loss
+
+
+class LDBE(nn.Module):
+    """Only the target is read, with the pseudo-labels that the network has given it before the stage.
+
+    label_denoising:
+    1. positive learning: cross-entropy on the pseudo-labels;
+    2. entropy of every pixel;
+    3. negative learning: no pixel is of the class in the k-th place of its ranking, k drawn around the middle.
+
+    boundary_enhancement:
+    1. the teacher labels what the pseudo-labels leave open;
+    2. half of each image's classes are pasted over the next image of its group;
+    3. cross-entropy on the mixture, each image weighted by the share of its pixels that are sure.
+
+    The teacher follows the student in both phases.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        phase: Literal["label_denoising", "boundary_enhancement"] = "label_denoising"
+        entropy_weight: float = 1.0
+        """The authors' configuration has a `lamb` of 0.5 that their code does not read."""
+        entropy: EntropyForm = "double_softmax"
+        """"double_softmax" is the authors' code; "shannon" the usual entropy."""
+        negative_weight: float = 1.0
+        place_spread: int = 3
+        """k = K // 2 + U{-spread ... spread}, one draw a step: 6 to 12 of 19 classes."""
+        threshold: float = 0.97
+        """Confidence from which a pixel without pseudo-label counts as sure."""
+        teacher_momentum: float = 0.99
+        group_size: int = 1
+        """Consecutive samples that are pasted on one another."""
+
+        def build(self, student: Segmenter, *, seed: int) -> LDBE:
+            return LDBE(self, student, seed)
+
+    def __init__(self, config: Config, student: Segmenter, seed: int) -> None:
+        super().__init__()
+        self.config, self.seed = config, seed
+        self.student = student
+        enhancing = config.phase == "boundary_enhancement"
+        if enhancing and config.group_size < 2:
+            raise ValueError(f"method.group_size is {config.group_size}; boundary enhancement pastes between 2 or more")
+        statistics: Literal["own", "student"] = "own" if enhancing else "student"
+        self.teacher = EMATeacher(student, momentum=config.teacher_momentum, statistics=statistics)
+
+    @property
+    def predictor(self) -> nn.Module:
+        return self.teacher.network
+
+    def losses(self, batches: Mapping[str, Batch], step: int, total_steps: int) -> Iterator[tuple[Loss, ...]]:
+        denoising = self.config.phase == "label_denoising"
+        yield self._denoise(batches["target"], step) if denoising else self._enhance(batches["target"])
+
+    def _denoise(self, target: Batch, step: int) -> tuple[Loss, ...]:
+        c, classes = self.config, self.student.num_classes
+        assert target.label is not None
+        logits = self.student(target.image, "target").logits
+        drawn = int(keyed(self.seed, step, "place").integers(-c.place_spread, c.place_spread + 1))
+        place = min(max(classes // 2 + drawn, 1), classes)
+        return (
+            Loss("positive", cross_entropy(logits, target.label)),
+            Loss("entropy", entropy(logits, form=c.entropy), c.entropy_weight),
+            Loss("negative", negative_learning(logits, place), c.negative_weight),
+            Loss("coverage", (target.label != IGNORE).float().mean(), weight=0),
+        )
+
+    def _enhance(self, target: Batch) -> tuple[Loss, ...]:
+        c = self.config
+        assert target.label is not None
+        confidence, teacher_label = self.teacher.label(target.image)
+        labelled = target.label != IGNORE
+        label = torch.where(labelled, target.label, teacher_label)
+        confidence = confidence.masked_fill(labelled, 1.0)
+
+        mask = class_mask(label, target.index, seed=self.seed, round_up=False)
+        image, label, confidence = (paste(mask, x, self._next(x)) for x in (target.image, label, confidence))
+        sure = (confidence >= c.threshold).float().mean((1, 2))
+        weight = sure[:, None, None].expand_as(confidence)
+        logits = self.student(image, "target").logits
+        return (
+            Loss("mixed_ce", cross_entropy(logits, label, weight, reduction="nonzero")),
+            Loss("coverage", sure.mean(), weight=0),
+        )
+
+    def _next(self, x: Tensor) -> Tensor:
+        """The next sample of each one's group, the first again after the last."""
+        return x.unflatten(0, (-1, self.config.group_size)).roll(-1, 1).flatten(0, 1)
+
+    def after_step(self) -> None:
+        self.teacher.update(self.student)
+
+    def optimizers(self, optim: Optim) -> list[Optimizer]:
+        return [build_optimizer(self.student, optim)]

@@ -1,0 +1,105 @@
+"""SDCA: contrast of pixels with the distribution of their class (2204.08808; BIT-DA/SDCA)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from udaseg.losses.contrastive import distribution_contrast, downscale_label
+from udaseg.losses.segmentation import cross_entropy, lovasz_softmax
+from udaseg.method import Optim, build_optimizer
+from udaseg.models.segmenter import Segmenter
+from udaseg.prototypes import ClassGaussians
+from udaseg.types import IGNORE, Batch, Loss, SegOutput
+
+
+class SDCA(nn.Module):
+    """The source gives each class a distribution; pixels of both domains are pulled to that of their own.
+
+    1. source cross-entropy and Lovasz-softmax;
+    2. the source's features enter the distributions, at two levels: the backbone's last features and the logits;
+    3. distribution contrast of the source's pixels with their labels, at both levels;
+    4. the same of target pixels with the student's own class, where it is confident.
+
+    The authors fill the distributions in a pass over the whole source before the first step; here the contrast waits
+    for `fill_steps`, in which the distributions fill while the network learns on the source.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        temperature: float = 100.0
+        feature_weight: float = 1.0
+        output_weight: float = 1.0
+        lovasz_weight: float = 0.75
+        threshold: float = 0.9
+        """Confidence from which a target pixel has a class."""
+        fill_steps: int = 0
+        """Steps before the contrast begins."""
+
+        def build(self, student: Segmenter, *, seed: int) -> SDCA:
+            return SDCA(self, student)
+
+    def __init__(self, config: Config, student: Segmenter) -> None:
+        super().__init__()
+        self.config = config
+        self.student = student
+        classes = student.num_classes
+        self.feature_classes = ClassGaussians(classes, student.feature_channels[-1])
+        self.output_classes = ClassGaussians(classes, classes)
+
+    @property
+    def predictor(self) -> nn.Module:
+        return self.student
+
+    def losses(self, batches: Mapping[str, Batch], step: int, total_steps: int) -> Iterator[tuple[Loss, ...]]:
+        c, source = self.config, batches["source"]
+        assert source.label is not None
+        out = self.student(source.image, "source")
+        self._update(out, source.label)
+        yield (
+            Loss("source_ce", cross_entropy(out.logits, source.label)),
+            Loss("source_lovasz", lovasz_softmax(out.logits, source.label), c.lovasz_weight),
+            *self._contrast("source", out, source.label, step),
+        )
+        out = self.student(batches["target"].image, "target")
+        confidence, label = out.aux["coarse_logits"].detach().softmax(1).max(1)
+        label = label.masked_fill(confidence < c.threshold, IGNORE)
+        yield (
+            *self._contrast("target", out, label, step),
+            Loss("coverage", (label != IGNORE).float().mean(), weight=0),
+        )
+
+    def _update(self, out: SegOutput, label: Tensor) -> None:
+        for classes, level in zip((self.feature_classes, self.output_classes), _levels(out), strict=True):
+            classes.update(*_pixels(level.detach(), label))
+
+    def _contrast(self, domain: str, out: SegOutput, label: Tensor, step: int) -> tuple[Loss, ...]:
+        c = self.config
+        feature, output = (
+            distribution_contrast(*_pixels(level, label), classes.mean, classes.variance, temperature=c.temperature)
+            for classes, level in zip((self.feature_classes, self.output_classes), _levels(out), strict=True)
+        )
+        on = float(step >= c.fill_steps)
+        return (
+            Loss(f"{domain}_feature_contrast", feature, on * c.feature_weight),
+            Loss(f"{domain}_output_contrast", output, on * c.output_weight),
+        )
+
+    def after_step(self) -> None:
+        pass
+
+    def optimizers(self, optim: Optim) -> list[Optimizer]:
+        return [build_optimizer(self.student, optim)]
+
+
+def _levels(out: SegOutput) -> tuple[Tensor, Tensor]:
+    return out.features[-1].float(), out.aux["coarse_logits"]
+
+
+def _pixels(level: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    """(N, A) features and their (N,) labels, nearest."""
+    small = downscale_label(label, (level.shape[2], level.shape[3]))
+    return level.movedim(1, -1).flatten(0, 2), small.flatten()
