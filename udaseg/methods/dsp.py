@@ -71,7 +71,7 @@ class DSP(nn.Module):
             )
         self.config, self.seed = config, seed
         self.student = student
-        self.reduce = nn.Conv2d(student.feature_channels[-1], config.mmd_channels, 1)
+        self.reduce = nn.Conv2d(student.feature_channels[-1], config.mmd_channels, 1, bias=False)
         self.teacher = EMATeacher(student, momentum=config.teacher_momentum)
 
     @property
