@@ -39,7 +39,7 @@ METHODS: dict[str, MethodConfig] = {
     "bcl_hybrid_ce": replace(_PAPER, target_ce="hybrid", temperature=0.05),
     "ldbe_denoising": LDBE.Config(place_spread=1),
     "ldbe_enhancement": LDBE.Config(phase="boundary_enhancement", threshold=0.3, group_size=2),
-    "dsp": DSP.Config(long_tail=(2, 3), threshold=0.3, mmd_channels=8, mmd_weight=0.1),
+    "dsp": DSP.Config(long_tail=(2, 3), threshold=0.3, mmd_channels=8, mmd_weight=0.05),
     "dsp_released": DSP.Config(long_tail=(0,), keep_soft_term=False, mmd_mask="first", mmd_channels=8, mmd_weight=0.1),
     "sdca": SDCA.Config(temperature=1.0, threshold=0.3),
 }
