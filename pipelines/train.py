@@ -112,12 +112,10 @@ class _Run:
     def stage_directory(self, number: int) -> str:
         return join(self.out, "stages", f"{number}-{self.recipe.stages[number].name}")
 
-    def init_uri(self, stage: Stage) -> str | None:
-        """The model directory that a stage starts from."""
+    def model_uri(self, name: str | None) -> str | None:
+        """The model directory that a stage's name stands for; any other name is one already."""
         names = [s.name for s in self.recipe.stages]
-        if stage.init_from in names:
-            return join(self.stage_directory(names.index(stage.init_from)), "model")
-        return stage.init_from
+        return join(self.stage_directory(names.index(name)), "model") if name in names else name
 
 
 def run_stage(run: _Run, number: int, stage: Stage) -> None:
@@ -126,16 +124,18 @@ def run_stage(run: _Run, number: int, stage: Stage) -> None:
     What was done before is not done again: pseudo-labels that are complete stay, and training goes on from the last
     registered checkpoint.
     """
-    recipe, cluster, directory, init = run.recipe, run.cluster, run.stage_directory(number), run.init_uri(stage)
+    recipe, cluster, directory = run.recipe, run.cluster, run.stage_directory(number)
+    init = run.model_uri(stage.init_from)
     name = f"{number}-{stage.name}"
     inputs = dict(run.directories)
     if stage.pseudo_label is not None:
         target, labelled = inputs["target"], join(run.out, "pseudo_labels", name)
-        assert target is not None and init is not None  # see `check`
+        labeller = init if stage.pseudo_label.by is None else run.model_uri(stage.pseudo_label.by)
+        assert target is not None and labeller is not None  # see `check`
         if not exists(join(labelled, "manifest.parquet")):
             inference = Inference(gpu=cluster.gpu)
             pseudo_label(
-                checkpoint=init,
+                checkpoint=labeller,
                 images=target,
                 out=labelled,
                 split="train",
@@ -250,12 +250,13 @@ def check(recipe: Recipe, directories: dict[str, str | None], cluster: Cluster) 
                 "use --cluster.workers that divide it"
             )
         earlier = [s.name for s in recipe.stages[:i]]
-        if stage.init_from is not None and stage.init_from not in earlier:
-            card = read_card(stage.init_from)
+        by = None if stage.pseudo_label is None else stage.pseudo_label.by
+        for uri in {stage.init_from, by} - {None, *earlier}:
+            assert uri is not None
+            card = read_card(uri)
             if card.classes.names != classes.names:
                 raise CheckpointError(
-                    f"{stage.init_from}: its classes are {', '.join(card.classes.names)}, "
-                    f"the dataset's {', '.join(classes.names)}"
+                    f"{uri}: its classes are {', '.join(card.classes.names)}, the dataset's {', '.join(classes.names)}"
                 )
         try:
             model = dataclasses.asdict(dataclasses.replace(stage.model, pretrained=False))

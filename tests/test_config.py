@@ -48,9 +48,9 @@ def test_recipe_survives_json(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in RECIPES if name.endswith("_small")])
 def test_small_recipe_builds(name: str) -> None:
     stage = RECIPES[name]().stages[-1]
-    state = build_state(stage, 6, seed=0, init=None, device=torch.device("cpu"), bf16=False)
+    state = build_state(stage, 8, seed=0, init=None, device=torch.device("cpu"), bf16=False)
     assert state.step == 0
-    assert state.method.predictor.num_classes == 6
+    assert state.method.predictor.num_classes == 8
     assert all(p.requires_grad for o in state.optimizers for group in o.param_groups for p in group["params"])
 
 

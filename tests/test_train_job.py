@@ -19,7 +19,7 @@ from pipelines import train as job
 from pipelines.evaluate import evaluate
 from pipelines.evaluate import main as evaluate_main
 from pipelines.train import Cluster, train
-from udaseg.config import ConfigError, Recipe
+from udaseg.config import ConfigError, Recipe, override
 from udaseg.data.schema import DatasetError
 from udaseg.metrics import mean_iou
 from udaseg.recipes import RECIPES
@@ -287,5 +287,9 @@ def test_every_small_recipe_runs_on_two_workers(name: str, tmp_path: Path, ray_s
     recipe = tiny_recipe(name)
     domains = {domain for stage in recipe.stages for domain in stage.data.domains()}
     data = {s: make_dataset(tmp_path / s, s) if s in domains else None for s in ("source", "target")}
+    if (first := recipe.stages[0].init_from) is not None:  # source-free: a source model of its own
+        source = make_dataset(tmp_path / "earlier", "source")
+        earlier = train(tiny_recipe("source_only_small"), source=source, target=None, out=str(tmp_path / first[:-6]))
+        recipe = override(recipe, {"stages.0.init_from": earlier})
     model = train(recipe, **data, out=str(tmp_path / "run"), cluster=TWO)
     assert 0 <= mean_iou(evaluate([model], make_dataset(tmp_path / "val", "target"))[0]) <= 1

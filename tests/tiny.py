@@ -72,5 +72,7 @@ def tiny_recipe(name: str, *, steps: int = 4, **values: object) -> Recipe:
             "log_every": 1,
         },
     )
+    if any(hasattr(stage.method, "long_tail") for stage in recipe.stages):
+        recipe = override(recipe, {"method.long_tail": (2,)})
     recipe = override(recipe, {key.replace("__", "."): value for key, value in values.items()})
     return replace(recipe, name=name)

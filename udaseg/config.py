@@ -38,9 +38,9 @@ class Model:
     output_stride: Literal[8, 16, 32] = 32
     head: HeadName = "multilevel"
     head_branches: tuple[int, ...] = (6, 12, 18, 24)
-    """Dilations of the ASPP head."""
+    """Dilations of the ASPP heads."""
     head_channels: int = 64
-    """Width of the multi-level head."""
+    """Width of the "aspp_gn" and "multilevel" heads."""
     projection: int = 0
     """Channels of the embedding's projection head; 0 = none."""
     per_domain: PerDomain = "nothing"
@@ -121,6 +121,8 @@ class PseudoLabel:
     """See `udaseg.pseudo_label.union_pseudo_label`; "any_class" is the authors' and needs a second pass."""
     rare_class: Literal["keep_top", "keep_all"] = "keep_top"
     """See `udaseg.pseudo_label.class_balanced_thresholds`."""
+    by: str | None = None
+    """Earlier stage, or model directory, whose network labels; None = the one that the stage starts from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,8 +194,8 @@ class Recipe:
                     "the method couples samples, so both must be equal"
                 )
             pseudo = [name for name, stream in stage.data.streams().items() if stream.labels == "pseudo"]
-            if stage.pseudo_label is not None and stage.init_from is None:
-                raise ConfigError(f"{where}.pseudo_label needs init_from: the network that labels")
+            if stage.pseudo_label is not None and stage.init_from is None and stage.pseudo_label.by is None:
+                raise ConfigError(f"{where}.pseudo_label needs init_from, or by: the network that labels")
             if stage.pseudo_label is not None and "target" not in pseudo:
                 raise ConfigError(f'{where}.pseudo_label is set, but data.target.labels is not "pseudo"')
             for name, stream in stage.data.streams().items():

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from timm.layers import SEModule
 from torch import Tensor, nn
 
 
@@ -36,6 +37,53 @@ class ASPPHead(nn.Module):
     def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         maps = [branch(features[-1]) for branch in self.branches]
         return torch.stack(maps).sum(0), torch.cat(maps, 1)
+
+
+class ASPPGroupNormHead(nn.Module):
+    """The head of ProDA and LDBE on the last level: five normalised branches, channel attention, a bottleneck.
+
+    Side by side a 1x1 convolution and a 3x3 one for each dilation, `channels` wide with group norm; squeeze and
+    excitation; a 3x3 convolution to `channels` with group norm, which is the embedding; dropout of whole channels; the
+    classifier.
+
+    Args:
+        in_channels: channels of each level; only the last is used.
+        num_classes: K.
+        branches: dilations of the 3x3 convolutions.
+        channels: width, a multiple of 32.
+        dropout: share of channels that are dropped.
+    """
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        num_classes: int,
+        *,
+        branches: Sequence[int] = (6, 12, 18, 24),
+        channels: int = 256,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        if channels % 32:
+            raise ValueError(f"head channels are {channels}; group norm needs a multiple of 32")
+        width = in_channels[-1]
+        convolutions = [nn.Conv2d(width, channels, 1)]
+        convolutions += [nn.Conv2d(width, channels, 3, padding=d, dilation=d) for d in branches]
+        self.branches = nn.ModuleList(
+            nn.Sequential(convolution, nn.GroupNorm(32, channels), nn.ReLU(inplace=True))
+            for convolution in convolutions
+        )
+        joined = channels * len(convolutions)
+        self.bottleneck = nn.Sequential(
+            SEModule(joined), nn.Conv2d(joined, channels, 3, padding=1), nn.GroupNorm(32, channels)
+        )
+        self.dropout = nn.Dropout2d(dropout)
+        self.classify = nn.Conv2d(channels, num_classes, 1, bias=False)
+        self.embedding_channels = channels
+
+    def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        embedding = self.bottleneck(torch.cat([branch(features[-1]) for branch in self.branches], 1))
+        return self.classify(self.dropout(embedding)), embedding
 
 
 class MultiLevelHead(nn.Module):

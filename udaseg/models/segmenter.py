@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from udaseg.models.heads import ASPPHead, MultiLevelHead, ProjectionHead
+from udaseg.models.heads import ASPPGroupNormHead, ASPPHead, MultiLevelHead, ProjectionHead
 from udaseg.types import SegOutput
 
 Domain = Literal["source", "target"]
-HeadName = Literal["aspp", "multilevel"]
+HeadName = Literal["aspp", "aspp_gn", "multilevel"]
 PerDomain = Literal["nothing", "stem", "stem+statistics"]
 
 
@@ -183,9 +183,9 @@ def build_segmenter(
         weights: a local safetensors or torch file of backbone weights in timm's key order; overrides `pretrained`.
         same_padding: TensorFlow-style padding, which weights converted from TensorFlow need.
         output_stride: 8, 16 or 32, where the backbone can be dilated.
-        head: "aspp" (DeepLabV2) or "multilevel".
-        head_branches: dilations of the ASPP head.
-        head_channels: width of the multi-level head.
+        head: "aspp" (DeepLabV2), "aspp_gn" (ProDA, LDBE) or "multilevel".
+        head_branches: dilations of the ASPP heads.
+        head_channels: width of the "aspp_gn" and "multilevel" heads.
         projection: channels of a projection head for the embedding; 0 = none.
         per_domain: see `Segmenter`.
         frozen_norm_affine: keep the scale and shift of the backbone's batch norms as they are.
@@ -215,11 +215,13 @@ def build_segmenter(
     info = body.feature_info
     skip = sum(1 for r in info.reduction() if r < 4)  # stride 2 is too fine and too shallow to help a head
     channels = info.channels()[skip:]
-    made = (
-        ASPPHead(channels, num_classes, branches=head_branches)
-        if head == "aspp"
-        else MultiLevelHead(channels, num_classes, channels=head_channels)
-    )
+    made: ASPPHead | ASPPGroupNormHead | MultiLevelHead
+    if head == "aspp":
+        made = ASPPHead(channels, num_classes, branches=head_branches)
+    elif head == "aspp_gn":
+        made = ASPPGroupNormHead(channels, num_classes, branches=head_branches, channels=head_channels)
+    else:
+        made = MultiLevelHead(channels, num_classes, channels=head_channels)
     if frozen_norm_affine:
         for module in body.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
