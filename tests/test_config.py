@@ -9,10 +9,22 @@ import pytest
 import torch
 
 from pipelines.train import parse
-from udaseg.config import ConfigError, PseudoLabel, Recipe, Stage, Stream, from_json, full_names, override, to_json
+from udaseg.config import (
+    ConfigError,
+    Data,
+    PseudoLabel,
+    Recipe,
+    Stage,
+    Stream,
+    from_json,
+    full_names,
+    override,
+    to_json,
+)
 from udaseg.method import Optim
 from udaseg.methods.bcl import BCL
 from udaseg.methods.dacs import DACS
+from udaseg.methods.dsp import DSP
 from udaseg.recipes import RECIPES
 from udaseg.train import build_state
 
@@ -202,6 +214,7 @@ def _with(stage: dict[str, Any] | None = None, **fields: Any) -> Recipe:
         (override(_BASE, {"data.batch_size": 0}), "data.batch_size"),
         (override(_BASE, {"data.group_size": 0}), "data.group_size"),
         (override(_BASE, {"data.batch_size": 4, "data.group_size": 3}), "group_size"),
+        (_with({"method": DSP.Config(), "data": Data(batch_size=4, group_size=4)}), "method.group_size"),
         (override(_BASE, {"optim.horizon": 0.5}), "optim.horizon"),
         (override(_BASE, {"data.scale": (1.5, 1.0)}), "data.scale"),
         (override(_BASE, {"data.scale": (0.0, 1.0)}), "data.scale"),

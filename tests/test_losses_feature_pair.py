@@ -12,7 +12,7 @@ from torch import Tensor
 from two_ranks import TwoRanks
 
 from udaseg.losses.contrastive import distribution_contrast
-from udaseg.losses.feature import feature_distance, majority_label, mmd
+from udaseg.losses.feature import feature_distance, majority_label, mmd, upsampled_mean
 from udaseg.losses.pixel_pair import flatten, multi_resolution_contrast, pair_contrast, pixel_contrast
 from udaseg.losses.segmentation import lovasz_softmax, negative_learning
 from udaseg.prototypes import ClassGaussians
@@ -135,6 +135,17 @@ def test_mmd_of_equal_sets_is_zero_and_grows_with_the_distance() -> None:
     same = torch.ones(2, 3, dtype=torch.float64, requires_grad=True)
     mmd(same, same.detach()).backward()
     assert same.grad is not None and same.grad.isfinite().all()
+
+
+def test_upsampled_mean_is_that_of_the_upsampled_features() -> None:
+    feature, mask = _random(2, 3, 4, 5).requires_grad_(), _random(2, 17, 23, seed=1).abs()
+    up = F.interpolate(feature, size=(17, 23), mode="bilinear", align_corners=True)
+    expected = (up * mask[:, None]).mean((2, 3))
+    found = upsampled_mean(feature, mask)
+    assert torch.allclose(found, expected, rtol=1e-9)
+    (mine,) = torch.autograd.grad(found.square().sum(), feature)
+    (theirs,) = torch.autograd.grad(expected.square().sum(), feature)
+    assert torch.allclose(mine, theirs, rtol=1e-9)
 
 
 def test_feature_distance_is_the_loop_over_the_mask() -> None:

@@ -14,6 +14,8 @@ from toy import CLASSES, METHODS, SEED, make_batches, make_stage, make_state, wa
 from udaseg.method import Optim
 from udaseg.methods.bcl import BCL
 from udaseg.methods.dacs import DACS
+from udaseg.methods.ldbe import LDBE
+from udaseg.methods.sdca import SDCA
 from udaseg.train import CheckpointError, RunState, TrainingError, train_step
 from udaseg.types import IGNORE, Batch, Loss
 
@@ -110,6 +112,70 @@ def test_dacs_without_a_confident_pixel_learns_from_the_pasted_source_alone() ->
     second = collect(state, batches)
     assert float(first["coverage"].value) == 0
     assert first["mixed_ce"].value.item() == second["mixed_ce"].value.item() > 0
+
+
+# --- LDBE, DSP, SDCA ------------------------------------------------------------------------------------------------
+
+
+def test_ldbe_pastes_within_its_group_and_weighs_each_image_by_what_is_sure() -> None:
+    """From the box: the student sees image i over image i + 1 of the group, and the loss is of those labels."""
+    stage = make_stage("ldbe_enhancement")
+    state, batch = make_state(stage), make_batches(stage, size=4)["target"]
+    seen: list[Tensor] = []
+    state.method.train()
+    state.method.student.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    (losses,) = state.method.losses({"target": batch}, 0, 10)
+    mask = torch.stack([(seen[0][i] == batch.image[i]).all(0) for i in range(4)])
+    for i, following in enumerate((1, 0, 3, 2)):
+        assert torch.equal(seen[0][i][:, ~mask[i]], batch.image[following][:, ~mask[i]])
+        assert 0 < mask[i].float().mean() < 1
+    assert 0 < float(losses[1].value) < 1
+
+
+def test_ldbe_draws_the_place_by_the_step() -> None:
+    stage = make_stage("ldbe_denoising")
+    state, batches = make_state(stage), make_batches(stage)
+    values = []
+    for step in (0, 0, *range(1, 8)):
+        (losses,) = state.method.losses(batches, step, 10)
+        values.append({loss.name: float(loss.value) for loss in losses}["negative"])
+    assert values[0] == values[1] and len(set(values)) == 3  # places 1, 2, 3 of four classes
+
+
+def test_ldbe_needs_a_group_to_paste_in() -> None:
+    with pytest.raises(ValueError, match="group_size"):
+        make_state(replace(make_stage("ldbe_denoising"), method=LDBE.Config(phase="boundary_enhancement")))
+
+
+def test_dsp_with_everything_blended_fully_learns_nothing_from_below() -> None:
+    stage = make_stage("dsp")
+    full = replace(stage, method=replace(stage.method, blend=1.0))
+    found = collect(make_state(full), make_batches(full))
+    assert found["target_under"].weight == found["source_under"].weight == 0
+    assert found["target_mixed"].weight == 1
+    with pytest.raises(ValueError, match="long_tail"):
+        make_state(replace(stage, method=replace(stage.method, long_tail=(9,))))
+
+
+def test_dsp_s_first_mask_changes_what_was_pasted_alone() -> None:
+    own, first = (replace(make_stage("dsp").method, mmd_mask=whose) for whose in ("own", "first"))
+    values = []
+    for config in (own, first):
+        stage = replace(make_stage("dsp"), method=config)
+        values.append({n: float(loss.value) for n, loss in collect(make_state(stage), make_batches(stage)).items()})
+    assert {n for n in values[0] if values[0][n] != values[1][n]} == {"mmd_pasted"}
+
+
+def test_sdca_waits_until_its_distributions_are_filled() -> None:
+    stage = replace(make_stage("sdca"), method=SDCA.Config(fill_steps=1))
+    state, batches = make_state(stage), make_batches(stage)
+    weights = []
+    for step in (0, 1):
+        found = [loss for losses in state.method.losses(batches, step, 10) for loss in losses]
+        weights.append({loss.weight for loss in found if "contrast" in loss.name})
+    assert weights == [{0.0}, {1.0}]
+    labelled = int((batches["source"].label != IGNORE).sum()) / 64**2 * 16 * 16  # cells at stride 4
+    assert float(state.method.output_classes.count.sum()) == pytest.approx(2 * labelled)
 
 
 # --- BCL's two variants ---------------------------------------------------------------------------------------------
@@ -282,7 +348,7 @@ def test_learning_rates_follow_the_step() -> None:
 
 
 def test_unknown_pixels_everywhere_train_nothing_and_break_nothing() -> None:
-    for name in ("supervised", "bcl", "bcl_paper", "dacs"):
+    for name in METHODS:
         stage = make_stage(name)
         batches = {
             domain: replace(batch, label=torch.full_like(batch.label, IGNORE))

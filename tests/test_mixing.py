@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from udaseg.mixing import class_mask, paste
+from udaseg.mixing import class_mask, paste, rare_mask, soft_paste
 from udaseg.types import IGNORE
 
 
@@ -57,3 +57,32 @@ def test_paste_takes_maps_and_images() -> None:
     assert paste(mask, torch.ones(1, 1, 2), torch.zeros(1, 1, 2)).tolist() == [[[1, 0]]]
     image = paste(mask, torch.ones(1, 3, 1, 2), torch.zeros(1, 3, 1, 2))
     assert image[0].tolist() == [[[1, 0]]] * 3
+
+
+def test_half_of_the_classes_rounded_down() -> None:
+    for classes in (1, 2, 5, 6):
+        label = _labels(8, classes, ignored=False)
+        mask = class_mask(label, torch.arange(8), seed=0, round_up=False)
+        assert {len(set(sample[m].tolist())) for sample, m in zip(label, mask, strict=True)} == {classes // 2}
+
+
+def test_one_rare_class_that_the_image_has_is_drawn_whole() -> None:
+    label = _labels(64, 5, ignored=True)
+    label[0] = 0
+    mask = rare_mask(label, torch.arange(64), classes=(2, 4, 7), seed=0)
+    assert not mask[0].any()
+    drawn = [set(sample[m].tolist()) for sample, m in zip(label[1:], mask[1:], strict=True)]
+    assert {frozenset(classes) for classes in drawn} == {frozenset({2}), frozenset({4})}
+    for sample, m in zip(label[1:], mask[1:], strict=True):
+        assert torch.equal(m, sample == sample[m][0])
+    again = rare_mask(label[5:7], torch.arange(5, 7), classes=(2, 4, 7), seed=0)
+    assert torch.equal(again, mask[5:7])
+
+
+def test_soft_paste_blends_inside_the_mask_alone() -> None:
+    over, under = torch.rand(2, 3, 4, 4), torch.rand(2, 3, 4, 4)
+    mask = torch.rand(2, 4, 4) < 0.5
+    mixed = soft_paste(mask, over, under, blend=0.75)
+    for n, i, j in np.ndindex(2, 4, 4):
+        expected = 0.75 * over[n, :, i, j] + 0.25 * under[n, :, i, j] if mask[n, i, j] else under[n, :, i, j]
+        assert torch.allclose(mixed[n, :, i, j], expected)

@@ -30,12 +30,12 @@ def images(seed: int = 0) -> Tensor:
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
-@pytest.mark.parametrize("head", ["aspp", "multilevel"])
+@pytest.mark.parametrize("head", ["aspp", "aspp_gn", "multilevel"])
 def test_backbones_and_heads(backbone: str, head: str) -> None:
-    network = small(backbone=backbone, head=head).eval()
+    network = small(backbone=backbone, head=head, head_channels=32).eval()
     out = network(images())
     assert out.logits.shape == (2, 5, 64, 96)
-    assert out.embedding.shape[1] == network.embedding_channels == (20 if head == "aspp" else 16)
+    assert out.embedding.shape[1] == network.embedding_channels == (20 if head == "aspp" else 32)
     assert [64 // f.shape[2] for f in out.features] == [4, 8, 16, 32]
     assert all(torch.isfinite(t).all() for t in (out.logits, out.embedding))
 
@@ -243,6 +243,8 @@ def test_a_backbone_that_cannot_be_built_so_says_with_what() -> None:
 def test_head_branches_must_not_be_empty() -> None:
     with pytest.raises(ValueError, match="branches"):
         small(head="aspp", head_branches=())
+    with pytest.raises(ValueError, match="multiple of 32"):
+        small(head="aspp_gn", head_channels=16)
 
 
 def test_missing_and_foreign_weights_are_refused(tmp_path: Path) -> None:
