@@ -13,6 +13,7 @@ from udaseg.method import MethodConfig, Optim
 from udaseg.methods.adabn import AdaBN
 from udaseg.methods.bcl import BCL
 from udaseg.methods.dacs import DACS
+from udaseg.methods.daformer import DAFormer
 from udaseg.methods.dsp import DSP
 from udaseg.methods.ldbe import LDBE
 from udaseg.methods.sdca import SDCA
@@ -37,6 +38,8 @@ METHODS: dict[str, MethodConfig] = {
     "bcl_paper": _PAPER,
     "bcl_mix": replace(_PAPER, target_ce="hybrid", teacher_momentum=0.9, mix=True),
     "bcl_hybrid_ce": replace(_PAPER, target_ce="hybrid", temperature=0.05),
+    "daformer": DAFormer.Config(things=(1, 2), threshold=0.3, feature_weight=0.1, ignore_top=3, ignore_bottom=5),
+    "mic": DAFormer.Config(things=(1,), threshold=0.3, feature_weight=0.0, mask_weight=1.0, mask_block=16),
     "ldbe_denoising": LDBE.Config(place_spread=1),
     "ldbe_enhancement": LDBE.Config(phase="boundary_enhancement", threshold=0.3, group_size=2),
     "dsp": DSP.Config(long_tail=(2, 3), threshold=0.3, mmd_channels=8, mmd_weight=0.05),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from udaseg.rng import keyed
+from udaseg.rng import keyed, uniforms
 from udaseg.types import IGNORE
 
 
@@ -61,6 +61,28 @@ def rare_mask(label: Tensor, index: Tensor, *, classes: Sequence[int], seed: int
         chosen = found[int(keyed(seed, number, "rare_mask").integers(len(found)))] if found else -1
         masks.append(sample == chosen)
     return torch.stack(masks)
+
+
+def patch_mask(image: Tensor, index: Tensor, *, block: int, ratio: float, seed: int) -> Tensor:
+    """MIC's mask: square patches of each image, from its top left corner on, are hidden with probability `ratio`.
+
+    Source: MIC (2212.01322), eq. 3; `BlockMaskGenerator` of lhoyer/MIC draws one mask a batch, here it is one a sample.
+
+    Args:
+        image: (B, 3, H, W), for its size and device.
+        index: (B,) global sample indices.
+        block: side of a patch in pixels.
+        ratio: share of hidden patches, in [0, 1].
+        seed: key of the run and stage.
+
+    Returns:
+        (B, H, W) bool, True where the pixel is shown.
+    """
+    height, width = image.shape[-2:]
+    rows, columns = -(-height // block), -(-width // block)
+    drawn = uniforms(seed, index.cpu().numpy(), "patch_mask", rows * columns).reshape(-1, rows, columns)
+    shown = torch.from_numpy(drawn >= ratio).to(image.device)
+    return shown.repeat_interleave(block, 1).repeat_interleave(block, 2)[:, :height, :width]
 
 
 def soft_paste(mask: Tensor, over: Tensor, under: Tensor, *, blend: float) -> Tensor:

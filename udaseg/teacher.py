@@ -1,4 +1,4 @@
-"""The mean teacher."""
+"""The mean teacher, and a network that stays as it was."""
 
 from __future__ import annotations
 
@@ -63,3 +63,20 @@ class EMATeacher(nn.Module):
         """Confidence (B, H, W) in [0, 1] and train ids (B, H, W) of the teacher's best class."""
         confidence, label = self(image).logits.softmax(1).max(1)
         return confidence, label
+
+
+class FrozenCopy(nn.Module):
+    """A network as it is now: it neither learns nor gathers statistics, and is saved with the method that holds it."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = copy.deepcopy(network).requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> FrozenCopy:
+        return self
+
+    @torch.no_grad()
+    def forward(self, image: Tensor, domain: str = "target") -> SegOutput:
+        """The network's output in evaluation mode, without gradient."""
+        output: SegOutput = self.network(image, domain)
+        return output
