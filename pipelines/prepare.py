@@ -28,6 +28,7 @@ from udaseg.data.datasets import (
     files,
     inspect,
     match,
+    remap,
     sort_out,
 )
 from udaseg.data.schema import (
@@ -60,6 +61,7 @@ def prepare(
     images: str | None = None,
     labels: str | None = None,
     classes: str | None = None,
+    mapping: str | None = None,
     layout: str | None = None,
     root: str | None = None,
     splits: str | None = None,
@@ -78,7 +80,10 @@ def prepare(
         images: A folder of images, searched recursively.
         labels: A folder of label maps: image a/b.jpg has label a/b.png.
         classes: A JSON file {"names": [...], "palette": [[r, g, b], ...], "raw_to_train": {"raw id": train id}}.
-        layout: How a known dataset lies on disk: folders (ROOT/<split>/images and .../labels) or cityscapes.
+        mapping: A JSON file that gives the dataset other classes, such as another dataset's: {"names": [...],
+            "palette": [[r, g, b], ...], "map": {"class of the dataset": "one of names", or null to ignore it}}.
+        layout: How a known dataset lies on disk: folders (ROOT/<split>/images and .../labels), cityscapes, gta5,
+            synthia, acdc, dark_zurich, bdd100k, idd or camvid.
         root: The root folder of the layout.
         splits: A JSON file {split: [image paths below --images, without extension]}; else all rows are of --split.
         split: The split of all images of --images; train where it is not given.
@@ -93,7 +98,7 @@ def prepare(
             raise DatasetError("--root belongs to --layout")
         if splits is not None and split is not None:
             raise DatasetError("give either --splits or --split")
-        class_list = _read_classes(classes)
+        class_list = _read_classes(classes, mapping)
         label_files = [] if labels is None else files(labels, LABEL_SUFFIXES)
         pairs = list(match(files(images, IMAGE_SUFFIXES), label_files, split or "train"))
     elif layout is not None and images is None:
@@ -106,7 +111,7 @@ def prepare(
         own = LAYOUTS[layout].classes
         if classes is None and own is None and exists(join(root, "classes.json")):
             classes = join(root, "classes.json")
-        class_list = own if classes is None and own is not None else _read_classes(classes)
+        class_list = _read_classes(classes, mapping, own)
         pairs = list(LAYOUTS[layout].pairs(root))
     else:
         raise DatasetError("give either --images, or --layout and --root")
@@ -146,10 +151,13 @@ def _read_text(uri: str) -> str:
         raise DatasetError(f"{uri}: not a text file") from None
 
 
-def _read_classes(uri: str | None) -> Classes:
-    if uri is None:
+def _read_classes(uri: str | None, mapping: str | None, own: Classes | None = None) -> Classes:
+    """The class list of a file, else a layout's own, with the names of the mapping file where there is one."""
+    if uri is not None:
+        own = Classes.from_json(_read_text(uri), uri)
+    if own is None:
         raise DatasetError("these images come without a class list; give one by --classes")
-    return Classes.from_json(_read_text(uri), uri)
+    return own if mapping is None else remap(own, _read_text(mapping), mapping)
 
 
 def _assign_splits(pairs: Sequence[Pair], known: set[str], uri: str) -> tuple[list[Pair], list[Problem]]:

