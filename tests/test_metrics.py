@@ -45,6 +45,7 @@ def test_absent_classes_are_left_out_of_the_mean_and_invented_ones_count() -> No
     values = iou(counts)
     assert values[:3].tolist() == [1.0, 0.5, 0.0] and math.isnan(values[3])
     assert mean_iou(counts) == pytest.approx(0.5)
+    assert mean_iou(counts, [0, 1, 3]) == 0.75 and math.isnan(mean_iou(counts, [3]))
     assert pixel_accuracy(counts) == 0.75
 
 

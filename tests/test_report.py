@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from udaseg.data.datasets import CITYSCAPES_CLASSES
 from udaseg.data.schema import Classes
 from udaseg.report import (
     Example,
@@ -183,3 +184,20 @@ def test_summary_is_plain_values() -> None:
         "iou": {"road": 0.666667, "<b>sky</b> & co": 0.666667, "a $x_1$ b": None},
         "confusion": ADAPTED.tolist(),
     }
+
+
+def test_means_over_the_classes_of_synthia() -> None:
+    names = CITYSCAPES_CLASSES.names
+    hit = np.arange(1, 20)
+    counts = np.diag(hit)
+    counts[:, 0] += 20 - hit  # every class has 20 pixels, of which the rest is taken for road
+    values = summary(counts, names)
+    iou = {name: value for name, value in values["iou"].items() if name not in ("terrain", "truck", "train")}
+    assert len(iou) == 16 and values["mIoU-16"] == pytest.approx(np.mean([*iou.values()]), abs=1e-6)
+    iou = {name: value for name, value in iou.items() if name not in ("wall", "fence", "pole")}
+    assert len(iou) == 13 and values["mIoU-13"] == pytest.approx(np.mean([*iou.values()]), abs=1e-6)
+    text = io.StringIO()
+    Console(file=text, width=120).print(iou_table({"before": counts, "after": counts}, names))
+    for title in ("mIoU-16", "mIoU-13"):
+        assert re.search(rf"{title} +\S +{100 * values[title]:.1f} +\S +{100 * values[title]:.1f} ", text.getvalue())
+    assert not {"mIoU-16", "mIoU-13"} & set(summary(counts[:18, :18], names[:18]))

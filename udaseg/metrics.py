@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from udaseg.types import IGNORE
@@ -29,9 +31,10 @@ def iou(counts: np.ndarray) -> np.ndarray:
     return np.divide(hit, union, out=np.full(len(counts), np.nan), where=union > 0)
 
 
-def mean_iou(counts: np.ndarray) -> float:
-    """Mean of the classes' IoU in [0, 1], NaN classes left out."""
-    return float(np.nanmean(iou(counts))) if counts.sum() else float("nan")
+def mean_iou(counts: np.ndarray, classes: Sequence[int] | None = None) -> float:
+    """Mean of the classes' IoU in [0, 1], NaN classes left out; of some classes alone where they are given."""
+    values = iou(counts) if classes is None else iou(counts)[list(classes)]
+    return float("nan") if np.isnan(values).all() else float(np.nanmean(values))
 
 
 def pixel_accuracy(counts: np.ndarray) -> float:

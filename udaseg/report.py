@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 from rich.table import Table
 
+from udaseg.data.datasets import CITYSCAPES_CLASSES, SYNTHIA_MEANS
 from udaseg.data.schema import Classes
 from udaseg.metrics import gap_closed, iou, mean_iou, pixel_accuracy
 
@@ -51,11 +52,19 @@ class Example(NamedTuple):
     """In [0, 1], of `after`."""
 
 
+def _synthia_means(counts: np.ndarray, names: Sequence[str]) -> dict[str, float]:
+    """For the classes of Cityscapes, the means over those of them that SYNTHIA has; for others nothing."""
+    if tuple(names) != CITYSCAPES_CLASSES.names:
+        return {}
+    return {title: mean_iou(counts, [names.index(name) for name in some]) for title, some in SYNTHIA_MEANS.items()}
+
+
 def summary(counts: np.ndarray, names: Sequence[str]) -> dict[str, object]:
     """A confusion matrix's metrics as plain values; the IoU of a class that never occurs is None."""
     per_class = {name: None if np.isnan(v) else round(float(v), 6) for name, v in zip(names, iou(counts), strict=True)}
     return {
         "miou": round(mean_iou(counts), 6),
+        **{title: round(value, 6) for title, value in _synthia_means(counts, names).items()},
         "pixel_accuracy": round(pixel_accuracy(counts), 6),
         "iou": per_class,
         "confusion": counts.tolist(),
@@ -63,7 +72,7 @@ def summary(counts: np.ndarray, names: Sequence[str]) -> dict[str, object]:
 
 
 def iou_table(counts: Mapping[str, np.ndarray], names: Sequence[str]) -> Table:
-    """Per-class IoU in percent, one column a network, with mIoU and pixel accuracy below."""
+    """Per-class IoU in percent, one column a network, with the means and pixel accuracy below."""
     table = Table()
     table.add_column("class")
     for title in counts:
@@ -72,7 +81,9 @@ def iou_table(counts: Mapping[str, np.ndarray], names: Sequence[str]) -> Table:
     for k, name in enumerate(names):
         table.add_row(name, *(_percent(column[k]) for column in columns))
     table.add_section()
-    table.add_row("mIoU", *(_percent(mean_iou(c)) for c in counts.values()))
+    means = [{"mIoU": mean_iou(c)} | _synthia_means(c, names) for c in counts.values()]
+    for title in means[0]:
+        table.add_row(title, *(_percent(mean[title]) for mean in means))
     table.add_row("pixel accuracy", *(_percent(pixel_accuracy(c)) for c in counts.values()))
     return table
 
