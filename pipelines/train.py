@@ -36,7 +36,7 @@ from udaseg.data.schema import (
     write_bytes,
 )
 from udaseg.data.stream import Plan, PlanDataConfig, StreamPlan
-from udaseg.models.segmenter import build_segmenter
+from udaseg.models.build import build_segmenter
 from udaseg.recipes import RECIPES
 from udaseg.rng import key_to_seed
 from udaseg.train import CARD_FILE, CheckpointError, TrainingError, copy_model, read_card
@@ -197,6 +197,7 @@ def make_plan(stage: Stage, directories: dict[str, str | None], seed: int) -> Pl
             rare_temperature=stream.rare_temperature,
             rare_min_pixels=stream.rare_min_pixels,
             rare_min_crop_pixels=stream.rare_min_crop_pixels,
+            short_side=stream.short_side,
         )
     data = stage.data
     return Plan(

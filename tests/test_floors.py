@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS: list[tuple[str, ...]] = [
-    ("udaseg.types", "udaseg.rng", "udaseg.dist"),
+    ("udaseg.types", "udaseg.rng", "udaseg.dist", "udaseg.windows"),
     (
         "udaseg.losses",
         "udaseg.pseudo_label",
@@ -17,6 +17,7 @@ FLOORS: list[tuple[str, ...]] = [
         "udaseg.augment",
         "udaseg.prototypes",
         "udaseg.teacher",
+        "udaseg.self_training",
         "udaseg.metrics",
         "udaseg.models",
         "udaseg.data",

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from udaseg.inference import predict, window_starts
+from udaseg.inference import predict
+from udaseg.windows import window_starts
 
 
 class Pointwise(nn.Module):

@@ -90,6 +90,53 @@ def test_multi_resolution_contrast_is_the_loop() -> None:
     assert loss.item() == pytest.approx(expected, rel=1e-9)
 
 
+def test_keys_that_are_not_valid_neither_attract_nor_repel() -> None:
+    anchor, key = _random(9, 4), _random(12, 4, seed=1)
+    y, key_y = _labels(9, classes=3, ignored=0), _labels(12, classes=3, seed=1, ignored=0)
+    valid = torch.arange(12) % 3 != 1
+    sums, counts = pair_contrast(anchor, y, key, key_y, valid=valid)
+    elsewhere = torch.where(valid, key_y, -1)  # a positive of nobody; its part in N_i is taken off by hand
+    s = (anchor @ key.T).double()
+    for i in range(9):
+        others = [n for n in range(12) if valid[n] and key_y[n] != y[i]]
+        negative = s[i, others].exp().sum()
+        positives = [j for j in range(12) if elsewhere[j] == y[i] and j != i]
+        expected = -(s[i, positives] - (s[i, positives].exp() + negative).log()).sum()
+        assert sums[i].item() == pytest.approx(expected.item(), rel=1e-9, abs=1e-12)
+        assert counts[i] == len(positives)
+
+
+def test_ignored_pixels_leave_no_trace_and_groups_do_not_see_each_other() -> None:
+    feature, label = _random(4, 5, 3, 3), _labels(4, 3, 3, classes=3)
+    valid = label != IGNORE
+    whole = pixel_contrast(feature, label, valid=valid, group_size=2)
+    noise = torch.where(valid[:, None], feature, _random(4, 5, 3, 3, seed=9))
+    assert pixel_contrast(noise, label, valid=valid, group_size=2).item() == pytest.approx(whole.item(), rel=1e-12)
+    parts = [pixel_contrast(feature[g], label[g], valid=valid[g]) * valid[g].sum() for g in (slice(2), slice(2, 4))]
+    assert whole.item() == pytest.approx((sum(parts) / valid.sum()).item(), rel=1e-12)
+    assert pixel_contrast(feature, label, valid=torch.zeros_like(valid)).item() == 0
+
+
+def test_multi_resolution_contrast_of_groups_is_the_mean_over_them() -> None:
+    low, high = _random(4, 3, 2, 3), _random(4, 3, 2, 3, seed=1)
+    y, attention = _labels(4, 2, 3, classes=3) + 1, _random(4, 2, 3, seed=2).sigmoid()
+    valid = y != IGNORE + 1
+    inside = torch.arange(3) > 0
+    options = {"valid": valid, "detail_valid": valid & inside}
+    whole = multi_resolution_contrast(low, high, y, y * inside, attention, **options, group_size=2)
+    total = sum(
+        multi_resolution_contrast(
+            low[g], high[g], y[g], (y * inside)[g], attention[g], **{k: v[g] for k, v in options.items()}
+        )
+        * valid[g].sum()
+        for g in (slice(2), slice(2, 4))
+    )
+    assert whole.item() == pytest.approx((total / valid.sum()).item(), rel=1e-9)  # type: ignore[union-attr]
+    noise = torch.where((valid & inside)[:, None], high, torch.zeros_like(high))
+    masked = multi_resolution_contrast(low, noise, y, y * inside, attention, **options, group_size=2)
+    assert masked.item() == pytest.approx(whole.item(), rel=1e-12)
+
+
 def test_orders_differ_only_between_images() -> None:
     feature = _random(2, 3, 2, 2)
     pixels = {tuple(v) for v in flatten(feature).tolist()}

@@ -34,6 +34,11 @@ def snapshot(module: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in module.state_dict().items()}
 
 
+def freeze(method: nn.Module) -> None:
+    """Without dropout, and with batch norms that use their running statistics."""
+    method.eval()
+
+
 def changed(before: dict[str, Tensor], module: nn.Module) -> set[str]:
     return {name for name, tensor in module.state_dict().items() if not torch.equal(tensor, before[name])}
 
@@ -138,7 +143,7 @@ def test_ldbe_draws_the_place_by_the_step() -> None:
     values = []
     for step in (0, 0, *range(1, 8)):
         (losses,) = state.method.losses(batches, step, 10)
-        values.append({loss.name: float(loss.value) for loss in losses}["negative"])
+        values.append({loss.name: loss.value.item() for loss in losses}["negative"])
     assert values[0] == values[1] and len(set(values)) == 3  # places 1, 2, 3 of four classes
 
 
@@ -389,6 +394,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(name: str, optimizer: str, tmp_p
     for step in range(2, 4):
         batches = make_batches(stage, step)
         resumed.method.seed = getattr(whole.method, "seed", None)
+        resumed.method.student.seed = SEED
         assert train_step(whole, batches, stage, seed=SEED) == train_step(resumed, batches, stage, seed=SEED)
     assert not changed(snapshot(whole.method), resumed.method)
     for mine, theirs in zip(whole.optimizers, resumed.optimizers, strict=True):
@@ -431,6 +437,61 @@ def test_a_damaged_state_is_refused(tmp_path: Path, content: bytes | None) -> No
     file.write_bytes(file.read_bytes()[:5000] if content is None else content)
     with pytest.raises(CheckpointError, match=r"state\.pt"):
         state.load(file)
+
+
+def test_vectors_and_positions_decay_only_on_request() -> None:
+    stage = make_stage("cluda", name="adamw", weight_decay=0.3, decay_vectors=False)
+    stage = replace(stage, model=replace(stage.model, backbone="test_vit"))
+    method = make_state(stage).method
+    decay = {
+        id(p): group["weight_decay"]
+        for optimizer in method.optimizers(stage.optim)
+        for group in optimizer.param_groups
+        for p in group["params"]
+    }
+    learning = {name: p for name, p in method.named_parameters() if p.requires_grad}
+    assert decay.keys() == {id(p) for p in learning.values()}
+    undecayed = {name for name, p in learning.items() if decay[id(p)] == 0}
+    assert undecayed == {name for name, p in learning.items() if p.ndim <= 1 or name.endswith("pos_embed")}
+    assert any(name.endswith("pos_embed") for name in undecayed)
+    every = method.optimizers(replace(stage.optim, decay_vectors=True))
+    assert all(group["weight_decay"] == 0.3 for optimizer in every for group in optimizer.param_groups)
+
+
+def test_cluda_s_contrast_of_two_resolutions_waits_for_a_detail_crop() -> None:
+    found = {name: collect(make_state(make_stage(name)), make_batches(make_stage(name))) for name in ("cluda", "mic")}
+    assert {"source_contrast", "mixed_contrast"} <= found["cluda"].keys()
+    assert not {"source_contrast", "mixed_contrast"} & found["mic"].keys()
+    assert "masked_ce" in found["mic"] and "masked_ce" not in found["cluda"]
+    stage = make_stage("cluda")
+    state, batches = make_state(stage), make_batches(stage)
+    state.method.train()
+    value = next(iter(state.method.losses(batches, 0, 10)))[1].value
+    with torch.no_grad():
+        state.method.attention.classify.bias.add_(3)
+    assert torch.equal(next(iter(state.method.losses(batches, 0, 10)))[1].value, value), "one resolution: no attention"
+    stage = make_stage("cluda_hrda")
+    state = make_state(stage)
+    freeze(state.method)
+    values = []
+    for shift in (0, 3):
+        with torch.no_grad():
+            state.method.attention.classify.bias.add_(shift)
+        values.append(next(iter(state.method.losses(batches, 0, 10)))[1].value.item())
+    assert values[0] != values[1]
+
+
+def test_cluda_leaves_ignored_pixels_out_unless_as_released() -> None:
+    for name, same in (("cluda_hrda", True), ("cluda_released_hrda", False)):
+        state = make_state(make_stage(name))
+        out = state.method.student(torch.rand(2, 3, 64, 64), "source", torch.arange(2))
+        label = torch.zeros(2, 64, 64, dtype=torch.int64)
+        label[:, :, 32:] = 1
+        label[:, :20] = IGNORE
+        noise = out.embedding.clone()
+        noise[:, :, :2] = torch.rand_like(noise[:, :, :2])  # context cells of 8 pixels, all of them ignored
+        values = [state.method._contrast(replace(out, embedding=e), label).item() for e in (out.embedding, noise)]
+        assert (values[0] == pytest.approx(values[1], rel=1e-6)) == same
 
 
 def test_every_optimiser_of_the_configuration_builds() -> None:

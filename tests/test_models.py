@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +10,10 @@ from torch import Tensor, nn
 
 from udaseg.config import Model
 from udaseg.data.schema import Classes
-from udaseg.models.segmenter import PerDomain, Segmenter, build_segmenter
+from udaseg.models.build import build_segmenter
+from udaseg.models.segmenter import PerDomain, Segmenter
+from udaseg.recipes import RECIPES
+from udaseg.teacher import EMATeacher
 from udaseg.train import CheckpointError, ModelCard, load_model, read_card, save_model
 
 BACKBONES = ["resnet10t", "mobilenetv3_small_050", "convnext_atto"]
@@ -30,7 +33,7 @@ def images(seed: int = 0) -> Tensor:
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
-@pytest.mark.parametrize("head", ["aspp", "aspp_gn", "multilevel"])
+@pytest.mark.parametrize("head", ["aspp", "aspp_gn", "context_aware", "multilevel"])
 def test_backbones_and_heads(backbone: str, head: str) -> None:
     network = small(backbone=backbone, head=head, head_channels=32).eval()
     out = network(images())
@@ -38,6 +41,103 @@ def test_backbones_and_heads(backbone: str, head: str) -> None:
     assert out.embedding.shape[1] == network.embedding_channels == (20 if head == "aspp" else 32)
     assert [64 // f.shape[2] for f in out.features] == [4, 8, 16, 32]
     assert all(torch.isfinite(t).all() for t in (out.logits, out.embedding))
+
+
+@pytest.mark.parametrize(
+    ("backbone", "strides", "options"),
+    [
+        ("pvt_v2_b0", [4, 8, 16, 32], {}),
+        ("swin_tiny_patch4_window7_224", [4, 8, 16, 32], {}),
+        ("hiera_tiny_224", [4, 8, 16, 32], {"input_size": (64, 96)}),
+        ("mit_b0", [4, 8, 16, 32], {}),
+        ("test_vit", [16, 16, 16], {}),
+        ("vit_small_patch14_dinov2", [14, 14, 14], {}),
+        ("vit_small_patch16_dinov3", [16, 16, 16], {}),
+    ],
+)
+def test_transformers(backbone: str, strides: list[int], options: dict[str, object]) -> None:
+    """Levels are channels first, of the strides that the backbone says, and images of any size are taken."""
+    network = small(backbone=backbone, head="context_aware", head_channels=32, **options).eval()
+    features = network(images()).features
+    assert [tuple(f.shape[2:]) for f in features] == [(-(-64 // s), -(-96 // s)) for s in strides]
+    assert [f.shape[1] for f in features] == list(network.feature_channels)
+    if not options:
+        assert network(torch.rand(1, 3, 50, 71)).logits.shape == (1, 5, 50, 71)
+
+
+def test_a_backbone_of_one_size_says_so() -> None:
+    with pytest.raises(ValueError, match=r"hiera_tiny_224.*model\.input_size"):
+        small(backbone="hiera_tiny_224")
+
+
+def test_padding_of_a_transformer_s_image_does_not_move_its_pixels() -> None:
+    network, image = small(backbone="test_vit").eval(), images()[..., :60, :90]
+    padded = nn.functional.pad(image, (0, 6, 0, 4), mode="replicate")
+    torch.testing.assert_close(network(image).logits, network(padded).logits[..., :60, :90])
+
+
+def test_mix_transformers_have_neither_stem_nor_stride_to_set() -> None:
+    with pytest.raises(ValueError, match=r"mit_b0.*stem"):
+        small("stem", backbone="mit_b0")
+    with pytest.raises(ValueError, match=r"mit_b0.*output_stride"):
+        small(backbone="mit_b0", output_stride=8)
+    with pytest.raises(ValueError, match=r"mit_b9.*mit_b0 to mit_b5"):
+        small(backbone="mit_b9")
+
+
+def test_a_mix_transformer_loads_a_local_file(tmp_path: Path) -> None:
+    body = small(backbone="mit_b0", seed=1).net.backbone.state_dict()
+    safetensors.torch.save_file({k: v.contiguous() for k, v in body.items()}, tmp_path / "mit.safetensors")
+    loaded = small(backbone="mit_b0", weights=str(tmp_path / "mit.safetensors")).net.backbone.state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in body.items())
+    del body["block1.0.norm1.weight"]
+    torch.save(body, tmp_path / "mit.pth")
+    with pytest.raises(ValueError, match=r"mit\.pth has no tensor for block1\.0\.norm1\.weight"):
+        small(backbone="mit_b0", weights=str(tmp_path / "mit.pth"))
+
+
+def test_stochastic_depth_grows_with_depth_and_is_off_in_the_teacher() -> None:
+    network = small(backbone="mit_b0", drop_path=0.3)
+    rates = [m.drop_prob for m in network.modules() if type(m).__name__ == "DropPath"]
+    assert rates[0] < rates[-1] == pytest.approx(0.3)
+    teacher = EMATeacher(network, momentum=0.9).train()
+    assert not any(m.training for m in teacher.modules() if type(m).__name__ == "DropPath")
+
+
+def test_the_context_aware_head_joins_levels_before_it_looks_around() -> None:
+    """One level that is constant: what is left of the dilated branches is a function of the place's neighbourhood."""
+    head = small(head="context_aware", head_channels=8, head_branches=(1, 6)).net.head.eval()
+    levels = [torch.zeros(1, c, 64 // s, 96 // s) for c, s in zip((64, 128, 256, 512), (4, 8, 16, 32), strict=True)]
+    before = head(levels)[1]
+    levels[3][0, :, 0, 0] = 5.0  # the coarsest level, upsampled eightfold: cells 0..11 along each axis
+    moved = (head(levels)[1] - before).abs().sum(1)[0] > 1e-7
+    assert moved[0, 0] and not moved[:, 20:].any(), "reach: 12 cells of upsampling, 6 of dilation, 1 of fusion"
+    assert moved[:, 13:19].any()
+
+
+# Of the released networks: DeepLabV2-R101 with 2 and 4 branches, DAFormer (85.15 M) and HRDA (85.69 M).
+PARAMETERS = {
+    "source_only": 43_901_068,
+    "supervised": 43_901_068,
+    "dacs": 43_200_614,
+    "bcl": 44_126_412,
+    "ldbe": 65_063_568,
+    "dsp": 43_200_614,
+    "sdca": 43_901_068,
+    "daformer": 85_155_283,
+    "hrda": 85_685_990,
+    "mic": 85_685_990,
+    "cluda": 85_685_990,
+    "vfm": 305_748_499,
+}
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if not name.endswith("_small") and name != "bcl_demo"])
+def test_published_networks_have_the_right_size(name: str) -> None:
+    model = replace(RECIPES[name]().stages[-1].model, pretrained=False)
+    with torch.device("cpu" if "mit" in model.backbone else "meta"):  # smp reads numbers off a tensor as it builds
+        network = build_segmenter(19, **asdict(model))
+    assert sum(p.numel() for p in network.parameters()) == PARAMETERS[name]
 
 
 def test_logits_have_the_size_of_an_image_that_no_stride_divides() -> None:

@@ -15,7 +15,7 @@ from udaseg.config import Model, PseudoLabel
 from udaseg.data.schema import DatasetError, read_manifest
 from udaseg.data.stream import open_index
 from udaseg.inference import predict
-from udaseg.models.segmenter import build_segmenter
+from udaseg.models.build import build_segmenter
 from udaseg.pseudo_label import image_threshold, union_pseudo_label
 from udaseg.train import ModelCard, load_model, save_model
 

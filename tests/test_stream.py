@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -129,3 +130,17 @@ def test_a_label_id_outside_the_classes_is_named(tmp_path: Path) -> None:
     Image.fromarray(np.full((40, 56), 7, np.uint8)).save(tmp_path / "labels" / "003.png")
     with pytest.raises(DatasetError, match=r"003\.png.*\[7\]"):
         open_index(directory).train_ids(3)
+
+
+def test_a_stream_may_have_a_size_of_its_own(plan: Plan) -> None:
+    """At twice the short side a crop of 32 pixels shows half as much of the image: boxes are twice as large."""
+    target = plan.streams["source"]
+    scale = {"scale": (1.0, 1.0), "streams": {"source": target, "target": replace(target, short_side=80)}}
+    larger = replace(plan, **scale)  # type: ignore[arg-type]
+    share = {name: np.mean([larger.load(g)[f"{name}_label"] == 2 for g in range(200)]) for name in plan.streams}
+    width = {
+        name: max(max((larger.load(g)[f"{name}_label"] == 2).sum(1).max() for g in range(60)), 0)
+        for name in plan.streams
+    }
+    assert width["source"] <= 17 < width["target"] <= 32, "a box is 16 pixels wide"
+    assert share["target"] > 0.1

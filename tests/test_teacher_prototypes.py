@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from udaseg.models.segmenter import build_segmenter
+from udaseg.models.build import build_segmenter
 from udaseg.prototypes import DomainBias
 from udaseg.teacher import EMATeacher
 

@@ -12,13 +12,17 @@ from udaseg.config import Data, Model, Stage, Stream
 from udaseg.method import MethodConfig, Optim
 from udaseg.methods.adabn import AdaBN
 from udaseg.methods.bcl import BCL
+from udaseg.methods.cluda import CLUDA
 from udaseg.methods.dacs import DACS
 from udaseg.methods.daformer import DAFormer
 from udaseg.methods.dsp import DSP
 from udaseg.methods.ldbe import LDBE
 from udaseg.methods.sdca import SDCA
 from udaseg.methods.supervised import Supervised
+from udaseg.methods.vfm import VFM
 from udaseg.models.segmenter import Segmenter
+from udaseg.recipes import RECIPES
+from udaseg.self_training import MIC
 from udaseg.train import RunState, build_state, to_batches
 from udaseg.types import IGNORE, Batch
 
@@ -28,6 +32,16 @@ SEED = 11
 
 _TRUE = Stream(labels="true")
 _PAPER = BCL.Config(variant="paper", transfer_threshold=0.3, calibration_momentum=0.5, teacher_momentum=0.9)
+_CLUDA = CLUDA.Config(
+    things=(1, 2),
+    threshold=0.3,
+    feature_weight=0.1,
+    ignore_top=0,
+    ignore_bottom=5,
+    contrast_size=9,
+    attention_channels=16,
+    seek_from=2,
+)
 METHODS: dict[str, MethodConfig] = {
     "supervised": Supervised.Config(),
     "oracle": Supervised.Config(stream="target"),
@@ -39,7 +53,11 @@ METHODS: dict[str, MethodConfig] = {
     "bcl_mix": replace(_PAPER, target_ce="hybrid", teacher_momentum=0.9, mix=True),
     "bcl_hybrid_ce": replace(_PAPER, target_ce="hybrid", temperature=0.05),
     "daformer": DAFormer.Config(things=(1, 2), threshold=0.3, feature_weight=0.1, ignore_top=3, ignore_bottom=5),
-    "mic": DAFormer.Config(things=(1,), threshold=0.3, feature_weight=0.0, mask_weight=1.0, mask_block=16),
+    "mic": DAFormer.Config(things=(1,), threshold=0.3, feature_weight=0.0, mic=MIC(weight=1.0, block=16)),
+    "cluda": replace(_CLUDA, attention_channels=8),
+    "cluda_hrda": _CLUDA,
+    "cluda_released_hrda": replace(_CLUDA, variant="released", seek_from=0),
+    "vfm": VFM.Config(threshold=0.3, mic=MIC(weight=1.0, block=16)),
     "ldbe_denoising": LDBE.Config(place_spread=1),
     "ldbe_enhancement": LDBE.Config(phase="boundary_enhancement", threshold=0.3, group_size=2),
     "dsp": DSP.Config(long_tail=(2, 3), threshold=0.3, mmd_channels=8, mmd_weight=0.05),
@@ -56,7 +74,10 @@ def make_stage(method: str, /, **optim: object) -> Stage:
         method=config,
         steps=40,
         model=Model(
-            backbone="resnet10t", head_channels=16, per_domain="stem+statistics" if "bcl" in method else "nothing"
+            backbone="resnet10t",
+            head_channels=16,
+            per_domain="stem+statistics" if "bcl" in method else "nothing",
+            detail_crop=(32, 32) if "hrda" in method else None,
         ),
         data=Data(
             crop=(64, 64),
@@ -69,6 +90,30 @@ def make_stage(method: str, /, **optim: object) -> Stage:
         ),
         optim=Optim(**({"name": "sgd", "lr": 5e-3, "head_lr_factor": 2.0} | optim)),  # type: ignore[arg-type]
     )
+
+
+def recipe_stages(name: str) -> list[Stage]:
+    """A small recipe's stages, for batches of `make_batches`: fewer classes, smaller crops, lower thresholds."""
+    stages = []
+    for stage in RECIPES[name]().stages:
+        own = {"threshold": 0.3, "mix_threshold": 0.3, "things": (1, 2), "long_tail": (2,), "fill_steps": 2}
+        own |= {"contrast_size": 9, "group_size": 2, "place_spread": 1}
+        method = replace(stage.method, **{k: v for k, v in own.items() if hasattr(stage.method, k)})
+        model = replace(stage.model, detail_crop=stage.model.detail_crop and (32, 32))
+        if model.backbone == "test_byobnet":
+            model = replace(model, backbone="resnet10t", head_channels=16)
+        data = replace(
+            stage.data, crop=(64, 64), batch_size=4, group_size=getattr(method, "group_size", 1), scale=(1.0, 1.0)
+        )
+        optim = Optim(name="adamw", lr=3e-3, head_lr_factor=1.0)
+        stages.append(replace(stage, method=method, model=model, data=data, optim=optim, steps=14))
+    return stages
+
+
+def adapting_stage(name: str) -> Stage:
+    """The last of `recipe_stages` whose method is one of adaptation, if any is."""
+    stages = recipe_stages(name)
+    return next((s for s in reversed(stages) if not isinstance(s.method, Supervised.Config)), stages[-1])
 
 
 def make_state(stage: Stage, seed: int = SEED) -> RunState:

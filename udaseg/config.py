@@ -14,7 +14,8 @@ from typing import Any, Literal
 import typeguard
 
 from udaseg.method import Optim
-from udaseg.models.segmenter import Domain, HeadName, PerDomain
+from udaseg.models.build import HeadName
+from udaseg.models.segmenter import Domain, PerDomain
 
 __all__ = ["ConfigError", "Data", "Model", "Optim", "PseudoLabel", "Recipe", "Stage", "Stream", "override"]
 
@@ -25,28 +26,34 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """The network; see `udaseg.models.segmenter.build_segmenter`."""
+    """The network; see `udaseg.models.build.build_segmenter`."""
 
     backbone: str = "resnet101"
-    """A timm model name."""
+    """A timm model name, or mit_b0 ... mit_b5."""
     pretrained: bool = False
     """Fetch the backbone's weights from the hub."""
     weights: str | None = None
     """A local file of backbone weights in timm's key order."""
     same_padding: bool = False
     """TensorFlow-style padding, which weights converted from TensorFlow need."""
+    input_size: tuple[int, int] | None = None
+    """Height and width, for backbones such as Hiera that take images of one size alone."""
     output_stride: Literal[8, 16, 32] = 32
     head: HeadName = "multilevel"
     head_branches: tuple[int, ...] = (6, 12, 18, 24)
-    """Dilations of the ASPP heads."""
+    """Dilations of the ASPP and context-aware heads."""
     head_channels: int = 64
-    """Width of the "aspp_gn" and "multilevel" heads."""
+    """Width of the heads but "aspp"."""
     projection: int = 0
     """Channels of the embedding's projection head; 0 = none."""
     per_domain: PerDomain = "nothing"
     """What source and target each have of their own."""
     frozen_norm_affine: bool = False
     """Keep the scale and shift of the backbone's batch norms."""
+    drop_path: float = 0.0
+    """Largest rate of stochastic depth in the backbone."""
+    detail_crop: tuple[int, int] | None = None
+    """Height and width of HRDA's detail crop; None = one resolution."""
 
 
 DOMAIN_OF: dict[str, Domain] = {"source": "source", "target": "target", "template": "source", "rare": "source"}
@@ -66,6 +73,8 @@ class Stream:
     """Pixels of the drawn class that an image must have."""
     rare_min_crop_pixels: int = 1500
     """Pixels of the drawn class that a crop should have; redrawn at most ten times."""
+    short_side: int | None = None
+    """Pixels of an image's short side after the resize, where it is not the stage's `data.short_side`."""
     jitter: float = 0.0
     """Strength of colour jitter on four of five images, 0 to 0.5."""
     blur: float = 0.0
@@ -81,7 +90,7 @@ class Data:
     group_size: int = 1
     """Consecutive samples that a method couples; a worker holds whole groups."""
     short_side: int = 720
-    """Pixels of an image's short side after the resize."""
+    """Pixels of an image's short side after the resize, in evaluation too."""
     scale: tuple[float, float] = (1.0, 1.0)
     """Range of the random factor on `short_side`."""
     crop: tuple[int, int] = (512, 512)

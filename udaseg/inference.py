@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from udaseg.models.segmenter import Domain, Segmenter
+from udaseg.windows import window_starts
 
 
 @torch.inference_mode()
@@ -41,14 +42,6 @@ def predict(
     if factor != 1:
         logits = F.interpolate(logits, size=(height, width), mode="bilinear", align_corners=False)
     return logits.softmax(1)
-
-
-def window_starts(length: int, window: int, overlap: float) -> list[int]:
-    """Where windows begin along one axis, so that they cover it and the last one ends with it."""
-    if length <= window:
-        return [0]
-    stride = max(1, int(window * (1 - overlap)))
-    return [*range(0, length - window, stride), length - window]
 
 
 def _slide(network: Segmenter, image: Tensor, window: tuple[int, int], overlap: float, domain: Domain) -> Tensor:

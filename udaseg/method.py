@@ -29,6 +29,8 @@ class Optim:
     momentum: float = 0.9
     """Of SGD."""
     weight_decay: float = 5e-4
+    decay_vectors: bool = True
+    """Whether biases, scales and shifts of norms, and position embeddings decay too."""
     power: float = 0.9
     """lr * (1 - step / horizon) ** power."""
     horizon: float = 1.0
@@ -81,10 +83,13 @@ def build_optimizer(student: Segmenter, optim: Optim, *, heads: Iterable[nn.Modu
     """SGD or AdamW over a student; its head and a method's own `heads` learn at `head_lr_factor` times the rate."""
     backbone, head = student.parameter_groups()
     head = [*head, *(parameter for module in heads for parameter in module.parameters())]
-    groups = [
-        {"params": backbone, "lr": optim.lr, "base_lr": optim.lr},
-        {"params": head, "lr": optim.lr * optim.head_lr_factor, "base_lr": optim.lr * optim.head_lr_factor},
-    ]
+    positions = {id(p) for name, p in student.named_parameters() if "pos_embed" in name}
+    groups: list[dict[str, Any]] = []
+    for parameters, lr in ((backbone, optim.lr), (head, optim.lr * optim.head_lr_factor)):
+        decays = [optim.decay_vectors or (p.ndim > 1 and id(p) not in positions) for p in parameters]
+        for decay, settings in ((True, {}), (False, {"weight_decay": 0.0})):
+            chosen = [p for p, does in zip(parameters, decays, strict=True) if does == decay]
+            groups.append({"params": chosen, "lr": lr, "base_lr": lr, **settings})
     groups = [group for group in groups if group["params"]]
     if optim.name == "sgd":
         return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay)

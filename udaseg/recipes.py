@@ -12,16 +12,34 @@ from dataclasses import replace
 from udaseg.config import Data, Model, Optim, PseudoLabel, Recipe, Stage, Stream
 from udaseg.methods.adabn import AdaBN
 from udaseg.methods.bcl import BCL
+from udaseg.methods.cluda import CLUDA
 from udaseg.methods.dacs import DACS
+from udaseg.methods.daformer import DAFormer
 from udaseg.methods.dsp import DSP
 from udaseg.methods.ldbe import LDBE
 from udaseg.methods.sdca import SDCA
 from udaseg.methods.supervised import Supervised
+from udaseg.methods.vfm import VFM
+from udaseg.self_training import MIC
 
 _DEEPLAB = Model(backbone="resnet101", pretrained=True, output_stride=8, head="aspp", frozen_norm_affine=True)
+_DAFORMER = Model(
+    backbone="mit_b5",
+    pretrained=True,
+    head="context_aware",
+    head_branches=(1, 6, 12, 18),
+    head_channels=256,
+    drop_path=0.1,
+)
+_TRANSFORMER_OPTIM = Optim(
+    name="adamw", lr=6e-5, head_lr_factor=10.0, weight_decay=0.01, decay_vectors=False, power=1.0, warmup_steps=1500
+)
 _SMALL = Model(backbone="test_byobnet", head="multilevel", head_channels=32)  # 0.2 M parameters: minutes on a CPU
 _SMALL_DATA = Data(batch_size=8, short_side=128, scale=(1.0, 1.4), crop=(128, 192))
 _SMALL_OPTIM = Optim(name="adamw", lr=3e-3, head_lr_factor=1.0, weight_decay=0.01, horizon=1.1, clip=5.0)
+_SMALL_RARE = Stream(
+    labels="true", sampling="rare_class", rare_temperature=0.1, rare_min_pixels=60, rare_min_crop_pixels=30
+)
 _WARM_STEPS, _ROUND_STEPS = 300, 300
 
 
@@ -65,7 +83,7 @@ def dacs() -> Recipe:
         method=DACS.Config(),
         steps=250_000,
         model=replace(_DEEPLAB, head_branches=(6, 12)),
-        data=Data(batch_size=2, short_side=512, crop=(512, 512)),
+        data=Data(batch_size=2, short_side=512, crop=(512, 512), source=Stream(labels="true", short_side=720)),
         optim=Optim(lr=2.5e-4),
     )
     return Recipe(name="dacs", stages=(stage,), checkpoint_every=2000)
@@ -141,8 +159,9 @@ def dsp() -> Recipe:
     DACS's network and schedule, with a template and a long-tail image a sample; the authors start from COCO weights.
     """
     stage = dacs().stages[0]
-    rare = Stream(labels="true", sampling="rare_class")
-    data = replace(stage.data, group_size=2, template=Stream(labels="true"), rare=rare)
+    template = Stream(labels="true", short_side=720)
+    rare = replace(template, sampling="rare_class")
+    data = replace(stage.data, group_size=2, template=template, rare=rare)
     return Recipe(
         name="dsp", stages=(replace(stage, name="dsp", method=DSP.Config(), data=data),), checkpoint_every=2000
     )
@@ -151,14 +170,14 @@ def dsp() -> Recipe:
 def sdca() -> Recipe:
     """SDCA, GTA5 -> Cityscapes (2204.08808): 52.9 mIoU (authors' README). Source-only, contrast, then self-training.
 
-    The authors feed whole images of 1280x720 and 1024x512, here both domains have a short side of 512; they keep batch
+    The authors feed whole images of 1280x720 and 1024x512, here crops of 896x512 at these sizes; they keep batch
     statistics frozen in the first two stages, here they adapt.
     """
     data = Data(
         batch_size=4,
         short_side=512,
         crop=(512, 896),
-        source=Stream(labels="true", jitter=0.5, blur=0.5),
+        source=Stream(labels="true", short_side=720, jitter=0.5, blur=0.5),
         target=Stream(labels="none", jitter=0.5, blur=0.5),
     )
     source = Stage(
@@ -188,6 +207,87 @@ def sdca() -> Recipe:
         pseudo_label=PseudoLabel(share=0.5, cap=0.9, image_share=0.0, by="contrast"),
     )
     return Recipe(name="sdca", stages=(source, contrast, self_training), checkpoint_every=2000)
+
+
+def daformer() -> Recipe:
+    """DAFormer, GTA5 -> Cityscapes (2111.14887): 68.3 mIoU in the paper. MiT-B5 and its context-aware head.
+
+    40,000 steps of 2 + 2 crops of 512. `--model.backbone` takes any hierarchical backbone of timm instead.
+    """
+    stage = Stage(
+        name="daformer",
+        method=DAFormer.Config(),
+        steps=40_000,
+        model=_DAFORMER,
+        data=Data(batch_size=2, short_side=512, crop=(512, 512), source=_rare_source(short_side=720, share=0.5)),
+        optim=_TRANSFORMER_OPTIM,
+    )
+    return Recipe(name="daformer", stages=(stage,), checkpoint_every=2000)
+
+
+def hrda() -> Recipe:
+    """HRDA, GTA5 -> Cityscapes (2204.13132): 73.8 mIoU (authors' README).
+
+    DAFormer at twice the resolution: 2 + 2 crops of 1024, seen at half of it, with a detail crop of 512 in each. The
+    authors weigh also 30 pixels at the left and right end of a target image 0, which here count. Evaluate with
+    `--window 1024 1024`.
+    """
+    stage = daformer().stages[0]
+    data = replace(stage.data, short_side=1024, crop=(1024, 1024), source=_rare_source(short_side=1440, share=2.0))
+    stage = replace(
+        stage,
+        name="hrda",
+        method=DAFormer.Config(ignore_top=30, ignore_bottom=240),
+        model=replace(stage.model, detail_crop=(512, 512)),
+        data=data,
+    )
+    return Recipe(name="hrda", stages=(stage,), checkpoint_every=2000)
+
+
+def mic() -> Recipe:
+    """MIC, GTA5 -> Cityscapes (2212.01322): 75.9 mIoU (authors' README). HRDA with masked consistency."""
+    stage = hrda().stages[0]
+    method = replace(stage.method, mic=MIC(weight=1.0))
+    return Recipe(name="mic", stages=(replace(stage, name="mic", method=method),), checkpoint_every=2000)
+
+
+def cluda() -> Recipe:
+    """CLUDA, GTA5 -> Cityscapes (2208.14227): 74.4 mIoU (authors' README). HRDA with contrast of pixels.
+
+    `--model.detail-crop None` and DAFormer's crops give its single-resolution form.
+    """
+    stage = hrda().stages[0]
+    method = CLUDA.Config(ignore_top=30, ignore_bottom=240)
+    stage = replace(stage, name="cluda", method=method, data=replace(stage.data, group_size=2))
+    return Recipe(name="cluda", stages=(stage,), checkpoint_every=2000)
+
+
+def vfm() -> Recipe:
+    """A DINOv2 ViT-L with a light head, GTA5 -> Cityscapes; not published. VFM-UDA, its anchor, has 78.4 with ViT-L.
+
+    `--model.backbone vit_large_patch16_dinov3` takes DINOv3's weights, which have a licence of their own.
+    """
+    stage = Stage(
+        name="vfm",
+        method=VFM.Config(),
+        steps=40_000,
+        model=Model(backbone="vit_large_patch14_dinov2", pretrained=True, head="multilevel", head_channels=256),
+        data=Data(batch_size=8, short_side=1024, crop=(518, 518), source=_rare_source(short_side=1440, share=0.5)),
+        optim=replace(_TRANSFORMER_OPTIM, lr=1e-5),
+    )
+    return Recipe(name="vfm", stages=(stage,), checkpoint_every=2000, bf16=True)
+
+
+def _rare_source(*, short_side: int, share: float) -> Stream:
+    """DAFormer's rare-class sampling; a crop has `share` times the pixels of the class that an image needs."""
+    return Stream(
+        labels="true",
+        sampling="rare_class",
+        rare_temperature=0.01,
+        rare_min_pixels=3000,
+        rare_min_crop_pixels=int(3000 * share),
+        short_side=short_side,
+    )
 
 
 def source_only_small() -> Recipe:
@@ -265,10 +365,7 @@ def bcl_small(count: int = 2) -> Recipe:
 def bcl_demo() -> Recipe:
     """What `udaseg demo` runs, within minutes: `bcl_small` in one round, with rare-class sampling of the source."""
     warm_start, adapt = bcl_small(count=1).stages
-    rare = Stream(
-        labels="true", sampling="rare_class", rare_temperature=0.1, rare_min_pixels=60, rare_min_crop_pixels=30
-    )
-    stages = (warm_start, replace(adapt, data=replace(adapt.data, source=rare)))
+    stages = (warm_start, replace(adapt, data=replace(adapt.data, source=_SMALL_RARE)))
     return Recipe(name="bcl_demo", stages=stages, checkpoint_every=150)
 
 
@@ -306,13 +403,11 @@ def ldbe_small() -> Recipe:
 
 def dsp_small() -> Recipe:
     """DSP from a source-only warm start, on a small network."""
-    true = Stream(labels="true")
-    rare = replace(true, sampling="rare_class", rare_temperature=0.1, rare_min_pixels=60, rare_min_crop_pixels=30)
     stage = replace(
         dacs_small().stages[1],
         name="dsp",
         method=DSP.Config(threshold=0.9, long_tail=(5, 6, 7), mmd_channels=64, group_size=4),
-        data=replace(_SMALL_DATA, group_size=4, template=true, rare=rare),
+        data=replace(_SMALL_DATA, group_size=4, template=Stream(labels="true"), rare=_SMALL_RARE),
     )
     return Recipe(name="dsp_small", stages=(_warm_start(), stage), checkpoint_every=150)
 
@@ -339,6 +434,60 @@ def sdca_small() -> Recipe:
     return Recipe(name="sdca_small", stages=(_warm_start(), contrast, self_training), checkpoint_every=150)
 
 
+def daformer_small() -> Recipe:
+    """DAFormer on a small network, from a source-only warm start, near whose features things stay."""
+    stage = replace(
+        dacs_small().stages[1],
+        name="daformer",
+        method=DAFormer.Config(
+            threshold=0.9, teacher_momentum=0.99, things=(5, 6), ignore_top=0, ignore_bottom=0, feature_weight=0.005
+        ),
+        data=replace(_SMALL_DATA, source=_SMALL_RARE),
+    )
+    return Recipe(name="daformer_small", stages=(_warm_start(), stage), checkpoint_every=150)
+
+
+def mic_small() -> Recipe:
+    """`daformer_small` with masked consistency: patches of 16 pixels, half of them hidden."""
+    warm_start, stage = daformer_small().stages
+    method = replace(stage.method, mic=MIC(weight=1.0, block=16, ratio=0.5))
+    return Recipe(
+        name="mic_small", stages=(warm_start, replace(stage, name="mic", method=method)), checkpoint_every=150
+    )
+
+
+def hrda_small() -> Recipe:
+    """HRDA on a small network: context at half the resolution, detail crops of half the side. Evaluated likewise."""
+    model = replace(_SMALL, detail_crop=(64, 96))
+    stages = tuple(replace(stage, model=model) for stage in daformer_small().stages)
+    return Recipe(name="hrda_small", stages=stages, checkpoint_every=150)
+
+
+def cluda_small() -> Recipe:
+    """CLUDA at one resolution from a source-only warm start, on a small network."""
+    warm_start, stage = daformer_small().stages
+    method = CLUDA.Config(
+        threshold=0.9,
+        teacher_momentum=0.99,
+        things=(5, 6),
+        ignore_top=0,
+        ignore_bottom=0,
+        contrast_weight=0.1,
+        contrast_size=32,
+        attention_channels=32,
+    )
+    stage = replace(stage, name="cluda", method=method, data=replace(stage.data, group_size=2))
+    return Recipe(name="cluda_small", stages=(warm_start, stage), checkpoint_every=150)
+
+
+def vfm_small() -> Recipe:
+    """The foundation-model recipe with a tiny ViT, from a source-only warm start."""
+    model = replace(_SMALL, backbone="test_vit")
+    method = VFM.Config(threshold=0.9, teacher_momentum=0.99, mic=MIC(weight=1.0, block=16, ratio=0.5))
+    stage = replace(daformer_small().stages[1], name="vfm", method=method, model=model)
+    return Recipe(name="vfm_small", stages=(replace(_warm_start(), model=model), stage), checkpoint_every=150)
+
+
 RECIPES: dict[str, Callable[[], Recipe]] = {
     recipe.__name__: recipe
     for recipe in (
@@ -349,6 +498,11 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
         ldbe,
         dsp,
         sdca,
+        daformer,
+        hrda,
+        mic,
+        cluda,
+        vfm,
         source_only_small,
         supervised_small,
         adabn_small,
@@ -359,5 +513,10 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
         ldbe_small,
         dsp_small,
         sdca_small,
+        daformer_small,
+        hrda_small,
+        mic_small,
+        cluda_small,
+        vfm_small,
     )
 }

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from udaseg.models.segmenter import Domain, Segmenter
 from udaseg.types import SegOutput
 
 
@@ -68,7 +69,7 @@ class EMATeacher(nn.Module):
 class FrozenCopy(nn.Module):
     """A network as it is now: it neither learns nor gathers statistics, and is saved with the method that holds it."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: Segmenter) -> None:
         super().__init__()
         self.network = copy.deepcopy(network).requires_grad_(False).eval()
 
@@ -76,7 +77,6 @@ class FrozenCopy(nn.Module):
         return self
 
     @torch.no_grad()
-    def forward(self, image: Tensor, domain: str = "target") -> SegOutput:
-        """The network's output in evaluation mode, without gradient."""
-        output: SegOutput = self.network(image, domain)
-        return output
+    def levels(self, image: Tensor, domain: Domain) -> tuple[Tensor, ...]:
+        """The backbone's levels in evaluation mode, without gradient."""
+        return self.network.levels(image, domain)

@@ -22,7 +22,8 @@ from udaseg.augment import strong, weak
 from udaseg.config import Data, Model, Stage
 from udaseg.data.schema import Classes, exists, join, read_bytes, write_bytes
 from udaseg.dist import average_batch_norm, average_gradients, rank
-from udaseg.models.segmenter import Segmenter, build_segmenter
+from udaseg.models.build import build_segmenter
+from udaseg.models.segmenter import Segmenter
 from udaseg.rng import key_to_seed
 from udaseg.types import Batch
 
@@ -87,7 +88,7 @@ def build_state(
     torch.manual_seed(key_to_seed(seed, "init"))
     model = stage.model if init is None else dataclasses.replace(stage.model, pretrained=False, weights=None)
     student = build_segmenter(num_classes, **dataclasses.asdict(model))
-    student.bf16 = bf16
+    student.bf16, student.seed = bf16, seed
     if init is not None:
         student.load_network(init)
     method = stage.method.build(student, seed=seed).to(device=device, memory_format=torch.channels_last)

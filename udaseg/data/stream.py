@@ -50,6 +50,8 @@ class StreamPlan:
     rare_temperature: float = 0.01
     rare_min_pixels: int = 3000
     rare_min_crop_pixels: int = 1500
+    short_side: int | None = None
+    """In place of the plan's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +78,7 @@ class Plan:
             image, label = self._read(stream, row)
             rng = keyed(self.seed, index, f"{name}.crop")
             for attempt in range(10):
-                box = self._crop_box(image.size, rng)
+                box = self._crop_box(image.size, stream.short_side or self.short_side, rng)
                 cropped = None
                 if label is not None:
                     cropped = np.asarray(_resize(label, box, self.crop, Image.Resampling.NEAREST))
@@ -103,10 +105,12 @@ class Plan:
         image = Image.fromarray(index.image(row))
         return image, Image.fromarray(index.train_ids(row)) if stream.labelled else None
 
-    def _crop_box(self, size: tuple[int, int], rng: np.random.Generator) -> tuple[float, float, float, float]:
+    def _crop_box(
+        self, size: tuple[int, int], short_side: int, rng: np.random.Generator
+    ) -> tuple[float, float, float, float]:
         """A random crop of a random scale, in pixels of the original image, never larger than the image."""
         width, height = size
-        factor = rng.uniform(*self.scale) * self.short_side / min(width, height)
+        factor = rng.uniform(*self.scale) * short_side / min(width, height)
         factor = max(factor, self.crop[0] / height, self.crop[1] / width)
         box_height, box_width = self.crop[0] / factor, self.crop[1] / factor
         top, left = rng.uniform(0, height - box_height + 1e-9), rng.uniform(0, width - box_width + 1e-9)

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from udaseg.dist import mean_over_ranks
+
 PairWeight = Callable[[slice], Tensor]
 """Rows of anchors -> (rows, M) weights of their pairs."""
 
@@ -20,6 +22,7 @@ def pair_contrast(
     key_label: Tensor,
     *,
     weight: PairWeight | None = None,
+    valid: Tensor | None = None,
     rows: int = 512,
 ) -> tuple[Tensor, Tensor]:
     """Per anchor i: sum_j -w_ij log(e^s_ij / (e^s_ij + N_i)) over the other keys j of its label.
@@ -34,6 +37,7 @@ def pair_contrast(
         key: (M, A). Key i is taken to be the same pixel as anchor i, hence no positive of it.
         key_label: (M,) int64.
         weight: of the pairs; 1 without it.
+        valid: (M,) bool, the keys that there are; all without it.
         rows: anchors at a time.
 
     Returns:
@@ -45,9 +49,9 @@ def pair_contrast(
         similarity = similarity - similarity.detach().max(1, keepdim=True).values  # cancels; keeps exp in range
         same = anchor_label[part, None] == key_label
         power = similarity.exp()
-        negative = power.masked_fill(same, 0).sum(1, keepdim=True)
+        negative = power.masked_fill(same if valid is None else same | ~valid, 0).sum(1, keepdim=True)
         log_share = similarity - (power + negative).clamp_min(torch.finfo(power.dtype).tiny).log()
-        positive = same.to(similarity.dtype)
+        positive = (same if valid is None else same & valid).to(similarity.dtype)
         index = torch.arange(part.start, part.stop, device=anchor.device)
         inside = index < len(key)
         positive[torch.arange(len(index), device=anchor.device)[inside], index[inside]] = 0
@@ -67,23 +71,37 @@ def flatten(plane: Tensor, *, position_major: bool = False) -> Tensor:
     return plane.permute(*order).reshape(-1, plane.shape[1])
 
 
-def pixel_contrast(feature: Tensor, label: Tensor, *, position_major: bool = False, rows: int = 512) -> Tensor:
-    """Contrast of every pixel with all others of the batch, positives by label, cosines without a temperature.
+def pixel_contrast(
+    feature: Tensor,
+    label: Tensor,
+    *,
+    valid: Tensor | None = None,
+    group_size: int | None = None,
+    position_major: bool = False,
+    rows: int = 512,
+) -> Tensor:
+    """Contrast of every pixel with all others of its group, positives by label, cosines without a temperature.
 
     Source: CLUDA (2208.14227) in its single-resolution form; checked against `contrastive_loss` of user0407/CLUDA.
 
     Args:
         feature: (B, A, h, w).
-        label: (B, h, w) int64. 255 is a class like any other here; see `udaseg.methods.cluda`.
+        label: (B, h, w) int64. 255 is a class like any other, unless `valid` leaves it out.
+        valid: (B, h, w) bool, the pixels that take part; all without it.
+        group_size: consecutive images that are compared; None = all. The mean is over the anchors of all ranks.
         position_major: order features as the released code does, which pairs them with other pixels' labels if B > 1.
         rows: anchors at a time.
 
     Returns:
         Scalar, the mean over anchors.
     """
-    unit = F.normalize(flatten(feature, position_major=position_major), dim=1)
-    sums, counts = pair_contrast(unit, label.flatten(), unit, label.flatten(), rows=rows)
-    return (sums / counts.clamp_min(1)).mean()
+    total = feature.sum() * 0
+    for group in _groups(len(feature), group_size):
+        unit = F.normalize(flatten(feature[group], position_major=position_major), dim=1)
+        y, real = label[group].flatten(), None if valid is None else valid[group].flatten()
+        sums, counts = pair_contrast(unit, y, unit, y, valid=real, rows=rows)
+        total = total + _sum_of_anchors(sums, counts, real)
+    return total / _count(label, valid)
 
 
 def multi_resolution_contrast(
@@ -94,6 +112,9 @@ def multi_resolution_contrast(
     attention: Tensor,
     pixel_weight: Tensor | None = None,
     *,
+    valid: Tensor | None = None,
+    detail_valid: Tensor | None = None,
+    group_size: int | None = None,
     position_major: bool = False,
     rows: int = 512,
 ) -> Tensor:
@@ -111,23 +132,52 @@ def multi_resolution_contrast(
         detail_label: (B, h, w) int64, the label inside the detail crop and 0 outside. So class 0 counts as outside.
         attention: (B, h, w) in (0, 1).
         pixel_weight: (B, h, w) >= 0; pairs of mixed images weigh the product of their pixels' weights.
+        valid: see `pixel_contrast`.
+        detail_valid: (B, h, w) bool, the detail pixels that are keys; all without it, also the zeros outside.
+        group_size: see `pixel_contrast`.
         position_major: see `pixel_contrast`.
         rows: anchors at a time.
 
     Returns:
         Scalar.
     """
-    low, high = (F.normalize(flatten(f, position_major=position_major), dim=1) for f in (context, detail))
-    y, h, a = label.flatten(), detail_label.flatten(), attention.flatten()
-    pixel = torch.ones_like(a) if pixel_weight is None else pixel_weight.flatten()
-    row = a * (h != 0)
+    total = context.sum() * 0
+    for group in _groups(len(context), group_size):
+        low, high = (F.normalize(flatten(f[group], position_major=position_major), dim=1) for f in (context, detail))
+        y, h, a = (x[group].flatten() for x in (label, detail_label, attention))
+        pixel = torch.ones_like(a) if pixel_weight is None else pixel_weight[group].flatten()
+        real, real_detail = (None if x is None else x[group].flatten() for x in (valid, detail_valid))
+        context_weight, detail_weight = _pair_weights(a, a * (h != 0), pixel)
+        sums, counts = pair_contrast(low, y, low, y, weight=context_weight, valid=real, rows=rows)
+        key_label = torch.where(h != 0, h, y)
+        detail_sums, _ = pair_contrast(low, y, high, key_label, weight=detail_weight, valid=real_detail, rows=rows)
+        total = total + _sum_of_anchors(sums + detail_sums, counts, real)
+    return 0.5 * total / _count(label, valid)
 
-    def context_weight(part: slice) -> Tensor:
-        return (row[part, None] * a) * (pixel[part, None] * pixel)
 
-    def detail_weight(part: slice) -> Tensor:
-        return (1 - row[part, None] * a) * (pixel[part, None] * pixel)
+def _pair_weights(attention: Tensor, row: Tensor, pixel: Tensor) -> tuple[PairWeight, PairWeight]:
+    """W and 1 - W of `multi_resolution_contrast`, times the pixels' weights."""
 
-    sums, counts = pair_contrast(low, y, low, y, weight=context_weight, rows=rows)
-    detail_sums, _ = pair_contrast(low, y, high, torch.where(h != 0, h, y), weight=detail_weight, rows=rows)
-    return 0.5 * ((sums + detail_sums) / counts.clamp_min(1)).mean()
+    def context(part: slice) -> Tensor:
+        return (row[part, None] * attention) * (pixel[part, None] * pixel)
+
+    def detail(part: slice) -> Tensor:
+        return (1 - row[part, None] * attention) * (pixel[part, None] * pixel)
+
+    return context, detail
+
+
+def _groups(count: int, size: int | None) -> list[slice]:
+    size = size or count
+    return [slice(start, start + size) for start in range(0, count, size)]
+
+
+def _sum_of_anchors(sums: Tensor, counts: Tensor, valid: Tensor | None) -> Tensor:
+    each = sums / counts.clamp_min(1)
+    return (each if valid is None else each * valid).sum()
+
+
+def _count(label: Tensor, valid: Tensor | None) -> Tensor:
+    """Anchors of all ranks, per rank."""
+    count = torch.tensor(float(label.numel()), device=label.device) if valid is None else valid.sum().float()
+    return mean_over_ranks(count).clamp_min(1)

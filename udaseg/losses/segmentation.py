@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import kornia
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from udaseg.dist import mean_over_ranks
-from udaseg.types import IGNORE
+from udaseg.types import IGNORE, SegOutput
 
 Reduction = Literal["valid", "all", "nonzero"]
 EntropyForm = Literal["shannon", "double_softmax"]
@@ -38,6 +39,38 @@ def cross_entropy(
         "nonzero": lambda: (loss > 0).sum(),
     }[reduction]()
     return loss.sum() / mean_over_ranks(count.to(loss.dtype)).clamp_min(1e-12)
+
+
+def output_cross_entropy(
+    out: SegOutput,
+    label: Tensor,
+    weight: Tensor | None = None,
+    *,
+    reduction: Reduction = "valid",
+    detail_share: float = 0.1,
+) -> Tensor:
+    """`cross_entropy` of a network's output; HRDA's detail crop has a share in it of its own.
+
+    Source: HRDA (2204.13132), eq. 11: (1 - detail_share) of the blended prediction's loss, detail_share of the crop's.
+
+    Args:
+        out: of a `Segmenter`.
+        label, weight, reduction: see `cross_entropy`.
+        detail_share: in [0, 1]; a network without detail crop has no use for it.
+    """
+    whole = cross_entropy(out.logits, label, weight, reduction=reduction)
+    if "detail_logits" not in out.aux:
+        return whole
+    logits, at = out.aux["detail_logits"], out.aux["detail_at"]
+    label = _crops(label, at, logits.shape[-2:], IGNORE)
+    weight = None if weight is None else _crops(weight, at, logits.shape[-2:], 0)
+    return (1 - detail_share) * whole + detail_share * cross_entropy(logits, label, weight, reduction=reduction)
+
+
+def _crops(plane: Tensor, at: Tensor, size: Sequence[int], fill: float) -> Tensor:
+    """(B, *size) crops of a (B, H, W) plane from their (B, 2) top left corners on, filled up beyond the border."""
+    plane = F.pad(plane, (0, size[1], 0, size[0]), value=fill)
+    return torch.stack([x[i : i + size[0], j : j + size[1]] for x, (i, j) in zip(plane, at, strict=True)])
 
 
 def entropy(logits: Tensor, *, form: EntropyForm = "shannon") -> Tensor:

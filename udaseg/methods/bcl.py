@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from udaseg.augment import strong
 from udaseg.losses.contrastive import bidirectional_contrast, downscale_label, masked_average_pool
-from udaseg.losses.segmentation import EntropyForm, cross_entropy, entropy
+from udaseg.losses.segmentation import EntropyForm, entropy, output_cross_entropy
 from udaseg.method import Optim, build_optimizer
 from udaseg.mixing import class_mask, paste
 from udaseg.models.segmenter import Segmenter
@@ -97,7 +97,8 @@ class BCL(nn.Module):
         c, source, target = self.config, batches["source"], batches["target"]
         assert source.label is not None and target.label is not None
         target_image, static, soft = self._mix(source, target) if c.mix else (target.image, target.label, None)
-        out_s, out_t = self.student(source.image, "source"), self.student(target_image, "target")
+        out_s = self.student(source.image, "source", source.index)
+        out_t = self.student(target_image, "target", target.index)
 
         target_label = static
         if c.variant == "paper":
@@ -115,8 +116,8 @@ class BCL(nn.Module):
             weight = torch.where(ce_label == IGNORE, soft.quality, 1.0)
             ce_label = torch.where(ce_label == IGNORE, soft.label, ce_label)
         losses = [
-            Loss("source_ce", cross_entropy(out_s.logits, source.label)),
-            Loss("target_ce", cross_entropy(out_t.logits, ce_label, weight), c.target_weight),
+            Loss("source_ce", output_cross_entropy(out_s, source.label)),
+            Loss("target_ce", output_cross_entropy(out_t, ce_label, weight), c.target_weight),
             Loss("forward_contrast", forward, c.forward_weight),
             Loss("backward_contrast", backward, c.backward_weight),
             Loss("coverage", (target_label != IGNORE).float().mean(), weight=0),

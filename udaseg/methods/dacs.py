@@ -10,11 +10,12 @@ from torch import nn
 from torch.optim import Optimizer
 
 from udaseg.augment import strong
-from udaseg.losses.segmentation import Reduction, cross_entropy
+from udaseg.losses.segmentation import Reduction, output_cross_entropy
 from udaseg.method import Optim, build_optimizer
 from udaseg.mixing import class_mask, paste
 from udaseg.models.segmenter import Segmenter
 from udaseg.pseudo_label import confident_share
+from udaseg.self_training import MIC
 from udaseg.teacher import EMATeacher
 from udaseg.types import Batch, Loss
 
@@ -25,7 +26,8 @@ class DACS(nn.Module):
     1. source cross-entropy;
     2. the teacher labels the target, q = share of its pixels that are confident;
     3. mixed cross-entropy, pixels from the source with weight 1, from the target with weight q;
-    4. the teacher follows the student.
+    4. on request, MIC's masked consistency;
+    5. the teacher follows the student.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -42,6 +44,7 @@ class DACS(nn.Module):
         jitter: float = 0.25
         jitter_probability: float = 0.8
         blur_probability: float = 0.5
+        mic: MIC = MIC()
 
         def build(self, student: Segmenter, *, seed: int) -> DACS:
             return DACS(self, student, seed)
@@ -59,7 +62,8 @@ class DACS(nn.Module):
     def losses(self, batches: Mapping[str, Batch], step: int, total_steps: int) -> Iterator[tuple[Loss, ...]]:
         c, source, target = self.config, batches["source"], batches["target"]
         assert source.label is not None
-        yield (Loss("source_ce", cross_entropy(self.student(source.image, "source").logits, source.label)),)
+        out = self.student(source.image, "source", source.index)
+        yield (Loss("source_ce", output_cross_entropy(out, source.label)),)
 
         confidence, target_label = self.teacher.label(target.image)
         quality = confident_share(confidence, c.threshold)
@@ -75,8 +79,12 @@ class DACS(nn.Module):
         )
         label = paste(mask, source.label, target_label)
         weight = torch.where(mask, torch.ones_like(confidence), quality)
-        mixed = cross_entropy(self.student(image, "target").logits, label, weight, reduction=c.reduction)
+        out = self.student(image, "target", target.index)
+        mixed = output_cross_entropy(out, label, weight, reduction=c.reduction)
         yield Loss("mixed_ce", mixed, c.mixed_weight), Loss("coverage", quality, weight=0)
+
+        weight = quality.expand_as(confidence)
+        yield from c.mic.losses(self.student, target, target_label, weight, seed=self.seed, reduction=c.reduction)
 
     def after_step(self) -> None:
         self.teacher.update(self.student)

@@ -12,11 +12,12 @@ from torch.optim import Optimizer
 
 from udaseg.augment import strong
 from udaseg.losses.feature import mmd, upsampled_mean
-from udaseg.losses.segmentation import Reduction, cross_entropy
+from udaseg.losses.segmentation import Reduction, output_cross_entropy
 from udaseg.method import Optim, build_optimizer
 from udaseg.mixing import class_mask, paste, rare_mask, soft_paste
 from udaseg.models.segmenter import Segmenter
 from udaseg.pseudo_label import confident_share
+from udaseg.self_training import MIC
 from udaseg.teacher import EMATeacher
 from udaseg.types import Batch, Loss
 
@@ -59,6 +60,7 @@ class DSP(nn.Module):
         """Of the target mixture's loss; "all" is the authors'."""
         group_size: int = 2
         """Consecutive samples whose features are one set to MMD: the authors' batch."""
+        mic: MIC = MIC()
 
         def build(self, student: Segmenter, *, seed: int) -> DSP:
             return DSP(self, student, seed)
@@ -82,7 +84,8 @@ class DSP(nn.Module):
         c = self.config
         source, target, template, rare = (batches[name] for name in ("source", "target", "template", "rare"))
         assert source.label is not None and template.label is not None and rare.label is not None
-        yield (Loss("source_ce", cross_entropy(self.student(source.image, "source").logits, source.label)),)
+        out = self.student(source.image, "source", source.index)
+        yield (Loss("source_ce", output_cross_entropy(out, source.label)),)
 
         confidence, target_label = self.teacher.label(target.image)
         quality = confident_share(confidence, c.threshold)
@@ -98,29 +101,32 @@ class DSP(nn.Module):
 
         target_image, target_mixed = mixture(target.image, target_label, "mixed.target")
         source_image, source_mixed = mixture(source.image, source.label, "mixed.source")
-        on_target = self.student(target_image, "target")
-        on_source = self.student(source_image, "source")
+        on_target = self.student(target_image, "target", target.index)
+        on_source = self.student(source_image, "source", source.index)
         weight = torch.where(mask, torch.ones_like(confidence), quality)
-        whole, pasted = self._discrepancies(on_target.features[-1], on_source.features[-1], c.blend * mask.float())
+        whole, pasted = self._discrepancies(on_target.features[-1], on_source.features[-1], c.blend * mask)
         losses = [
-            Loss("target_mixed", cross_entropy(on_target.logits, target_mixed, weight, reduction=c.reduction), c.blend),
-            Loss("source_mixed", cross_entropy(on_source.logits, source_mixed), c.blend),
-            Loss("source_under", cross_entropy(on_source.logits, source.label), 1 - c.blend),
+            Loss("target_mixed", output_cross_entropy(on_target, target_mixed, weight, reduction=c.reduction), c.blend),
+            Loss("source_mixed", output_cross_entropy(on_source, source_mixed), c.blend),
+            Loss("source_under", output_cross_entropy(on_source, source.label), 1 - c.blend),
             Loss("mmd_image", whole, c.mmd_weight),
             Loss("mmd_pasted", pasted, c.mmd_weight),
             Loss("coverage", quality, weight=0),
         ]
         if c.keep_soft_term:
-            under = cross_entropy(on_target.logits, target_label, weight, reduction=c.reduction)
+            under = output_cross_entropy(on_target, target_label, weight, reduction=c.reduction)
             losses.append(Loss("target_under", under, 1 - c.blend))
         yield tuple(losses)
+
+        weight = quality.expand_as(confidence)
+        yield from c.mic.losses(self.student, target, target_label, weight, seed=self.seed, reduction=c.reduction)
 
     def _discrepancies(self, target: Tensor, source: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """MMD of the mixtures' pooled features, mean over groups: of the whole images, and of what was pasted."""
         groups = (-1, self.config.group_size)
         if self.config.mmd_mask == "first":
             mask = mask.unflatten(0, groups)[:, :1].expand(-1, groups[1], -1, -1).flatten(0, 1)
-        features = [self.reduce(x.float()) for x in (target, source)]
+        features = [self.reduce(x) for x in (target, source)]
         whole = [x.mean((2, 3)).unflatten(0, groups) for x in features]
         pasted = [upsampled_mean(x, mask).unflatten(0, groups) for x in features]
         image, part = (torch.stack([mmd(t, s) for t, s in zip(*pair, strict=True)]).mean() for pair in (whole, pasted))

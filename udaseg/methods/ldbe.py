@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from udaseg.losses.segmentation import EntropyForm, cross_entropy, entropy, negative_learning
+from udaseg.losses.segmentation import EntropyForm, entropy, negative_learning, output_cross_entropy
 from udaseg.method import Optim, build_optimizer
 from udaseg.mixing import class_mask, paste
 from udaseg.models.segmenter import Segmenter
@@ -75,13 +75,13 @@ class LDBE(nn.Module):
     def _denoise(self, target: Batch, step: int) -> tuple[Loss, ...]:
         c, classes = self.config, self.student.num_classes
         assert target.label is not None
-        logits = self.student(target.image, "target").logits
+        out = self.student(target.image, "target", target.index)
         drawn = int(keyed(self.seed, step, "place").integers(-c.place_spread, c.place_spread + 1))
         place = min(max(classes // 2 + drawn, 1), classes)
         return (
-            Loss("positive", cross_entropy(logits, target.label)),
-            Loss("entropy", entropy(logits, form=c.entropy), c.entropy_weight),
-            Loss("negative", negative_learning(logits, place), c.negative_weight),
+            Loss("positive", output_cross_entropy(out, target.label)),
+            Loss("entropy", entropy(out.logits, form=c.entropy), c.entropy_weight),
+            Loss("negative", negative_learning(out.logits, place), c.negative_weight),
             Loss("coverage", (target.label != IGNORE).float().mean(), weight=0),
         )
 
@@ -97,9 +97,9 @@ class LDBE(nn.Module):
         image, label, confidence = (paste(mask, x, self._next(x)) for x in (target.image, label, confidence))
         sure = (confidence >= c.threshold).float().mean((1, 2))
         weight = sure[:, None, None].expand_as(confidence)
-        logits = self.student(image, "target").logits
+        out = self.student(image, "target", target.index)
         return (
-            Loss("mixed_ce", cross_entropy(logits, label, weight, reduction="nonzero")),
+            Loss("mixed_ce", output_cross_entropy(out, label, weight, reduction="nonzero")),
             Loss("coverage", sure.mean(), weight=0),
         )
 

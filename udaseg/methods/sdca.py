@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from udaseg.losses.contrastive import distribution_contrast, downscale_label
-from udaseg.losses.segmentation import cross_entropy, lovasz_softmax
+from udaseg.losses.segmentation import lovasz_softmax, output_cross_entropy
 from udaseg.method import Optim, build_optimizer
 from udaseg.models.segmenter import Segmenter
 from udaseg.prototypes import ClassGaussians
@@ -55,16 +55,16 @@ class SDCA(nn.Module):
         return self.student
 
     def losses(self, batches: Mapping[str, Batch], step: int, total_steps: int) -> Iterator[tuple[Loss, ...]]:
-        c, source = self.config, batches["source"]
+        c, source, target = self.config, batches["source"], batches["target"]
         assert source.label is not None
-        out = self.student(source.image, "source")
+        out = self.student(source.image, "source", source.index)
         self._update(out, source.label)
         yield (
-            Loss("source_ce", cross_entropy(out.logits, source.label)),
+            Loss("source_ce", output_cross_entropy(out, source.label)),
             Loss("source_lovasz", lovasz_softmax(out.logits, source.label), c.lovasz_weight),
             *self._contrast("source", out, source.label, step),
         )
-        out = self.student(batches["target"].image, "target")
+        out = self.student(target.image, "target", target.index)
         confidence, label = out.aux["coarse_logits"].detach().softmax(1).max(1)
         label = label.masked_fill(confidence < c.threshold, IGNORE)
         yield (
@@ -96,7 +96,7 @@ class SDCA(nn.Module):
 
 
 def _levels(out: SegOutput) -> tuple[Tensor, Tensor]:
-    return out.features[-1].float(), out.aux["coarse_logits"]
+    return out.features[-1], out.aux["coarse_logits"]
 
 
 def _pixels(level: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ from typing import Literal
 from torch import nn
 from torch.optim import Optimizer
 
-from udaseg.losses.segmentation import cross_entropy
+from udaseg.losses.segmentation import output_cross_entropy
 from udaseg.method import Optim, build_optimizer
 from udaseg.models.segmenter import Segmenter
 from udaseg.types import Batch, Loss
@@ -38,8 +38,8 @@ class Supervised(nn.Module):
     def losses(self, batches: Mapping[str, Batch], step: int, total_steps: int) -> Iterator[tuple[Loss, ...]]:
         batch = batches[self.config.stream]
         assert batch.label is not None
-        logits = self.student(batch.image, self.config.stream).logits
-        yield (Loss("ce", cross_entropy(logits, batch.label)),)
+        out = self.student(batch.image, self.config.stream, batch.index)
+        yield (Loss("ce", output_cross_entropy(out, batch.label)),)
 
     def after_step(self) -> None:
         pass

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from timm.layers import SEModule
+from timm.layers import ConvNormAct, SEModule
 from torch import Tensor, nn
 
 
@@ -86,6 +86,54 @@ class ASPPGroupNormHead(nn.Module):
         return self.classify(self.dropout(embedding)), embedding
 
 
+class ContextAwareHead(nn.Module):
+    """DAFormer's head: every level projected, upsampled to the finest and joined; then context at several dilations.
+
+    The context is a 1x1 convolution, and a depthwise-separable 3x3 one for each dilation > 1, side by side, brought to
+    `channels` by a 3x3 convolution. Without branches a 1x1 convolution takes their place, as in SegFormer, and in
+    HRDA's scale attention. The embedding is what the classifier reads, before its dropout.
+
+    Args:
+        in_channels: channels of each level, finest first.
+        num_classes: K.
+        branches: dilations; DAFormer's are (1, 6, 12, 18).
+        channels: width; DAFormer's is 256.
+        dropout: share of channels that are dropped.
+    """
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        num_classes: int,
+        *,
+        branches: Sequence[int] = (1, 6, 12, 18),
+        channels: int = 256,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.project = nn.ModuleList(nn.Conv2d(c, channels, 1) for c in in_channels)
+        joined = channels * len(in_channels)
+        self.branches = nn.ModuleList(
+            ConvNormAct(joined, channels, 1)
+            if dilation == 1
+            else nn.Sequential(
+                ConvNormAct(joined, joined, 3, dilation=dilation, groups=joined), ConvNormAct(joined, channels, 1)
+            )
+            for dilation in branches
+        )
+        self.fuse = ConvNormAct(channels * len(branches), channels, 3) if branches else ConvNormAct(joined, channels, 1)
+        self.dropout = nn.Dropout2d(dropout)
+        self.classify = nn.Conv2d(channels, num_classes, 1)
+        self.embedding_channels = channels
+
+    def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        joined = torch.cat(_to_finest(self.project, features), 1)
+        if self.branches:
+            joined = torch.cat([branch(joined) for branch in self.branches], 1)
+        embedding = self.fuse(joined)
+        return self.classify(self.dropout(embedding)), embedding
+
+
 class MultiLevelHead(nn.Module):
     """A light head for small backbones: every level from stride 4 on is projected, upsampled to the finest and summed.
 
@@ -111,13 +159,17 @@ class MultiLevelHead(nn.Module):
         self.embedding_channels = channels
 
     def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        size = features[0].shape[-2:]
-        maps = [
-            F.interpolate(project(x), size=size, mode="bilinear", align_corners=False)
-            for project, x in zip(self.project, features, strict=True)
-        ]
-        fused = self.fuse(torch.stack(maps).sum(0))
+        fused = self.fuse(torch.stack(_to_finest(self.project, features)).sum(0))
         return self.classify(fused), fused
+
+
+def _to_finest(project: nn.ModuleList, features: Sequence[Tensor]) -> list[Tensor]:
+    """Each level through its projection, at the size of the first."""
+    size = features[0].shape[-2:]
+    return [
+        F.interpolate(layer(x), size=size, mode="bilinear", align_corners=False)
+        for layer, x in zip(project, features, strict=True)
+    ]
 
 
 class ProjectionHead(nn.Module):
@@ -132,3 +184,6 @@ class ProjectionHead(nn.Module):
 
     def forward(self, embedding: Tensor) -> Tensor:
         return self.layers(embedding)
+
+
+Head = ASPPHead | ASPPGroupNormHead | ContextAwareHead | MultiLevelHead

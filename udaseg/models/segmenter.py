@@ -1,22 +1,19 @@
-"""The segmentation network: a timm backbone, a head, and where a method asks for it a part of its own per domain."""
+"""The segmentation network: a backbone, a head, and where a method asks for it a part of its own per domain."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from udaseg.models.heads import ASPPGroupNormHead, ASPPHead, MultiLevelHead, ProjectionHead
 from udaseg.types import SegOutput
 
 Domain = Literal["source", "target"]
-HeadName = Literal["aspp", "aspp_gn", "multilevel"]
 PerDomain = Literal["nothing", "stem", "stem+statistics"]
+Seek = Literal["random", "entropy"]
 
 
 class Segmenter(nn.Module):
@@ -44,11 +41,15 @@ class Segmenter(nn.Module):
         stem_end: str = "",
         skip_levels: int = 0,
         feature_channels: Sequence[int] = (),
+        size_multiple: int = 1,
+        attention: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.bf16 = False  # autocast to bfloat16, which needs no loss scaling
-        self.net = _Net(backbone, head, projection, skip_levels)
+        self.seed = 0  # key of the run and stage for what the network draws
+        self.size_multiple = size_multiple
+        self.net = _Net(backbone, head, projection, skip_levels, attention)
         self.embedding_channels: int = (projection or head).embedding_channels  # type: ignore[assignment]
         self.feature_channels = tuple(feature_channels)
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
@@ -66,16 +67,46 @@ class Segmenter(nn.Module):
                 if per_domain == "stem+statistics" or name.removeprefix("backbone.") in stem:
                     self.target_buffers.register_buffer(_key(name), buffer.detach().clone())
 
-    def forward(self, image: Tensor, domain: Domain = "target") -> SegOutput:
+    def forward(
+        self, image: Tensor, domain: Domain = "target", index: Tensor | None = None, seek: Seek = "random"
+    ) -> SegOutput:
+        """The output for images of one domain.
+
+        Args:
+            image: (B, 3, H, W) in [0, 1].
+            domain: whose parts of the network are used.
+            index: (B,) global sample indices, keys of what the network draws for a sample; only `HRDA` draws.
+            seek: how `HRDA` chooses its detail crop.
+        """
+        features, coarse, embedding, _ = self.run(image, domain)
+        aux = {"coarse_logits": coarse}
+        return SegOutput(logits=self.upsampled(coarse, image), embedding=embedding, features=features, aux=aux)
+
+    def run(self, image: Tensor, domain: Domain) -> tuple[tuple[Tensor, ...], Tensor, Tensor, Tensor | None]:
+        """(levels, logits, embedding, attention) at their own resolutions, of images padded to `size_multiple`."""
         own = {**self.target_parameters, **dict(self.target_buffers.named_buffers())} if domain == "target" else {}
         replaced = {_name(key): tensor for key, tensor in own.items()}
+        padding = [-size % self.size_multiple for size in image.shape[-2:]]
+        if any(padding):
+            image = F.pad(image, (0, padding[1], 0, padding[0]), mode="replicate")
         with torch.autocast(image.device.type, torch.bfloat16, enabled=self.bf16):
             x = (image - self.mean) / self.std
-            features, logits, embedding = torch.func.functional_call(self.net, replaced, (x,))
-        coarse = logits.float()
-        logits = F.interpolate(coarse, size=image.shape[-2:], mode="bilinear", align_corners=False)
-        aux = {"coarse_logits": coarse}
-        return SegOutput(logits=logits, embedding=embedding.float(), features=tuple(features), aux=aux)
+            features, logits, embedding, attention = torch.func.functional_call(self.net, replaced, (x,))
+        if self.bf16:
+            features = [level.float() for level in features]
+            logits, embedding = logits.float(), embedding.float()
+            attention = None if attention is None else attention.float()
+        return tuple(features), logits, embedding, attention
+
+    def upsampled(self, coarse: Tensor, image: Tensor) -> Tensor:
+        """Logits of `run` at the size of the image, without the padding."""
+        height, width = image.shape[-2:]
+        padded = [size + -size % self.size_multiple for size in (height, width)]
+        return F.interpolate(coarse, size=padded, mode="bilinear", align_corners=False)[..., :height, :width]
+
+    def levels(self, image: Tensor, domain: Domain) -> tuple[Tensor, ...]:
+        """What `features` of the output is, without the rest."""
+        return self.run(image, domain)[0]
 
     def load_network(self, state: Mapping[str, Tensor]) -> None:
         """Load another `Segmenter`'s state. Parts that it does not have per domain start from the shared ones.
@@ -115,15 +146,23 @@ class Segmenter(nn.Module):
 class _Net(nn.Module):
     """Backbone, head and projection: the module whose tensors `functional_call` replaces by name."""
 
-    def __init__(self, backbone: nn.Module, head: nn.Module, projection: nn.Module | None, skip_levels: int) -> None:
+    def __init__(
+        self,
+        backbone: nn.Module,
+        head: nn.Module,
+        projection: nn.Module | None,
+        skip_levels: int,
+        attention: nn.Module | None,
+    ) -> None:
         super().__init__()
-        self.backbone, self.head, self.projection = backbone, head, projection
+        self.backbone, self.head, self.projection, self.attention = backbone, head, projection, attention
         self.skip_levels = skip_levels
 
-    def forward(self, x: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
+    def forward(self, x: Tensor) -> tuple[list[Tensor], Tensor, Tensor, Tensor | None]:
         features = list(self.backbone(x))[self.skip_levels :]
         logits, embedding = self.head(features)
-        return features, logits, embedding if self.projection is None else self.projection(embedding)
+        attention = None if self.attention is None else self.attention(features)[0]
+        return features, logits, embedding if self.projection is None else self.projection(embedding), attention
 
 
 class _BufferDict(nn.Module):
@@ -147,98 +186,3 @@ def _names_until(backbone: nn.Module, stem_end: str) -> set[str]:
     stem = set(modules[: inside[-1] + 1])
     names = [name for name, _ in [*backbone.named_parameters(), *backbone.named_buffers()]]
     return {name for name in names if name.rpartition(".")[0] in stem}
-
-
-def _first_not_loaded(body: nn.Module, backbone: str, options: Mapping[str, Any], random_state: Tensor) -> str | None:
-    """The first matrix of `body` that still is as it was initialised: timm passes over what a file lacks."""
-    blank_options = {name: value for name, value in options.items() if not name.startswith("pretrained")}
-    with torch.random.fork_rng(devices=[]):
-        torch.set_rng_state(random_state)
-        blank = timm.create_model(backbone, features_only=True, **blank_options)
-    pairs = zip(body.named_parameters(), blank.parameters(), strict=True)
-    return next((name for (name, loaded), new in pairs if new.ndim > 1 and torch.equal(loaded, new)), None)
-
-
-def build_segmenter(
-    num_classes: int,
-    *,
-    backbone: str = "resnet101",
-    pretrained: bool = False,
-    weights: str | None = None,
-    same_padding: bool = False,
-    output_stride: int = 32,
-    head: HeadName = "multilevel",
-    head_branches: Sequence[int] = (6, 12, 18, 24),
-    head_channels: int = 64,
-    projection: int = 0,
-    per_domain: PerDomain = "nothing",
-    frozen_norm_affine: bool = False,
-) -> Segmenter:
-    """A `Segmenter` on any timm backbone that has `features_only`.
-
-    Args:
-        num_classes: K.
-        backbone: a timm model name.
-        pretrained: fetch the weights that timm names, from the hub.
-        weights: a local safetensors or torch file of backbone weights in timm's key order; overrides `pretrained`.
-        same_padding: TensorFlow-style padding, which weights converted from TensorFlow need.
-        output_stride: 8, 16 or 32, where the backbone can be dilated.
-        head: "aspp" (DeepLabV2), "aspp_gn" (ProDA, LDBE) or "multilevel".
-        head_branches: dilations of the ASPP heads.
-        head_channels: width of the "aspp_gn" and "multilevel" heads.
-        projection: channels of a projection head for the embedding; 0 = none.
-        per_domain: see `Segmenter`.
-        frozen_norm_affine: keep the scale and shift of the backbone's batch norms as they are.
-
-    Raises:
-        ValueError: unknown backbone, one that cannot be built like this, or missing weights; it says which.
-    """
-    if not timm.is_model(backbone):
-        close = timm.list_models(f"*{backbone.split('_')[0]}*")[:5]
-        raise ValueError(f"timm has no model {backbone!r}" + (f"; did you mean {', '.join(close)}?" if close else ""))
-    options: dict[str, Any] = {"pad_type": "same"} if same_padding else {}
-    if weights is not None:
-        if not Path(weights).is_file():
-            raise ValueError(f"model.weights: there is no file {weights}")
-        options |= {"pretrained": True, "pretrained_cfg_overlay": {"file": weights}}
-    elif pretrained:
-        options["pretrained"] = True
-    if output_stride != 32:
-        options["output_stride"] = output_stride
-    random_state = torch.get_rng_state()
-    try:
-        body = timm.create_model(backbone, features_only=True, **options)
-    except (RuntimeError, TypeError, NotImplementedError, AssertionError) as error:
-        raise ValueError(f"backbone {backbone!r} cannot be built with {options}: {error}") from error
-    if weights is not None and (name := _first_not_loaded(body, backbone, options, random_state)):
-        raise ValueError(f"model.weights: {weights} has no tensor for {name} of {backbone}")
-    info = body.feature_info
-    skip = sum(1 for r in info.reduction() if r < 4)  # stride 2 is too fine and too shallow to help a head
-    channels = info.channels()[skip:]
-    made: ASPPHead | ASPPGroupNormHead | MultiLevelHead
-    if head == "aspp":
-        made = ASPPHead(channels, num_classes, branches=head_branches)
-    elif head == "aspp_gn":
-        made = ASPPGroupNormHead(channels, num_classes, branches=head_branches, channels=head_channels)
-    else:
-        made = MultiLevelHead(channels, num_classes, channels=head_channels)
-    if frozen_norm_affine:
-        for module in body.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.requires_grad_(False)
-    stem_end = info.module_name()[skip]
-    if stem_end not in dict(body.named_modules()):
-        stem_end = stem_end.replace(".", "_")  # timm flattens sequential containers under such names
-    config = timm.get_pretrained_cfg(backbone)
-    return Segmenter(
-        body,
-        made,
-        num_classes=num_classes,
-        mean=config.mean if config else (0.485, 0.456, 0.406),
-        std=config.std if config else (0.229, 0.224, 0.225),
-        projection=ProjectionHead(made.embedding_channels, projection) if projection else None,
-        per_domain=per_domain,
-        stem_end=stem_end,
-        skip_levels=skip,
-        feature_channels=channels,
-    )

@@ -1,0 +1,169 @@
+"""CLUDA: DAFormer with contrast across classes, domains and resolutions (2208.14227; user0407/CLUDA)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from udaseg.losses.contrastive import downscale_label
+from udaseg.losses.pixel_pair import multi_resolution_contrast, pixel_contrast
+from udaseg.losses.segmentation import Reduction, output_cross_entropy
+from udaseg.method import Optim, build_optimizer
+from udaseg.models.heads import ContextAwareHead
+from udaseg.models.segmenter import Segmenter
+from udaseg.self_training import MIC, mix, thing_distance
+from udaseg.teacher import EMATeacher, FrozenCopy
+from udaseg.types import IGNORE, Batch, Loss, SegOutput
+
+
+class CLUDA(nn.Module):
+    """DAFormer's step, where pixels of a class attract each other, within source images and across mixed ones.
+
+    1. source cross-entropy, feature distance, and contrast of the source's pixels by their labels;
+    2. the teacher labels the target, ClassMix mixes both: as in DAFormer;
+    3. mixed cross-entropy, and contrast of the mixture's pixels, pairs weighted by the product of their weights;
+    4. on request, MIC's masked consistency;
+    5. the teacher follows the student.
+
+    What is compared is the map that the head fuses of all levels. With a network of two resolutions (`HRDA`) context
+    pixels are compared with context and detail pixels, in shares that a learned map gives; later in training the detail
+    crop of the mixture lies where the context's prediction is least certain.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        threshold: float = 0.968
+        """Confidence from which a teacher's pixel counts toward q."""
+        teacher_momentum: float = 0.999
+        feature_weight: float = 0.005
+        """Of the feature distance; 0 = off."""
+        things: tuple[int, ...] = (6, 7, 11, 12, 13, 14, 15, 16, 17, 18)
+        """Train ids of the thing classes."""
+        thing_share: float = 0.75
+        """Share of a cell's pixels that its commonest class must have to count."""
+        ignore_top: int = 15
+        """Rows of the target's pseudo-label that weigh 0."""
+        ignore_bottom: int = 120
+        """Likewise, of the bottom, where a car's own bonnet is."""
+        reduction: Reduction = "all"
+        """Of every cross-entropy; "all" is the authors'."""
+        jitter: float = 0.2
+        mic: MIC = MIC()
+        contrast_weight: float = 1.0
+        contrast_size: int = 65
+        """Side of the square grid that features and labels are brought to."""
+        variant: Literal["fixed", "released"] = "fixed"
+        """"released": 255 is a class, class 0 counts as outside the detail crop, the zeros outside it are keys, and
+        with several images features are paired with other pixels' labels, as in the authors' code."""
+        seek_from: int = 12_000
+        """Step from which the mixture's detail crop is the least certain one."""
+        attention_channels: int = 256
+        """Width of the head that shares pairs out between the resolutions."""
+        group_size: int = 2
+        """Consecutive samples whose pixels are compared: the authors' batch."""
+
+        def build(self, student: Segmenter, *, seed: int) -> CLUDA:
+            return CLUDA(self, student, seed)
+
+    def __init__(self, config: Config, student: Segmenter, seed: int) -> None:
+        super().__init__()
+        if any(not 0 <= c < student.num_classes for c in config.things):
+            raise ValueError(f"method.things {config.things} names classes beyond 0 ... {student.num_classes - 1}")
+        self.config, self.seed = config, seed
+        self.student = student
+        self.attention = ContextAwareHead(
+            student.feature_channels, 1, branches=(), channels=config.attention_channels, dropout=0.0
+        )
+        self.teacher = EMATeacher(student, momentum=config.teacher_momentum)
+        self.beginning = FrozenCopy(student) if config.feature_weight else None
+
+    @property
+    def predictor(self) -> nn.Module:
+        return self.teacher.network
+
+    def losses(self, batches: Mapping[str, Batch], step: int, total_steps: int) -> Iterator[tuple[Loss, ...]]:
+        c, source, target = self.config, batches["source"], batches["target"]
+        assert source.label is not None
+        out = self.student(source.image, "source", source.index)
+        losses = [
+            Loss("source_ce", output_cross_entropy(out, source.label, reduction=c.reduction)),
+            Loss("source_contrast", self._contrast(out, source.label), c.contrast_weight),
+        ]
+        if self.beginning is not None:
+            distance = thing_distance(
+                out.features[-1], self.beginning, source, things=c.things, min_share=c.thing_share
+            )
+            losses.append(Loss("feature_distance", distance, c.feature_weight))
+        yield tuple(losses)
+
+        mixed = mix(
+            self.teacher,
+            source,
+            target,
+            seed=self.seed,
+            threshold=c.threshold,
+            jitter=c.jitter,
+            ignore_top=c.ignore_top,
+            ignore_bottom=c.ignore_bottom,
+        )
+        out = self.student(mixed.image, "target", target.index, "entropy" if step >= c.seek_from else "random")
+        yield (
+            Loss("mixed_ce", output_cross_entropy(out, mixed.label, mixed.weight, reduction=c.reduction)),
+            Loss("mixed_contrast", self._contrast(out, mixed.label, mixed.weight), c.contrast_weight),
+            Loss("coverage", mixed.quality, weight=0),
+        )
+
+        yield from c.mic.losses(
+            self.student, target, mixed.target_label, mixed.target_weight, seed=self.seed, reduction=c.reduction
+        )
+
+    def _contrast(self, out: SegOutput, label: Tensor, weight: Tensor | None = None) -> Tensor:
+        c, released = self.config, self.config.variant == "released"
+        size = (c.contrast_size, c.contrast_size)
+        y = downscale_label(label, size)
+        valid = None if released else y != IGNORE
+        context = _resized(out.embedding, size)
+        if "detail_embedding" not in out.aux:
+            return pixel_contrast(context, y, valid=valid, group_size=c.group_size, position_major=released)
+
+        at, crop = out.aux["detail_at"], out.aux["detail_logits"].shape[-2:]
+        inside = downscale_label(_inside(label, at, crop).long(), size).bool()
+        shifted = y if released else y + 1  # so that 0 means outside and nothing else
+        pixel = None if weight is None else _resized(weight[:, None], size)[:, 0]
+        return multi_resolution_contrast(
+            context,
+            _resized(out.aux["detail_embedding"], size),
+            shifted,
+            shifted * inside,
+            _resized(self.attention(out.features)[0].sigmoid(), size)[:, 0],
+            pixel,
+            valid=valid,
+            detail_valid=None if valid is None else valid & inside,
+            group_size=c.group_size,
+            position_major=released,
+        )
+
+    def after_step(self) -> None:
+        self.teacher.update(self.student)
+
+    def optimizers(self, optim: Optim) -> list[Optimizer]:
+        return [build_optimizer(self.student, optim, heads=[self.attention])]
+
+
+def _resized(plane: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.interpolate(plane, size=size, mode="bilinear", align_corners=True)
+
+
+def _inside(label: Tensor, at: Tensor, crop: torch.Size) -> Tensor:
+    """(B, H, W) bool: where each sample's crop, from its (row, column) on, lies."""
+    rows, columns = (torch.arange(n, device=label.device) for n in label.shape[-2:])
+    row, column = at[:, :1], at[:, 1:]
+    in_rows = (rows >= row) & (rows < row + crop[0])
+    in_columns = (columns >= column) & (columns < column + crop[1])
+    return in_rows[:, :, None] & in_columns[:, None]

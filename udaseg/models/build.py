@@ -1,0 +1,232 @@
+"""Networks from their settings: a timm backbone, or a Mix Transformer, with a head."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import safetensors.torch
+import timm
+import torch
+from timm.layers import Format
+from torch import Tensor, nn
+
+from udaseg.models.heads import ASPPGroupNormHead, ASPPHead, ContextAwareHead, Head, MultiLevelHead, ProjectionHead
+from udaseg.models.hrda import HRDA
+from udaseg.models.segmenter import PerDomain, Segmenter
+
+HeadName = Literal["aspp", "aspp_gn", "multilevel", "context_aware"]
+
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+class Backbone(NamedTuple):
+    """What a `Segmenter` must know of its backbone."""
+
+    body: nn.Module
+    """(B, 3, H, W) normalised images -> list of levels, finest first."""
+    channels: list[int]
+    """Of the levels that a head reads."""
+    skip_levels: int
+    """Levels too fine for a head, which come first."""
+    stem_end: str
+    """Last module of the stem that BCL gives each domain, "" where the backbone has none."""
+    strides: list[int]
+    """Of the same levels."""
+    size_multiple: int
+    """Height and width of an image are padded to multiples of it."""
+    mean: Sequence[float]
+    std: Sequence[float]
+
+
+def build_segmenter(
+    num_classes: int,
+    *,
+    backbone: str = "resnet101",
+    pretrained: bool = False,
+    weights: str | None = None,
+    same_padding: bool = False,
+    input_size: tuple[int, int] | None = None,
+    output_stride: int = 32,
+    head: HeadName = "multilevel",
+    head_branches: Sequence[int] = (6, 12, 18, 24),
+    head_channels: int = 64,
+    projection: int = 0,
+    per_domain: PerDomain = "nothing",
+    frozen_norm_affine: bool = False,
+    drop_path: float = 0.0,
+    detail_crop: tuple[int, int] | None = None,
+) -> Segmenter:
+    """A `Segmenter` on any timm backbone that has `features_only`, or on SegFormer's mit_b0 ... mit_b5.
+
+    Args:
+        num_classes: K.
+        backbone: a timm model name, or mit_b0 ... mit_b5, which the extra `udaseg[mit]` brings.
+        pretrained: fetch the weights that timm names, from the hub.
+        weights: a local safetensors or torch file of backbone weights in the backbone's key order; overrides
+            `pretrained`.
+        same_padding: TensorFlow-style padding, which weights converted from TensorFlow need.
+        input_size: height and width, for backbones such as Hiera that take images of one size alone.
+        output_stride: 8, 16 or 32, where the backbone can be dilated.
+        head: "aspp" (DeepLabV2), "aspp_gn" (ProDA, LDBE), "context_aware" (DAFormer) or "multilevel".
+        head_branches: dilations of the ASPP and context-aware heads.
+        head_channels: width of the "aspp_gn", "context_aware" and "multilevel" heads.
+        projection: channels of a projection head for the embedding; 0 = none.
+        per_domain: see `Segmenter`.
+        frozen_norm_affine: keep the scale and shift of the backbone's batch norms as they are.
+        drop_path: largest rate of stochastic depth in the backbone.
+        detail_crop: height and width of HRDA's detail crop; None = one resolution.
+
+    Raises:
+        ValueError: unknown backbone, one that cannot be built like this, or missing weights; it says which.
+    """
+    if weights is not None and not Path(weights).is_file():
+        raise ValueError(f"model.weights: there is no file {weights}")
+    if backbone.startswith("mit_b"):
+        if same_padding or input_size or output_stride != 32:
+            raise ValueError(f"backbone {backbone!r} has neither same_padding, input_size nor output_stride")
+        parts = _mix_transformer(backbone, pretrained, weights, drop_path)
+    else:
+        options: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
+        if same_padding:
+            options["pad_type"] = "same"
+        if output_stride != 32:
+            options["output_stride"] = output_stride
+        parts = _timm(backbone, pretrained, weights, input_size, options)
+    made = build_head(head, parts.channels, num_classes, branches=head_branches, channels=head_channels)
+    if frozen_norm_affine:
+        for module in parts.body.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.requires_grad_(False)
+    if per_domain != "nothing" and not parts.stem_end:
+        raise ValueError(f"backbone {backbone!r} has no stem of its own per domain; set model.per_domain to nothing")
+    settings: dict[str, Any] = {
+        "num_classes": num_classes,
+        "mean": parts.mean,
+        "std": parts.std,
+        "projection": ProjectionHead(made.embedding_channels, projection) if projection else None,
+        "per_domain": per_domain,
+        "stem_end": parts.stem_end,
+        "skip_levels": parts.skip_levels,
+        "feature_channels": parts.channels,
+        "size_multiple": parts.size_multiple,
+    }
+    if detail_crop is None:
+        return Segmenter(parts.body, made, **settings)
+    # HRDA's attention reads the same levels; its authors' head for it fuses them without dilated convolutions.
+    no_context = (1,) if head == "aspp" else ()
+    attention = build_head(head, parts.channels, num_classes, branches=no_context, channels=head_channels)
+    stride = parts.strides[-1] if head in ("aspp", "aspp_gn") else parts.strides[0]
+    return HRDA(parts.body, made, attention=attention, detail_crop=detail_crop, stride=stride, **settings)
+
+
+def build_head(
+    name: HeadName, in_channels: Sequence[int], num_classes: int, *, branches: Sequence[int], channels: int
+) -> Head:
+    """A head by name."""
+    if name == "aspp":
+        return ASPPHead(in_channels, num_classes, branches=branches)
+    if name == "aspp_gn":
+        return ASPPGroupNormHead(in_channels, num_classes, branches=branches, channels=channels)
+    if name == "context_aware":
+        return ContextAwareHead(in_channels, num_classes, branches=branches, channels=channels)
+    return MultiLevelHead(in_channels, num_classes, channels=channels)
+
+
+# --- timm -----------------------------------------------------------------------------------------------------------
+
+
+def _timm(
+    name: str, pretrained: bool, weights: str | None, input_size: tuple[int, int] | None, options: dict[str, Any]
+) -> Backbone:
+    if not timm.is_model(name):
+        close = timm.list_models(f"*{name.split('_')[0]}*")[:5]
+        raise ValueError(f"timm has no model {name!r}" + (f"; did you mean {', '.join(close)}?" if close else ""))
+    config = timm.get_pretrained_cfg(name)
+    if input_size is not None:
+        options["img_size"] = input_size
+    elif config and config.fixed_input_size:
+        options["dynamic_img_size"] = True
+    if weights is not None:
+        options |= {"pretrained": True, "pretrained_cfg_overlay": {"file": weights}}
+    elif pretrained:
+        options["pretrained"] = True
+    random_state = torch.get_rng_state()
+    try:
+        body = timm.create_model(name, features_only=True, **options)
+    except (RuntimeError, TypeError, NotImplementedError, AssertionError) as error:
+        if "dynamic_img_size" in str(error):
+            raise ValueError(
+                f"backbone {name!r} takes images of one size alone: set model.input_size to that of the crops"
+            ) from None
+        raise ValueError(f"backbone {name!r} cannot be built with {options}: {error}") from error
+    if weights is not None and (tensor := _first_not_loaded(body, name, options, random_state)):
+        raise ValueError(f"model.weights: {weights} has no tensor for {tensor} of {name}")
+    info = body.feature_info
+    skip = sum(1 for r in info.reduction() if r < 4)  # stride 2 is too fine and too shallow to help a head
+    stem_end = info.module_name()[skip]
+    if stem_end not in dict(body.named_modules()):
+        stem_end = stem_end.replace(".", "_")  # timm flattens sequential containers under such names
+    if stem_end not in dict(body.named_modules()):
+        stem_end = ""
+    if getattr(body, "output_fmt", None) == Format.NHWC:  # Swin
+        body = _ChannelsFirst(body)
+        stem_end = stem_end and f"body.{stem_end}"
+    return Backbone(
+        body,
+        info.channels()[skip:],
+        skip,
+        stem_end,
+        info.reduction()[skip:],
+        info.reduction()[0] if config and config.fixed_input_size else 1,
+        config.mean if config else _IMAGENET[0],
+        config.std if config else _IMAGENET[1],
+    )
+
+
+class _ChannelsFirst(nn.Module):
+    """Levels of (B, h, w, C) as (B, C, h, w)."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [level.movedim(-1, 1) for level in self.body(x)]
+
+
+def _first_not_loaded(body: nn.Module, backbone: str, options: Mapping[str, Any], random_state: Tensor) -> str | None:
+    """The first matrix of `body` that still is as it was initialised: timm passes over what a file lacks."""
+    blank_options = {name: value for name, value in options.items() if not name.startswith("pretrained")}
+    with torch.random.fork_rng(devices=[]):
+        torch.set_rng_state(random_state)
+        blank = timm.create_model(backbone, features_only=True, **blank_options)
+    pairs = zip(body.named_parameters(), blank.parameters(), strict=True)
+    return next((name for (name, loaded), new in pairs if new.ndim > 1 and torch.equal(loaded, new)), None)
+
+
+# --- Mix Transformer ------------------------------------------------------------------------------------------------
+
+
+def _mix_transformer(name: str, pretrained: bool, weights: str | None, drop_path: float) -> Backbone:
+    """SegFormer's backbone, which timm does not have."""
+    try:
+        import segmentation_models_pytorch as smp
+    except ImportError:
+        raise ValueError(f"backbone {name!r} needs an extra package: pip install 'udaseg[mit]'") from None
+    try:
+        body = smp.encoders.get_encoder(name, weights="imagenet" if pretrained and weights is None else None)
+    except KeyError:
+        raise ValueError(f"there is no backbone {name!r}; there are mit_b0 to mit_b5") from None
+    body.reset_drop_path(drop_path)
+    if weights is not None:
+        if weights.endswith(".safetensors"):
+            tensors = safetensors.torch.load_file(weights)
+        else:
+            tensors = torch.load(weights, map_location="cpu", weights_only=True)
+        if missing := [key for key in body.state_dict() if key not in tensors]:
+            raise ValueError(f"model.weights: {weights} has no tensor for {missing[0]} of {name}")
+        body.load_state_dict({key: tensors[key] for key in body.state_dict()})
+    # Its first two levels are the image and one without channels.
+    return Backbone(body, list(body.out_channels[2:]), 2, "", [4, 8, 16, 32], 32, *_IMAGENET)

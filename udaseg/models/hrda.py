@@ -1,0 +1,140 @@
+"""HRDA: one network at two resolutions, whose predictions a learned attention blends (2204.13132; lhoyer/HRDA)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from udaseg.models.segmenter import Domain, Seek, Segmenter
+from udaseg.rng import uniforms
+from udaseg.types import SegOutput
+from udaseg.windows import window_starts
+
+
+class HRDA(Segmenter):
+    """A `Segmenter` that sees the whole image at half its resolution, and crops of it in full detail.
+
+    With a sample's `index`, one detail crop is seen: in training, where memory is short. Without, overlapping crops
+    cover the image: for pseudo-labels and evaluation. The attention says, per class and cell of the context, how far
+    the detail is to be trusted; outside the crop that is not at all. Both resolutions share all weights.
+
+    `features` and `embedding` of the output are the context's. `aux` adds, where one crop was seen, "detail_logits" (B,
+    K, h, w) of the crop alone at its own size, "detail_at" (B, 2), its top left corner in pixels, and
+    "detail_embedding" (B, D, H / s, W / s), the crop's embedding in an image of zeros at the head's stride s.
+
+    The authors draw one place a batch, here it is one a sample.
+
+    Args:
+        attention: head for the attention; its K logits become shares by a sigmoid.
+        detail_crop: height and width in pixels; at most that of the image is used.
+        stride: of the head's output.
+        settings: see `Segmenter`.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        head: nn.Module,
+        *,
+        attention: nn.Module,
+        detail_crop: tuple[int, int],
+        stride: int,
+        **settings: Any,
+    ) -> None:
+        super().__init__(backbone, head, attention=attention, **settings)
+        self.unit = 2 * max(stride, self.size_multiple)  # crops begin at whole cells of the context
+        if any(size % self.unit for size in detail_crop):
+            raise ValueError(f"model.detail_crop {detail_crop} must be multiples of {self.unit} for this network")
+        self.detail_crop, self.stride = detail_crop, stride
+
+    def levels(self, image: Tensor, domain: Domain) -> tuple[Tensor, ...]:
+        return self.run(_half(self._padded(image)), domain)[0]
+
+    def forward(
+        self, image: Tensor, domain: Domain = "target", index: Tensor | None = None, seek: Seek = "random"
+    ) -> SegOutput:
+        """See `Segmenter`. `seek` places the crop at random or where the context's entropy is highest."""
+        height, width = image.shape[-2:]
+        image = self._padded(image)
+        size = (min(self.detail_crop[0], image.shape[2]), min(self.detail_crop[1], image.shape[3]))
+        features, context, embedding, attention = self.run(_half(image), domain)
+        assert attention is not None
+        shape = (image.shape[2] // self.stride, image.shape[3] // self.stride)
+        aux: dict[str, Tensor] = {}
+        if index is None:
+            detail = self._everywhere(image, size, domain, shape)
+            share = attention.sigmoid()
+        else:
+            at = self._most_uncertain(context, size) if seek == "entropy" else self._random(image, size, domain, index)
+            crop = torch.stack([x[:, i : i + size[0], j : j + size[1]] for x, (i, j) in zip(image, at, strict=True)])
+            _, logits, crop_embedding, _ = self.run(crop, domain)
+            cells = at // self.stride
+            detail = _placed(logits, cells, shape)
+            inside = _placed(torch.ones_like(logits[:, :1]), cells, shape)[..., ::2, ::2]
+            share = attention.sigmoid() * inside
+            aux = {
+                "detail_logits": F.interpolate(logits, size=size, mode="bilinear", align_corners=False),
+                "detail_at": at,
+                "detail_embedding": _placed(crop_embedding, cells, shape),
+            }
+        fused = _double((1 - share) * context) + _double(share) * detail
+        logits = F.interpolate(fused, size=image.shape[-2:], mode="bilinear", align_corners=False)
+        return SegOutput(
+            logits=logits[..., :height, :width],
+            embedding=embedding,
+            features=features,
+            aux={"coarse_logits": fused, **aux},
+        )
+
+    def _padded(self, image: Tensor) -> Tensor:
+        bottom, right = (-size % self.unit for size in image.shape[-2:])
+        return F.pad(image, (0, right, 0, bottom), mode="replicate") if bottom or right else image
+
+    def _everywhere(self, image: Tensor, size: tuple[int, int], domain: Domain, shape: tuple[int, int]) -> Tensor:
+        """Mean logits of crops that overlap by half."""
+        total = image.new_zeros(len(image), self.num_classes, *shape)
+        count = image.new_zeros(1, 1, *shape)
+        for i in window_starts(image.shape[2], size[0], 0.5, self.unit):
+            for j in window_starts(image.shape[3], size[1], 0.5, self.unit):
+                logits = self.run(image[..., i : i + size[0], j : j + size[1]], domain)[1]
+                rows, columns = i // self.stride, j // self.stride
+                here = (..., slice(rows, rows + logits.shape[2]), slice(columns, columns + logits.shape[3]))
+                total[here] += logits
+                count[here] += 1
+        return total / count
+
+    def _random(self, image: Tensor, size: tuple[int, int], domain: Domain, index: Tensor) -> Tensor:
+        drawn = torch.from_numpy(uniforms(self.seed, index.cpu().numpy(), f"detail.{domain}", 2)).to(image.device)
+        places = [(whole - part) // self.unit + 1 for whole, part in zip(image.shape[2:], size, strict=True)]
+        return (drawn * torch.tensor(places, device=image.device)).long() * self.unit
+
+    def _most_uncertain(self, context: Tensor, size: tuple[int, int]) -> Tensor:
+        """(B, 2) places where the mean entropy of the context's prediction is highest."""
+        log_probability = context.detach().log_softmax(1)
+        entropy = -(log_probability.exp() * log_probability).sum(1, keepdim=True)
+        cell = 2 * self.stride
+        mean = F.avg_pool2d(entropy, (size[0] // cell, size[1] // cell), stride=self.unit // cell)
+        best = mean.flatten(1).argmax(1)
+        return torch.stack([best // mean.shape[3], best % mean.shape[3]], 1) * self.unit
+
+
+def _half(image: Tensor) -> Tensor:
+    return F.interpolate(image, scale_factor=0.5, mode="bilinear", align_corners=False)
+
+
+def _double(plane: Tensor) -> Tensor:
+    return F.interpolate(plane, scale_factor=2.0, mode="bilinear", align_corners=False)
+
+
+def _placed(part: Tensor, at: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Each sample's (C, h, w) part at its (row, column) in a (C, *shape) plane of zeros."""
+    h, w = part.shape[-2:]
+    return torch.stack(
+        [
+            F.pad(plane, (int(j), shape[1] - w - int(j), int(i), shape[0] - h - int(i)))
+            for plane, (i, j) in zip(part, at, strict=True)
+        ]
+    )
