@@ -1,6 +1,6 @@
 """Target mIoU and gap closed of the recipes on a real pair of domains, through the ordinary pipeline.
 
-    python -m benchmarks.accuracy --data DIR --weights FILE [--recipes ...] [--seeds 3]
+    python -m benchmarks.accuracy --data DIR --weights FILE [--recipes ...] [--seeds 3] [--reuse COMMIT]
 
 `--data` holds {source,target}/{images,labels} and split.json with "classes", "palette" and "splits". Settings were
 chosen on the embedded synthetic pair; labels of the target serve the oracle and the final score alone. Every adapted
@@ -53,6 +53,7 @@ RARE = {
     "data.source.rare_min_crop_pixels": 100,
 }
 """Of every row that reads the source, source-only included."""
+HRDA_CROP = (88, 120)
 RECIPE_OF = {
     "source_only": "source_only_small",
     "oracle": "supervised_small",
@@ -60,6 +61,13 @@ RECIPE_OF = {
     "dacs": "dacs_small",
     "bcl": "bcl_small",
     "bcl_paper": "bcl_paper_small",
+    "ldbe": "ldbe_small",
+    "dsp": "dsp_small",
+    "sdca": "sdca_small",
+    "daformer": "daformer_small",
+    "mic": "mic_small",
+    "cluda": "cluda_small",
+    "hrda": "hrda_small",
 }
 
 
@@ -75,6 +83,8 @@ class Arguments:
     work: Path = Path("runs/accuracy")
     """Where runs are kept."""
     results: Path = Path("benchmarks/results")
+    reuse: str | None = None
+    """Take rows that this commit lacks from another, which computes the same; the table says so."""
 
 
 def recipe_for(name: str, seed: int, weights: Path, warm: str | None) -> Recipe:
@@ -82,29 +92,43 @@ def recipe_for(name: str, seed: int, weights: Path, warm: str | None) -> Recipe:
     recipe = override(RECIPES[RECIPE_OF[name]](), SETTINGS | {"model.weights": str(weights), "seed": seed})
     if name == "oracle":
         return override(recipe, {"steps": WARM_STEPS + ADAPT_STEPS})
-    recipe = override(recipe, RARE)
+    recipe = override(recipe, {k: v for k, v in RARE.items() if name != "ldbe"})  # which reads no source
     if name == "source_only":
         return replace(recipe, stages=(replace(recipe.stages[0], steps=ADAPT_STEPS, init_from=warm),))
     if name.startswith("bcl"):  # a pretrained network wants a milder view than one from scratch
         recipe = override(recipe, {"method.mix_jitter": 0.25})
-    adapt = replace(recipe.stages[1], init_from=warm)  # BCL in one round
-    return replace(recipe, stages=(adapt if name == "adabn" else replace(adapt, steps=ADAPT_STEPS),))
+    own = {"things": (2, 3), "long_tail": (2, 4)}  # living things and vehicles; living things and roadside objects
+    for field, value in own.items():
+        if any(hasattr(stage.method, field) for stage in recipe.stages):
+            recipe = override(recipe, {f"method.{field}": value})
+    if name == "hrda":
+        recipe = override(recipe, {"model.detail_crop": HRDA_CROP})
+    stages = [stage for stage in recipe.stages if stage.name != "source"]
+    if name.startswith("bcl"):
+        stages = stages[:1]  # in one round
+    stages[0] = replace(stages[0], init_from=warm)
+    if name == "adabn":
+        return replace(recipe, stages=tuple(stages))
+    return replace(recipe, stages=tuple(replace(stage, steps=ADAPT_STEPS // len(stages)) for stage in stages))
 
 
 def run(name: str, seed: int, a: Arguments, commit: str) -> dict[str, object]:
     """Train and score one row, or read what was scored before."""
     file = a.results / a.data.name / f"{name}_seed{seed}_{commit}.json"
-    if file.exists():
-        return dict(json.loads(file.read_text()))
+    for known in (file, file.with_stem(f"{name}_seed{seed}_{a.reuse}")):
+        if known.exists():
+            return dict(json.loads(known.read_text()))
     source, target = str(a.work / "source"), str(a.work / "target")
     began = time.monotonic()
     out = a.work / commit / f"{name}-seed{seed}"
     warm = None
     if name != "oracle":
-        warm_out = a.work / commit / f"warm-seed{seed}"
+        warm_out = a.work / commit / ("warm-hrda" if name == "hrda" else "warm") / f"seed{seed}"
         warm = str((warm_out / "model").resolve())
         if not exists(f"{warm}/model.json"):
             settings = SETTINGS | RARE | {"model.weights": str(a.weights), "seed": seed, "steps": WARM_STEPS}
+            if name == "hrda":  # its attention learns with the rest
+                settings["model.detail_crop"] = HRDA_CROP
             recipe = override(RECIPES["source_only_small"](), settings)
             train(recipe, source=source, target=None, out=str(warm_out), resume=warm_out.exists())
             began = time.monotonic()
@@ -130,6 +154,7 @@ def run(name: str, seed: int, a: Arguments, commit: str) -> dict[str, object]:
         "warm_steps": 0 if warm is None else WARM_STEPS,
         "steps": steps,
         "seconds": round(seconds, 1),
+        **_cost(out / "metrics.jsonl"),
         **summary(counts, names),
     }
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -137,17 +162,29 @@ def run(name: str, seed: int, a: Arguments, commit: str) -> dict[str, object]:
     return row
 
 
+def _cost(metrics: Path) -> dict[str, float]:
+    """Median seconds a step, over all stages, and the training process's largest resident set."""
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    return {
+        "step_seconds": round(float(np.median([line["step_seconds"] for line in lines])), 3),
+        "memory_mib": round(max(line["memory_mib"] for line in lines)),
+    }
+
+
 def table(rows: list[dict[str, object]]) -> Table:
     """Mean and spread (sample standard deviation over seeds) of mIoU, and of the gap closed seed by seed."""
     by = {(str(r["recipe"]), int(str(r["seed"]))): 100 * float(str(r["miou"])) for r in rows}
     seeds = sorted({seed for _, seed in by})
-    out = Table("recipe", "mIoU mean", "spread", "seeds", "gap closed", "spread")
+    cost = {str(r["recipe"]): (r.get("step_seconds", "-"), r.get("memory_mib", "-"), r["commit"]) for r in rows}
+    out = Table("recipe", "mIoU mean", "spread", "seeds", "gap closed", "spread", "s/step", "MiB", "commit")
     for name in dict.fromkeys(name for name, _ in by):
         scores = [by[name, seed] for seed in seeds if (name, seed) in by]
         both = [s for s in seeds if {(name, s), ("source_only", s), ("oracle", s)} <= by.keys()]
         closed = [gap_closed(by["source_only", s], by[name, s], by["oracle", s]) for s in both]
         shown = ("-", "-") if name in ("source_only", "oracle") or not closed else _mean_spread(closed, "{:.2f}")
-        out.add_row(name, *_mean_spread(scores, "{:.1f}"), " ".join(f"{s:.1f}" for s in scores), *shown)
+        out.add_row(
+            name, *_mean_spread(scores, "{:.1f}"), " ".join(f"{s:.1f}" for s in scores), *shown, *map(str, cost[name])
+        )
     return out
 
 

@@ -25,7 +25,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("udaseg.method", "udaseg.inference", "udaseg.selection"),
     ("udaseg.methods",),
     ("udaseg.config",),
-    ("udaseg.recipes", "udaseg.train", "udaseg.report"),
+    ("udaseg.recipes", "udaseg.train", "udaseg.report", "udaseg.scoring"),
     ("udaseg.cluster",),
     ("pipelines", "tune_spaces"),
 ]

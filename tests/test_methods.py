@@ -167,7 +167,7 @@ def test_dsp_s_first_mask_changes_what_was_pasted_alone() -> None:
     values = []
     for config in (own, first):
         stage = replace(make_stage("dsp"), method=config)
-        values.append({n: float(loss.value) for n, loss in collect(make_state(stage), make_batches(stage)).items()})
+        values.append({n: loss.value.item() for n, loss in collect(make_state(stage), make_batches(stage)).items()})
     assert {n for n in values[0] if values[0][n] != values[1][n]} == {"mmd_pasted"}
 
 

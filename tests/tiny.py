@@ -72,7 +72,11 @@ def tiny_recipe(name: str, *, steps: int = 4, **values: object) -> Recipe:
             "log_every": 1,
         },
     )
-    if any(hasattr(stage.method, "long_tail") for stage in recipe.stages):
-        recipe = override(recipe, {"method.long_tail": (2,)})
+    for i, stage in enumerate(recipe.stages):
+        own = {"long_tail": (2,), "things": (2,), "group_size": 2}
+        fits = {f"stages.{i}.method.{name}": v for name, v in own.items() if getattr(stage.method, name, 1) != 1}
+        if f"stages.{i}.method.group_size" in fits:
+            fits[f"stages.{i}.data.group_size"] = 2
+        recipe = override(recipe, fits)
     recipe = override(recipe, {key.replace("__", "."): value for key, value in values.items()})
     return replace(recipe, name=name)

@@ -7,6 +7,8 @@ imported in its functions, which saves them seconds.
 from __future__ import annotations
 
 import json
+import resource
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,7 @@ from udaseg.data.stream import iterate
 
 if TYPE_CHECKING:
     from udaseg.config import Stage
+    from udaseg.scoring import Scoring
     from udaseg.train import RunState
 
 
@@ -42,6 +45,8 @@ class WorkerJob:
     bf16: bool
     threads: int
     """Intra-op threads of torch on the CPU."""
+    scoring: Scoring | None = None
+    """None = checkpoints are not scored."""
 
 
 @ray.remote(num_cpus=0)
@@ -90,6 +95,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _run(state: RunState, job: WorkerJob, device: torch.device, rank: int, world_size: int, progress: Any) -> None:
+    from udaseg.scoring import score
     from udaseg.train import to_batches, train_step
 
     stage, data = job.stage, job.stage.data
@@ -110,12 +116,29 @@ def _run(state: RunState, job: WorkerJob, device: torch.device, rank: int, world
         if state.step % job.log_every == 0 or last:
             now = time.monotonic()
             images = (state.step - since_step) * data.batch_size * len(data.streams())
-            speed = {"images_per_second": images / (now - since), "data_wait": waited / (now - since)}
+            took = now - since
+            speed = {
+                "images_per_second": images / took,
+                "data_wait": waited / took,
+                "step_seconds": took / (state.step - since_step),
+                "memory_mib": peak_memory(device),
+            }
             lr = stage.optim.lr * stage.optim.lr_factor(state.step - 1, stage.steps)
             report({"event": "step", "step": state.step, "lr": lr, **values, **speed})
             waited, since, since_step = 0.0, now, state.step
         if state.step % job.checkpoint_every == 0 or last:
+            if job.scoring is not None:
+                # before the checkpoint counts: what is done again after a loss is scored again too
+                scores = score(state.method.predictor, job.scoring, short_side=data.short_side, device=device)
+                report({"event": "score", "step": state.step, **scores})
             _checkpoint(state, job, rank)
+
+
+def peak_memory(device: torch.device) -> float:
+    """MiB that this process has held at its peak: allocated on a GPU, resident on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def _checkpoint(state: RunState, job: WorkerJob, rank: int) -> None:

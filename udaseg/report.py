@@ -22,7 +22,7 @@ matplotlib.use("Agg")
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-NOT_LOSSES = {"stage", "name", "step", "lr", "grad_norm", "images_per_second", "data_wait"}
+NOT_LOSSES = {"stage", "name", "step", "lr", "grad_norm", "images_per_second", "data_wait", "step_seconds", "memory_mib"}
 """What a row of metrics.jsonl holds beside the losses."""
 
 _COLOURS = ("#56606b", "#1f6fd1", "#128a5c")  # source-only, adapted, oracle
