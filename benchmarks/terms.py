@@ -41,6 +41,8 @@ class Arguments:
     """Steps of training between two looks."""
     batch_size: int = 4
     crop: tuple[int, int] = (176, 240)
+    things: tuple[int, ...] = (2, 3)
+    """Train ids that the feature distance and the long-tail paste mean."""
 
 
 def gradients(state: RunState, batches: dict[str, Batch], steps: int) -> dict[str, tuple[float, float, Tensor]]:
@@ -71,6 +73,9 @@ def main() -> int:
         if stage.init_from is None:
             continue
         stage = replace(stage, model=card.model, data=replace(stage.data, short_side=card.short_side))
+        for field in ("things", "long_tail"):
+            if hasattr(stage.method, field):
+                stage = replace(stage, method=replace(stage.method, **{field: a.things}))
         plan = make_plan(stage, {"source": a.source, "target": a.target}, seed=0)
         classes = len(read_classes(a.target))
         state = build_state(stage, classes, seed=0, init=read_weights(a.init), device=torch.device("cpu"), bf16=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -120,6 +122,26 @@ def test_things_are_held_near_where_they_were_and_stuff_is_free() -> None:
     assert moved.grad is not None and moved.grad[:, :, 0].all() and not moved.grad[:, :, 1].any()
     none = thing_distance(moved, beginning, source, things=(3,), min_share=0.75)
     assert none.item() == 0
+
+
+@pytest.mark.parametrize(("size", "detail"), [((48, 80), None), ((72, 96), (32, 32))])
+def test_the_last_cells_reach_beyond_the_image(size: tuple[int, int], detail: tuple[int, int] | None) -> None:
+    """No stride divides these sizes; HRDA's last level sees cells of 64 pixels."""
+    stage = replace(STAGE, model=replace(STAGE.model, detail_crop=detail))
+    student = make_state(stage).method.student.eval()
+    beginning = FrozenCopy(student)
+    source = Batch(image=torch.rand(1, 3, *size), index=torch.arange(1), label=torch.ones(1, *size, dtype=torch.int64))
+    feature = student.levels(source.image, "source")[-1].detach()
+    cell = student.feature_stride
+    assert feature.shape[-2:] == (-(-size[0] // cell), -(-size[1] // cell)) and cell == (32 if detail is None else 64)
+    moved = feature.clone()
+    moved[:, 0, 0, 0] += 3.0
+    inside = max(1, size[0] // cell) * max(1, size[1] // cell)  # whole cells; the others are less than 3/4 image
+    if detail is None:
+        distance = thing_distance(moved, beginning, source, things=(1,), min_share=0.75)
+        torch.testing.assert_close(distance, torch.tensor(3.0 / inside))
+    else:
+        assert torch.isfinite(thing_distance(moved, beginning, source, things=(1,), min_share=0.5))
 
 
 def test_what_is_frozen_stays_as_it_was() -> None:

@@ -472,7 +472,6 @@ def cluda_small() -> Recipe:
         things=(5, 6),
         ignore_top=0,
         ignore_bottom=0,
-        contrast_weight=0.1,
         contrast_size=32,
         attention_channels=32,
     )

@@ -22,7 +22,10 @@ matplotlib.use("Agg")
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-NOT_LOSSES = {"stage", "name", "step", "lr", "grad_norm", "images_per_second", "data_wait", "step_seconds", "memory_mib"}
+NOT_LOSSES = {
+    *("stage", "name", "step", "lr", "grad_norm"),
+    *("images_per_second", "data_wait", "step_seconds", "memory_mib"),
+}
 """What a row of metrics.jsonl holds beside the losses."""
 
 _COLOURS = ("#56606b", "#1f6fd1", "#128a5c")  # source-only, adapted, oracle
@@ -138,7 +141,7 @@ def confusion_picture(counts: np.ndarray, names: Sequence[str]) -> Image.Image:
         if share[i, j] >= 0.005:
             colour = "white" if share[i, j] > 0.5 else "black"
             axes.text(j, i, f"{100 * share[i, j]:.0f}", ha="center", va="center", fontsize=7, color=colour)
-    return _to_image(figure)
+    return to_image(figure)
 
 
 def loss_picture(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Image.Image:
@@ -157,13 +160,13 @@ def loss_picture(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Image.Image
         axes.legend(lines.values(), lines.keys(), frameon=False, ncols=2, **below)
         axes.set_title(run, loc="left")
         axes.set_xlabel("steps")
-        _clear(axes)
+        clear(axes)
     panels[0].set_yscale("log")
     panels[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     panels[0].yaxis.set_major_formatter("{x:g}")
     panels[0].yaxis.set_minor_formatter("")
     panels[0].set_ylim(bottom=max(0.01, panels[0].get_ylim()[0]))  # a contrast of nearly 0 would take up the panel
-    return _to_image(figure)
+    return to_image(figure)
 
 
 def miou_picture(curves: Mapping[str, Sequence[tuple[int, float]]], begins: Mapping[str, int]) -> Image.Image:
@@ -186,8 +189,8 @@ def miou_picture(curves: Mapping[str, Sequence[tuple[int, float]]], begins: Mapp
     axes.set_xlabel("steps, of all stages together")
     axes.set_ylabel("target mIoU, %")
     axes.legend(frameon=False)
-    _clear(axes)
-    return _to_image(figure)
+    clear(axes)
+    return to_image(figure)
 
 
 def sheet_picture(examples: Sequence[Example], classes: Classes) -> Image.Image:
@@ -213,16 +216,16 @@ def sheet_picture(examples: Sequence[Example], classes: Classes) -> Image.Image:
     left = grid[-1, -1].get_position().x0 + 0.01
     scale = figure.add_axes((left, (foot - 0.2) / inches, 0.98 - left, 0.1 / inches))
     figure.colorbar(shown, cax=scale, orientation="horizontal")
-    return _to_image(figure)
+    return to_image(figure)
 
 
-def _clear(axes: Any) -> None:
+def clear(axes: Any) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#e8ebee", lw=0.8)
     axes.set_axisbelow(True)
 
 
-def _to_image(figure: Figure) -> Image.Image:
+def to_image(figure: Figure) -> Image.Image:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
     return Image.open(buffer)
@@ -286,10 +289,10 @@ def html_report(
         palette=dict(zip(classes.names, classes.palette, strict=True)),
         rows=rows,
         totals=totals,
-        losses=_data_uri(loss_picture(losses)),
-        miou=_data_uri(miou_picture(miou, begins)),
-        confusion=_data_uri(confusion_picture(adapted, classes.names)),
-        sheet=_data_uri(sheet_picture(examples, classes)),
+        losses=data_uri(loss_picture(losses)),
+        miou=data_uri(miou_picture(miou, begins)),
+        confusion=data_uri(confusion_picture(adapted, classes.names)),
+        sheet=data_uri(sheet_picture(examples, classes)),
         shares=_share_rows(classes.names, shares),
         settings=settings,
         facts=facts,
@@ -306,7 +309,7 @@ def _iou_row(name: str, values: Sequence[float]) -> dict[str, Any]:
     return {"name": name, "values": [_percent(value) for value in values], "change": text, "tone": tone}
 
 
-def _data_uri(picture: Image.Image) -> str:
+def data_uri(picture: Image.Image) -> str:
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

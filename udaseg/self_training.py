@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from udaseg.augment import strong
@@ -15,7 +16,7 @@ from udaseg.mixing import class_mask, paste, patch_mask
 from udaseg.models.segmenter import Segmenter
 from udaseg.pseudo_label import confident_share
 from udaseg.teacher import EMATeacher, FrozenCopy
-from udaseg.types import Batch, Loss
+from udaseg.types import IGNORE, Batch, Loss
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +118,9 @@ def thing_distance(
     """
     assert source.label is not None
     reference = beginning.levels(source.image, "source")[-1]
-    scale, classes = source.label.shape[-1] // feature.shape[-1], beginning.network.num_classes
-    cells = majority_label(source.label, scale, num_classes=classes, min_share=min_share)
+    scale, classes = beginning.network.feature_stride, beginning.network.num_classes
+    bottom, right = (c * scale - s for c, s in zip(feature.shape[-2:], source.label.shape[-2:], strict=True))
+    label = F.pad(source.label, (0, right, 0, bottom), value=IGNORE)  # the last cells reach beyond the image
+    cells = majority_label(label, scale, num_classes=classes, min_share=min_share)
     mask = torch.isin(cells, torch.tensor(things, device=cells.device))
     return feature_distance(feature, reference, mask)

@@ -110,6 +110,7 @@ def build_segmenter(
         "stem_end": parts.stem_end,
         "skip_levels": parts.skip_levels,
         "feature_channels": parts.channels,
+        "feature_stride": parts.strides[-1],
         "size_multiple": parts.size_multiple,
     }
     if detail_crop is None:

@@ -49,6 +49,7 @@ class HRDA(Segmenter):
         if any(size % self.unit for size in detail_crop):
             raise ValueError(f"model.detail_crop {detail_crop} must be multiples of {self.unit} for this network")
         self.detail_crop, self.stride = detail_crop, stride
+        self.feature_stride *= 2  # of the context
 
     def levels(self, image: Tensor, domain: Domain) -> tuple[Tensor, ...]:
         return self.run(_half(self._padded(image)), domain)[0]

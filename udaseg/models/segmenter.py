@@ -41,6 +41,7 @@ class Segmenter(nn.Module):
         stem_end: str = "",
         skip_levels: int = 0,
         feature_channels: Sequence[int] = (),
+        feature_stride: int = 32,
         size_multiple: int = 1,
         attention: nn.Module | None = None,
     ) -> None:
@@ -52,6 +53,7 @@ class Segmenter(nn.Module):
         self.net = _Net(backbone, head, projection, skip_levels, attention)
         self.embedding_channels: int = (projection or head).embedding_channels  # type: ignore[assignment]
         self.feature_channels = tuple(feature_channels)
+        self.feature_stride = feature_stride  # pixels of an image in a cell of the last level
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
         self.target_parameters = nn.ParameterDict()
