@@ -1,0 +1,110 @@
+"""A real Ray cluster of several nodes on this machine, of processes of its own, as `ray start` makes it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+BIN = Path(sys.executable).parent
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+class RayCluster:
+    """A head with a dashboard, and nodes that can be added and killed. CPUs are mere counters."""
+
+    def __init__(self) -> None:
+        self.folder = tempfile.mkdtemp(prefix="ray")  # short: Ray's sockets lie in it
+        self.port, self.dashboard_port = free_port(), free_port()
+        self.address = f"127.0.0.1:{self.port}"
+        self.dashboard = f"http://127.0.0.1:{self.dashboard_port}"
+        self.processes: list[subprocess.Popen[bytes]] = []
+
+    def start_head(self, cpus: int, *options: str) -> None:
+        self._start(
+            "--head",
+            f"--port={self.port}",
+            "--include-dashboard=true",
+            f"--dashboard-port={self.dashboard_port}",
+            f"--temp-dir={self.folder}",
+            f"--num-cpus={cpus}",
+            "--object-store-memory=300000000",
+            *options,
+        )
+        deadline = time.monotonic() + 90
+        while True:
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.dashboard}/api/version", timeout=2):
+                return
+            if time.monotonic() > deadline or self.processes[0].poll() is not None:
+                raise TimeoutError(f"the head did not come up: {self._log(0)}")
+            time.sleep(0.3)
+
+    def add_node(self, cpus: int) -> subprocess.Popen[bytes]:
+        return self._start(f"--address={self.address}", f"--num-cpus={cpus}", "--object-store-memory=200000000")
+
+    def _start(self, *options: str) -> subprocess.Popen[bytes]:
+        log = Path(self.folder) / f"start-{len(self.processes)}.log"
+        environment = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}"}
+        with log.open("wb") as out:
+            process = subprocess.Popen(
+                [str(BIN / "ray"), "start", "--block", "--disable-usage-stats", *options],
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,
+            )
+        self.processes.append(process)
+        return process
+
+    def _log(self, number: int) -> str:
+        return (Path(self.folder) / f"start-{number}.log").read_text()[-2000:]
+
+    def kill(self, process: subprocess.Popen[bytes]) -> None:
+        """SIGKILL a node: every process of it at once, as when a machine is lost."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    def close(self) -> None:
+        for process in reversed(self.processes):
+            self.kill(process)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def submit(self, *words: str, working_dir: Path = ROOT, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+        """`ray job submit --working-dir . -- WORDS`, as a user types it."""
+        return subprocess.run(
+            [BIN / "ray", "job", "submit", "--address", self.dashboard, "--working-dir", ".", "--", *words],
+            cwd=working_dir,
+            env=os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}"},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+
+
+@contextlib.contextmanager
+def ray_cluster(head_cpus: int, *node_cpus: int) -> Iterator[RayCluster]:
+    """A cluster of a head and nodes, killed at the end."""
+    cluster = RayCluster()
+    try:
+        cluster.start_head(head_cpus)
+        for cpus in node_cpus:
+            cluster.add_node(cpus)
+        yield cluster
+    finally:
+        cluster.close()
