@@ -9,6 +9,7 @@ COMMANDS = {
     "prepare": "check folders of images and labels, and write a dataset",
     "train": "run a recipe: train, pseudo-label, train again",
     "evaluate": "IoU of a checkpoint on a labelled dataset",
+    "sweep": "search a recipe's settings on Ray Tune",
     "pseudo-label": "label images with a checkpoint",
     "demo": "the whole chain on an embedded pair of domains, with a report",
 }

@@ -6,7 +6,7 @@ import contextlib
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import ray
@@ -29,11 +29,12 @@ class Monitor:
     surviving history alone.
     """
 
-    def __init__(self, out: str) -> None:
+    def __init__(self, out: str, on_score: Callable[[dict[str, Any]], None] | None = None) -> None:
         self._uri = join(out, "metrics.jsonl")
         text = read_bytes(self._uri).decode() if exists(self._uri) else ""
         self._rows: list[dict[str, Any]] = [json.loads(line) for line in text.splitlines()]
         self._board_dir = None if "://" in out else join(out, "tensorboard")
+        self._on_score = on_score
         self._console = Console()
         self._live: Live | None = None
         self._last_line = 0.0
@@ -74,7 +75,12 @@ class Monitor:
                     for key, value in row.items():
                         if key != "step":
                             board.add_scalar(key, value, row["step"])
-                self._show(stage, row)
+                if event == "step":
+                    self._show(stage, row)
+                else:
+                    self._write()
+                    if self._on_score is not None:
+                        self._on_score(self._rows[-1])
             if rows and (stopping or time.monotonic() - written > 5):
                 self._write()
                 written = time.monotonic()

@@ -19,11 +19,11 @@ def _rows(block: Any) -> int:
     return int(block.num_rows)
 
 
-def ensure_ray(num_cpus: int | None = None) -> None:
+def ensure_ray(num_cpus: int | None = None, *, dashboard: bool = False) -> None:
     """Connect to Ray unless that is done: to RAY_ADDRESS where it is set, else to a Ray of this process's own.
 
-    `num_cpus` sizes the latter; a cluster knows its own size. Call it before the first use of `ray.data`, which reads
-    its environment once.
+    `num_cpus` sizes the latter; a cluster knows its own size. Without its `dashboard` what a trial that Ray Tune stopped
+    had reserved is never freed. Call it before the first use of `ray.data`, which reads its environment once.
     """
     if ray.is_initialized():
         return
@@ -33,7 +33,7 @@ def ensure_ray(num_cpus: int | None = None) -> None:
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # else it warns that they are disabled
     address = os.environ.get("RAY_ADDRESS", "local")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # how soon a checkpoint counts as registered
-    local = {"num_cpus": num_cpus or usable_cores() + 2, "include_dashboard": False} if address == "local" else {}
+    local = {"num_cpus": num_cpus or usable_cores() + 2, "include_dashboard": dashboard} if address == "local" else {}
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # says at every start that tokens are on
     ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING, **local)
 

@@ -6,9 +6,9 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import ray
 import ray.train
@@ -39,6 +39,7 @@ from udaseg.data.stream import Plan, PlanDataConfig, StreamPlan
 from udaseg.models.build import build_segmenter
 from udaseg.recipes import RECIPES
 from udaseg.rng import key_to_seed
+from udaseg.scoring import Scoring
 from udaseg.train import CARD_FILE, CheckpointError, TrainingError, copy_model, read_card
 
 
@@ -66,6 +67,8 @@ def train(
     out: str,
     resume: bool = False,
     cluster: Cluster | None = None,
+    scoring: Scoring | None = None,
+    on_score: Callable[[dict[str, Any]], None] | None = None,
 ) -> str:
     """Run a recipe; returns the model directory of its last stage, `out`/model.
 
@@ -76,6 +79,8 @@ def train(
         out: run directory, a path or URI that every node can write.
         resume: go on with the run in `out`; without it a run directory that exists is refused.
         cluster: workers and their resources.
+        scoring: the images that every checkpoint is scored on; metrics.jsonl has a row of scores for each.
+        on_score: takes these rows as they come, in a thread of its own.
 
     Raises:
         ConfigError, DatasetError, CheckpointError: before anything runs, where something does not fit together.
@@ -89,12 +94,17 @@ def train(
     _claim(recipe, digests, out, resume)
     write_bytes(join(out, "classes.json"), classes.to_json().encode())
     ensure_ray(num_cpus=usable_cores() + cluster.workers)
-    run = _Run(recipe, classes, directories, digests, out, cluster, Monitor(out))
+    run = _Run(recipe, classes, directories, digests, out, cluster, Monitor(out, on_score), scoring)
     for number, stage in enumerate(recipe.stages):
         if not exists(join(run.stage_directory(number), "model", CARD_FILE)):
             run_stage(run, number, stage)
     copy_model(join(run.stage_directory(len(recipe.stages) - 1), "model"), join(out, "model"))
     return join(out, "model")
+
+
+def stage_directory(out: str, recipe: Recipe, number: int) -> str:
+    """Where a stage of the run in `out` keeps its checkpoints and its model."""
+    return join(out, "stages", f"{number}-{recipe.stages[number].name}")
 
 
 @dataclass(frozen=True)
@@ -108,9 +118,10 @@ class _Run:
     out: str
     cluster: Cluster
     monitor: Monitor
+    scoring: Scoring | None
 
     def stage_directory(self, number: int) -> str:
-        return join(self.out, "stages", f"{number}-{self.recipe.stages[number].name}")
+        return stage_directory(self.out, self.recipe, number)
 
     def model_uri(self, name: str | None) -> str | None:
         """The model directory that a stage's name stands for; any other name is one already."""
@@ -154,6 +165,7 @@ def run_stage(run: _Run, number: int, stage: Stage) -> None:
         log_every=recipe.log_every,
         bf16=recipe.bf16,
         threads=cluster.threads or max(1, usable_cores() // cluster.workers),
+        scoring=run.scoring,
     )
     progress = ProgressLog.remote()  # type: ignore[attr-defined]
     trainer = TorchTrainer(
@@ -346,15 +358,15 @@ def parse(argv: Sequence[str]) -> Arguments:
     default = Arguments(recipe=recipe, out=tyro.MISSING)
     return tyro.cli(
         Arguments,
-        args=_spell_out(recipe, rest),
+        args=spell_out(recipe, rest, {"out", "source", "target", "resume"}),
         default=default,
         prog="udaseg train",
         config=(tyro.conf.AvoidSubcommands,),
     )
 
 
-def _spell_out(recipe: Recipe, argv: Sequence[str]) -> list[str]:
-    """Repeat `--section.field value` for each stage that it stands for."""
+def spell_out(recipe: Recipe, argv: Sequence[str], own: set[str]) -> list[str]:
+    """Repeat `--section.field value` for each stage that it stands for; `own` names the command's other options."""
     out: list[str] = []
     groups: list[list[str]] = []
     for word in argv:
@@ -362,11 +374,11 @@ def _spell_out(recipe: Recipe, argv: Sequence[str]) -> list[str]:
             groups.append([word])
         else:
             groups[-1].append(word)
-    own = {"--out", "--source", "--target", "--resume", "--no-resume", "--help", "-h"}
+    flags = {"--help", "-h"} | {f"--{no}{name}" for name in own for no in ("", "no-")}
     for flag, *values in groups:
         flag, equals, value = flag.partition("=")
         values = [value, *values] if equals else values
-        if not flag.startswith("--") or flag in own or flag.startswith("--cluster."):
+        if not flag.startswith("--") or flag in flags or flag.startswith("--cluster."):
             out += [flag, *values]
             continue
         name = flag[2:].replace("-", "_")

@@ -25,7 +25,8 @@ FLOORS: list[tuple[str, ...]] = [
     ("udaseg.method", "udaseg.inference", "udaseg.selection"),
     ("udaseg.methods",),
     ("udaseg.config",),
-    ("udaseg.recipes", "udaseg.train", "udaseg.report", "udaseg.scoring"),
+    ("udaseg.recipes", "udaseg.train", "udaseg.report"),
+    ("udaseg.scoring", "udaseg.sweep_report"),
     ("udaseg.cluster",),
     ("pipelines", "tune_spaces"),
 ]
