@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from udaseg.models.segmenter import Segmenter
 from udaseg.rng import keyed
 from udaseg.selection import image_sums, scores
 
+_VIEW: dict[str, Any] = {"seed": 0, "purpose": "score", "jitter_probability": 1.0, "blur_probability": 1.0}
 _PIXELS = 256  # of each image, for the density: all pairs of its pixels would be too many
 
 
@@ -52,7 +54,7 @@ def score(network: Segmenter, scoring: Scoring, *, short_side: int, device: torc
     counts = torch.zeros((classes, classes), dtype=torch.int64, device=device)
     for row in rows[rank() :: world_size()].tolist():
         image = torch.tensor(index.image(row)).to(device).permute(2, 0, 1)[None].float() / 255
-        view = strong(image, torch.tensor([row], device=device), seed=0, purpose="score")
+        view = strong(image, torch.tensor([row], device=device), **_VIEW)
         first, second = (predict(network, x, short_side=short_side, window=scoring.window)[0] for x in (image, view))
         size = first[0].numel()
         sums += image_sums(first, second, keyed(row, "score").choice(size, min(size, _PIXELS), replace=False))

@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 from PIL import Image
 from rich.table import Table
 
@@ -178,6 +179,9 @@ def effect_picture(trials: Sequence[Trial], best: Trial, metric: str, logarithmi
             axes.plot([x], [trial.last(metric)], "o", color=colour, markerfacecolor=face)
         if name in logarithmic:
             axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_formatter("")
         axes.set_xlabel(name, parse_math=False)
         clear(axes)
     panels[0].set_ylabel(metric)
