@@ -22,8 +22,8 @@ def _rows(block: Any) -> int:
 def ensure_ray(num_cpus: int | None = None, *, dashboard: bool = False) -> None:
     """Connect to Ray unless that is done: to RAY_ADDRESS where it is set, else to a Ray of this process's own.
 
-    `num_cpus` sizes the latter; a cluster knows its own size. Without its `dashboard` what a trial that Ray Tune stopped
-    had reserved is never freed. Call it before the first use of `ray.data`, which reads its environment once.
+    `num_cpus` sizes the latter; a cluster knows its own size. Without its `dashboard` what a trial that Ray Tune had
+    stopped holds is never freed. Call it before the first use of `ray.data`, which reads its environment once.
     """
     if ray.is_initialized():
         return
