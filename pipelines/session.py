@@ -5,12 +5,16 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from udaseg.config import ConfigError
+from udaseg.data.schema import exists, join, read_bytes, remove, write_bytes
 
 Block = TypeVar("Block")
 
@@ -36,6 +40,43 @@ def ensure_ray(num_cpus: int | None = None, *, dashboard: bool = False) -> None:
     local = {"num_cpus": num_cpus or usable_cores() + 2, "include_dashboard": dashboard} if address == "local" else {}
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # says at every start that tokens are on
     ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING, **local)
+
+
+def check_nodes(files: Sequence[str], out: str) -> None:
+    """On a cluster of several nodes, make sure that each can read the files and write the directory that all share.
+
+    Raises ConfigError, naming the node and what it cannot do.
+    """
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+    if len(nodes) < 2:
+        return
+    probes = {node["NodeID"]: join(out, f".written-by-{node['NodeID'][:12]}") for node in nodes}
+    tasks = {
+        node["NodeID"]: _probe.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))
+        for node in nodes
+    }
+    failed = {node: ray.get(task.remote(list(files), probes[node])) for node, task in tasks.items()}
+    for node in nodes:
+        name, probe = f"node {node['NodeManagerAddress']}", probes[node["NodeID"]]
+        if problem := failed[node["NodeID"]]:
+            raise ConfigError(f"{name}: {problem}; every node must reach the data and --out, so use shared storage")
+        if not exists(probe):
+            raise ConfigError(
+                f"{name} wrote {probe}, which is not there seen from here; --out must be on shared storage"
+            )
+        remove(probe)
+
+
+@ray.remote(num_cpus=0)
+def _probe(files: list[str], probe: str) -> str:
+    """Why this node cannot read the files or write the probe; "" where it can."""
+    try:
+        for uri in files:
+            read_bytes(uri)
+        write_bytes(probe, b"")
+    except OSError as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
 
 
 def usable_cores() -> int:

@@ -19,7 +19,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from pipelines.evaluate import Inference
 from pipelines.monitor import Monitor
 from pipelines.pseudo_label import pseudo_label
-from pipelines.session import ensure_ray, usable_cores
+from pipelines.session import check_nodes, ensure_ray, usable_cores
 from udaseg.cluster import ProgressLog, WorkerJob, read_registered, train_worker
 from udaseg.config import DOMAIN_OF, ConfigError, Recipe, Stage, full_names
 from udaseg.config import from_json as recipe_from_json
@@ -35,7 +35,7 @@ from udaseg.data.schema import (
     read_manifest,
     write_bytes,
 )
-from udaseg.data.stream import Plan, PlanDataConfig, StreamPlan
+from udaseg.data.stream import Plan, PlanDataConfig, StreamPlan, first_image
 from udaseg.models.build import build_segmenter
 from udaseg.recipes import RECIPES
 from udaseg.rng import key_to_seed
@@ -49,6 +49,9 @@ class Cluster:
 
     workers: int = 1
     """Training workers; the global batch stays as it is and is split among them."""
+    min_workers: int | None = None
+    """Elastic: go on with as few as this while more cannot be had; None = always `workers`. Results then depend on how
+    many there were, since batch norm normalises per worker, but not which samples make a step."""
     gpu: bool = torch.cuda.is_available()
     """One GPU a worker."""
     cpus_per_worker: float = 1.0
@@ -57,6 +60,13 @@ class Cluster:
     """Threads of torch in a worker on the CPU; 0 = the machine's cores shared among the workers."""
     max_failures: int = 3
     """How many losses of a worker a stage survives."""
+    wait: float = 60.0
+    """Seconds that missing workers are waited for; where a cluster grows on demand, longer than a machine boots."""
+
+    @property
+    def fewest(self) -> int:
+        """The least workers that training goes on with."""
+        return self.workers if self.min_workers is None else self.min_workers
 
 
 def train(
@@ -93,7 +103,10 @@ def train(
     out = out if "://" in out else os.path.abspath(out)
     _claim(recipe, digests, out, resume)
     write_bytes(join(out, "classes.json"), classes.to_json().encode())
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(cluster.wait))
     ensure_ray(num_cpus=usable_cores() + cluster.workers)
+    _check_resources(cluster)
+    check_nodes([first_image(directory) for directory in directories.values() if directory is not None], out)
     run = _Run(recipe, classes, directories, digests, out, cluster, Monitor(out, on_score), scoring)
     for number, stage in enumerate(recipe.stages):
         if not exists(join(run.stage_directory(number), "model", CARD_FILE)):
@@ -172,7 +185,7 @@ def run_stage(run: _Run, number: int, stage: Stage) -> None:
         train_worker,
         train_loop_config={"job": ray.cloudpickle.dumps(job), "progress": progress},
         scaling_config=ray.train.ScalingConfig(
-            num_workers=cluster.workers,
+            num_workers=cluster.workers if cluster.min_workers is None else (cluster.fewest, cluster.workers),
             use_gpu=cluster.gpu,
             resources_per_worker={"CPU": cluster.cpus_per_worker} | ({"GPU": 1} if cluster.gpu else {}),
         ),
@@ -190,10 +203,33 @@ def run_stage(run: _Run, number: int, stage: Stage) -> None:
         try:
             result = trainer.fit()
         except ray.train.TrainingFailedError as error:
-            raise TrainingError(f"stage {name} failed: {_root_cause(error)}") from error
+            raise TrainingError(f"stage {name} failed: {_root_cause(error)}{_shortage(cluster)}") from error
     if reason := (result.return_value or {}).get("error"):
         raise TrainingError(f"stage {name}: {reason}")
     copy_model(read_registered(directory)[-1][1], join(directory, "model"))
+
+
+def _lacking(cluster: Cluster) -> str:
+    """What the fewest workers need and the cluster lacks; "" where it has enough."""
+    has = ray.cluster_resources()
+    need = {"CPU": cluster.fewest * cluster.cpus_per_worker + 1, "GPU": cluster.fewest if cluster.gpu else 0}
+    short = [
+        f"{amount:g} {name} (it has {has.get(name, 0):g})" for name, amount in need.items() if has.get(name, 0) < amount
+    ]
+    return " and ".join(short)
+
+
+def _check_resources(cluster: Cluster) -> None:
+    """On a Ray of this process's own, which cannot grow, what it lacks will never come."""
+    if os.environ.get("RAY_ADDRESS", "local") == "local" and (lacking := _lacking(cluster)):
+        raise ConfigError(
+            f"{cluster.fewest} workers and their data tasks need {lacking}; use fewer --cluster.workers or a cluster"
+        )
+
+
+def _shortage(cluster: Cluster) -> str:
+    lacking = _lacking(cluster)
+    return f"; {cluster.fewest} workers and their data tasks need {lacking}" if lacking else ""
 
 
 def make_plan(stage: Stage, directories: dict[str, str | None], seed: int) -> Plan:
@@ -229,6 +265,8 @@ def check(recipe: Recipe, directories: dict[str, str | None], cluster: Cluster) 
     Raises ConfigError, DatasetError or CheckpointError.
     """
     recipe.check()
+    if not 1 <= cluster.fewest <= cluster.workers:
+        raise ConfigError(f"--cluster.min-workers is {cluster.fewest}; it must lie in 1 ... {cluster.workers}")
     wanted = {name for stage in recipe.stages for name in stage.data.domains()}
     for name, directory in directories.items():
         if directory is None and name in wanted:
@@ -256,12 +294,13 @@ def check(recipe: Recipe, directories: dict[str, str | None], cluster: Cluster) 
                     f"{directory}: stage {stage.name!r} reads pseudo-labels; "
                     "give a dataset that `udaseg pseudo-label` wrote"
                 )
-        if stage.data.batch_size % (cluster.workers * stage.data.group_size):
-            raise ConfigError(
-                f"stages.{i}.data.batch_size {stage.data.batch_size} cannot be split among "
-                f"{cluster.workers} workers in whole groups of {stage.data.group_size}; "
-                "use --cluster.workers that divide it"
-            )
+        for workers in range(cluster.fewest, cluster.workers + 1):
+            if stage.data.batch_size % (workers * stage.data.group_size):
+                raise ConfigError(
+                    f"stages.{i}.data.batch_size {stage.data.batch_size} cannot be split among "
+                    f"{workers} workers in whole groups of {stage.data.group_size}; "
+                    "use --cluster.workers that divide it, and --cluster.min-workers with no others between"
+                )
         earlier = [s.name for s in recipe.stages[:i]]
         by = None if stage.pseudo_label is None else stage.pseudo_label.by
         for uri in {stage.init_from, by} - {None, *earlier}:

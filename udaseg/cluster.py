@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import resource
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
+from ray.train import CheckpointUploadMode
 
 from udaseg.data.schema import Classes, join, read_bytes
 from udaseg.data.stream import iterate
@@ -122,6 +124,7 @@ def _run(state: RunState, job: WorkerJob, device: torch.device, rank: int, world
                 "data_wait": waited / took,
                 "step_seconds": took / (state.step - since_step),
                 "memory_mib": peak_memory(device),
+                "workers": world_size,
             }
             lr = stage.optim.lr * stage.optim.lr_factor(state.step - 1, stage.steps)
             report({"event": "step", "step": state.step, "lr": lr, **values, **speed})
@@ -142,26 +145,36 @@ def peak_memory(device: torch.device) -> float:
 
 
 def _checkpoint(state: RunState, job: WorkerJob, rank: int) -> None:
-    """Save on rank 0 and register with Ray Train; a barrier of all ranks."""
-    from udaseg.train import STATE_FILE, ModelCard, save_model, scratch_directory
+    """Save on rank 0 and have Ray Train upload and register it; a barrier of all ranks.
+
+    Training goes on during the upload, unless nothing is left to train. A checkpoint counts once it is whole, so that a
+    loss during an upload falls back on the one before.
+    """
+    from udaseg.train import STATE_FILE, ModelCard, save_model
 
     name = f"checkpoint_{state.step:07d}"
     if rank != 0:
         ray.train.report({"step": state.step}, checkpoint_dir_name=name)
         return
-    with scratch_directory() as scratch:
-        state.save(Path(scratch) / STATE_FILE)
-        card = ModelCard(
-            model=job.stage.model,
-            classes=job.classes,
-            short_side=job.stage.data.short_side,
-            recipe=job.recipe,
-            stage=job.stage.name,
-            step=state.step,
-        )
-        save_model(Path(scratch), state.method.predictor, card)
-        checkpoint = ray.train.Checkpoint.from_directory(scratch)
-        ray.train.report({"step": state.step}, checkpoint=checkpoint, checkpoint_dir_name=name)
+    scratch = Path(tempfile.mkdtemp(prefix="udaseg-checkpoint-"))
+    state.save(scratch / STATE_FILE)
+    card = ModelCard(
+        model=job.stage.model,
+        classes=job.classes,
+        short_side=job.stage.data.short_side,
+        recipe=job.recipe,
+        stage=job.stage.name,
+        step=state.step,
+    )
+    save_model(scratch, state.method.predictor, card)
+    last = state.step == job.stage.steps
+    ray.train.report(
+        {"step": state.step},
+        checkpoint=ray.train.Checkpoint.from_directory(scratch),
+        checkpoint_dir_name=name,
+        checkpoint_upload_mode=CheckpointUploadMode.SYNC if last else CheckpointUploadMode.ASYNC,
+        delete_local_checkpoint_after_upload=True,
+    )
 
 
 def read_registered(run_dir: str) -> list[tuple[int, str]]:

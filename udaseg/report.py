@@ -24,7 +24,7 @@ from matplotlib.ticker import LogLocator
 
 NOT_LOSSES = {
     *("stage", "name", "step", "lr", "grad_norm"),
-    *("images_per_second", "data_wait", "step_seconds", "memory_mib"),
+    *("images_per_second", "data_wait", "step_seconds", "memory_mib", "workers"),
 }
 """What a row of metrics.jsonl holds beside the losses."""
 

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import math
 import pickle
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -234,8 +233,3 @@ def copy_model(source: str, destination: str) -> None:
     """Copy a model directory, which may be remote. The card comes last: its presence means a whole model."""
     for name in (MODEL_FILE, CARD_FILE):
         write_bytes(join(destination, name), read_bytes(join(source, name)))
-
-
-def scratch_directory() -> tempfile.TemporaryDirectory[str]:
-    """A directory for a checkpoint on its way to the run directory."""
-    return tempfile.TemporaryDirectory(prefix="udaseg-checkpoint-")

@@ -186,6 +186,12 @@ def open_index(directory: str) -> Index:
     return Index(directory)
 
 
+def first_image(directory: str) -> str:
+    """The address of one training image of a dataset directory."""
+    index = open_index(directory if "://" in directory else os.path.abspath(directory))
+    return index.uri(index.rows("train")[0], "image_uri")
+
+
 def draw_row(stream: StreamPlan, index: int, seed: int, name: str) -> tuple[int, int | None]:
     """The manifest row that global sample `index` takes from a stream, and the class it was drawn for, if for one.
 

@@ -1,0 +1,218 @@
+"""Losses in mid-run on a real cluster of three nodes: the result is that of the undisturbed run, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import safetensors.torch
+import torch
+from ray_cluster import BIN, ROOT, RayCluster, ray_cluster
+from tiny import make_dataset
+
+pytestmark = pytest.mark.full  # minutes each
+STEPS = 40
+WORDS = (
+    *("-m", "pipelines.train", "dacs_small", "--steps", str(STEPS), "--checkpoint-every", "4", "--log-every", "1"),
+    *("--model.backbone", "resnet10t", "--model.head-channels", "16", "--data.batch-size", "4"),
+    *("--data.short-side", "40", "--data.crop", "32", "32"),
+    *("--cluster.no-gpu", "--cluster.threads", "1", "--cluster.workers", "2"),
+)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[RayCluster]:
+    """The head's CPUs suffice for one worker and its data tasks, so that the other one is elsewhere."""
+    with ray_cluster(2) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    folder = tmp_path_factory.mktemp("data")
+    return (
+        *("--source", make_dataset(folder / "source", "source")),
+        *("--target", make_dataset(folder / "target", "target", labelled=False)),
+    )
+
+
+RUNS: list[subprocess.Popen[bytes]] = []
+
+
+@pytest.fixture(autouse=True)
+def no_run_is_left() -> Iterator[None]:
+    yield
+    for run in RUNS:
+        if run.poll() is None:
+            os.killpg(run.pid, signal.SIGKILL)
+
+
+def start(cluster: RayCluster, data: tuple[str, ...], out: Path, *more: str) -> subprocess.Popen[bytes]:
+    environment = os.environ | {"RAY_ADDRESS": cluster.address, "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
+    with out.with_suffix(".log").open("ab") as log:
+        run = subprocess.Popen(
+            [sys.executable, *WORDS, *data, "--out", str(out), *more],
+            cwd=ROOT,
+            env=environment | {"PATH": f"{BIN}:{os.environ['PATH']}"},
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    RUNS.append(run)
+    return run
+
+
+def finish(run: subprocess.Popen[bytes], out: Path) -> dict[str, torch.Tensor]:
+    assert run.wait(timeout=240) == 0, out.with_suffix(".log").read_text()[-3000:]
+    assert [(r["stage"], r["step"]) for r in rows(out)] == [(s, k + 1) for s in range(2) for k in range(STEPS)]
+    state = {}
+    for stage in ("0-source", "1-dacs"):  # teacher, student and optimisers of both stages
+        path = out / "stages" / stage / f"checkpoint_{STEPS:07d}" / "state.pt"
+        saved = torch.load(path, weights_only=True)
+        state |= {f"{stage}.{name}": tensor for name, tensor in saved["method"].items()}
+        for i, moments in saved["optimizers"][0]["state"].items():
+            state |= {f"{stage}.optimizer.{i}.{k}": torch.as_tensor(v) for k, v in moments.items()}
+    return state | safetensors.torch.load_file(out / "model" / "model.safetensors")
+
+
+def rows(out: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def wait_until(condition: Callable[[], bool], run: subprocess.Popen[bytes], out: Path, seconds: float = 150) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert run.poll() is None, "the run ended too early: " + out.with_suffix(".log").read_text()[-3000:]
+        assert time.monotonic() < deadline, out.with_suffix(".log").read_text()[-3000:]
+        time.sleep(0.05)
+
+
+def registered(out: Path, step: int, stage: str = "1-dacs") -> Callable[[], bool]:
+    """Whether Ray Train knows of the checkpoint of a step."""
+    snapshot = out / "stages" / stage / "checkpoint_manager_snapshot.json"
+    return lambda: snapshot.exists() and f"checkpoint_{step:07d}" in snapshot.read_text()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    cluster: RayCluster, data: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, torch.Tensor]:
+    node = cluster.add_node(2)
+    out = tmp_path_factory.mktemp("undisturbed") / "run"
+    state = finish(start(cluster, data, out), out)
+    cluster.kill(node)
+    return state
+
+
+def assert_equal(state: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert state.keys() == expected.keys()
+    different = [name for name, tensor in expected.items() if not torch.equal(tensor, state[name])]
+    assert not different, f"{len(different)} of {len(expected)} tensors differ, e.g. {different[:3]}"
+
+
+def processes(cluster: RayCluster, name: str, node: subprocess.Popen[bytes] | None = None) -> list[psutil.Process]:
+    """Processes of the cluster, or of one node, whose title begins so."""
+    roots = cluster.processes if node is None else [node]
+    groups = {os.getpgid(root.pid) for root in roots if root.poll() is None}
+    found = []
+    for process in psutil.process_iter(["pid", "cmdline"]):
+        try:
+            if " ".join(process.info["cmdline"] or []).startswith(name) and os.getpgid(process.pid) in groups:
+                found.append(process)
+        except (ProcessLookupError, psutil.NoSuchProcess):
+            continue
+    return found
+
+
+def test_a_lost_node_is_made_good_by_another(
+    cluster: RayCluster, data: tuple[str, ...], undisturbed: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    lost = cluster.add_node(2)
+    run = start(cluster, data, out)
+    wait_until(registered(out, 8), run, out)
+    assert processes(cluster, "ray::RayTrainWorker", lost), "the lost node must have held a worker"
+    cluster.kill(lost)
+    spare = cluster.add_node(2)
+    try:
+        assert_equal(finish(run, out), undisturbed)
+    finally:
+        cluster.kill(spare)
+
+
+@pytest.mark.parametrize("victim", ["ray::RayTrainWorker", "ray::MapBatches"])
+def test_a_killed_process_is_replaced(
+    victim: str, cluster: RayCluster, data: tuple[str, ...], undisturbed: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    node = cluster.add_node(2)
+    run = start(cluster, data, out)
+    wait_until(registered(out, 4, "0-source"), run, out)
+    wait_until(lambda: bool(processes(cluster, victim)), run, out)
+    os.kill(processes(cluster, victim)[0].pid, signal.SIGKILL)
+    assert_equal(finish(run, out), undisturbed)
+    cluster.kill(node)
+
+
+def test_a_killed_driver_is_resumed(
+    cluster: RayCluster, data: tuple[str, ...], undisturbed: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    node = cluster.add_node(2)
+    run = start(cluster, data, out)
+    wait_until(registered(out, 8), run, out)
+    os.killpg(run.pid, signal.SIGKILL)
+    run.wait()
+    assert_equal(finish(start(cluster, data, out, "--resume"), out), undisturbed)
+    cluster.kill(node)
+
+
+def test_elastic_workers_shrink_with_the_cluster_and_grow_with_it_again(
+    cluster: RayCluster, data: tuple[str, ...], tmp_path: Path
+) -> None:
+    """In the surviving history each step is there once, whoever took it; its samples are checked by the workers."""
+    out = tmp_path / "run"
+    lost = cluster.add_node(2)
+    run = start(cluster, data, out, "--cluster.min-workers", "1", "--steps", "400", "--checkpoint-every", "20")
+    wait_until(registered(out, 40, "0-source"), run, out)
+    cluster.kill(lost)
+    wait_until(lambda: rows(out)[-1].get("workers") == 1, run, out)
+    back = cluster.add_node(2)
+    assert run.wait(timeout=400) == 0, out.with_suffix(".log").read_text()[-3000:]
+    cluster.kill(back)
+    history = rows(out)
+    assert [(r["stage"], r["step"]) for r in history] == [(s, k + 1) for s in range(2) for k in range(400)]
+    assert {r["workers"] for r in history} == {1, 2}
+
+
+def test_every_node_must_see_the_run_directory(cluster: RayCluster, data: tuple[str, ...], tmp_path: Path) -> None:
+    """A node that cannot write it is named before anything runs."""
+    node = cluster.add_node(2)
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    out = folder / "run"
+    script = (
+        "import sys; import pipelines.session as s; real = s.join\n"
+        "s.join = lambda *p: real(*p) if not p[-1].startswith('.written') else '/proc/none/' + p[-1]\n"
+        "from pipelines.train import main; sys.exit(main(sys.argv[1:]))"
+    )
+    words = [w for w in WORDS if w not in ("-m", "pipelines.train")]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *words, *data, "--out", str(out)],
+        cwd=ROOT,
+        env=os.environ | {"RAY_ADDRESS": cluster.address},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    cluster.kill(node)
+    assert done.returncode == 2 and "shared storage" in done.stderr, done.stdout + done.stderr
+    assert not (out / "stages").exists()
