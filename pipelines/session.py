@@ -50,20 +50,24 @@ def check_nodes(files: Sequence[str], out: str) -> None:
     nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
     if len(nodes) < 2:
         return
-    probes = {node["NodeID"]: join(out, f".written-by-{node['NodeID'][:12]}") for node in nodes}
-    tasks = {
-        node["NodeID"]: _probe.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))
-        for node in nodes
-    }
-    failed = {node: ray.get(task.remote(list(files), probes[node])) for node, task in tasks.items()}
+    asked = {}
     for node in nodes:
-        name, probe = f"node {node['NodeManagerAddress']}", probes[node["NodeID"]]
-        if problem := failed[node["NodeID"]]:
-            raise ConfigError(f"{name}: {problem}; every node must reach the data and --out, so use shared storage")
-        if not exists(probe):
+        here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        probe = join(out, f".written-by-{node['NodeID'][:12]}")
+        asked[node["NodeManagerAddress"], probe] = _probe.options(scheduling_strategy=here).remote(list(files), probe)
+    for (address, probe), answer in asked.items():
+        try:
+            problem = ray.get(answer, timeout=120)
+        except ray.exceptions.GetTimeoutError:
+            problem = "no answer within 120 s"
+        except ray.exceptions.RayError:  # a node that has just left
+            continue
+        if problem:
             raise ConfigError(
-                f"{name} wrote {probe}, which is not there seen from here; --out must be on shared storage"
+                f"node {address}: {problem}; every node must reach the data and --out: use shared storage"
             )
+        if not exists(probe):
+            raise ConfigError(f"node {address} wrote {probe}, which is not seen from here; put --out on shared storage")
         remove(probe)
 
 

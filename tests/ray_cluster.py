@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -14,6 +13,8 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+
+import psutil
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -76,9 +77,17 @@ class RayCluster:
 
     def kill(self, process: subprocess.Popen[bytes]) -> None:
         """SIGKILL a node: every process of it at once, as when a machine is lost."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        for each in self.tree(process):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
         process.wait()
+
+    def tree(self, process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+        """A node's processes, which stand in groups of their own."""
+        if process.poll() is not None:
+            return []
+        root = psutil.Process(process.pid)
+        return [root, *root.children(recursive=True)]
 
     def close(self) -> None:
         for process in reversed(self.processes):

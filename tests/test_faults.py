@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -120,15 +121,12 @@ def assert_equal(state: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
 
 def processes(cluster: RayCluster, name: str, node: subprocess.Popen[bytes] | None = None) -> list[psutil.Process]:
     """Processes of the cluster, or of one node, whose title begins so."""
-    roots = cluster.processes if node is None else [node]
-    groups = {os.getpgid(root.pid) for root in roots if root.poll() is None}
     found = []
-    for process in psutil.process_iter(["pid", "cmdline"]):
-        try:
-            if " ".join(process.info["cmdline"] or []).startswith(name) and os.getpgid(process.pid) in groups:
-                found.append(process)
-        except (ProcessLookupError, psutil.NoSuchProcess):
-            continue
+    for root in cluster.processes if node is None else [node]:
+        for process in cluster.tree(root):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if " ".join(process.cmdline()).startswith(name):
+                    found.append(process)
     return found
 
 
