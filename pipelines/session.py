@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -37,7 +38,14 @@ def ensure_ray(num_cpus: int | None = None, *, dashboard: bool = False) -> None:
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # else it warns that they are disabled
     address = os.environ.get("RAY_ADDRESS", "local")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # how soon a checkpoint counts as registered
-    local = {"num_cpus": num_cpus or usable_cores() + 2, "include_dashboard": dashboard} if address == "local" else {}
+    local: dict[str, Any] = {}
+    if address == "local":
+        local = {"num_cpus": num_cpus or usable_cores() + 2, "include_dashboard": dashboard}
+    if local and dashboard:  # Ray Train asks it who is alive; beside another Ray on the machine it finds it only so
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            local["dashboard_port"] = free.getsockname()[1]
+        os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{local['dashboard_port']}"
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # says at every start that tokens are on
     ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING, **local)
 

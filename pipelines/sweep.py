@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Annotated, Any, Literal
 
+import optuna
 import pyarrow.fs as pafs
 import ray
 import tyro
@@ -67,7 +68,8 @@ class Space:
 class Arguments:
     """Search a recipe's settings: udaseg sweep SPACE --source DIR --target DIR --out DIR [--section.field value].
 
-    Of the target no label is read, unless for --metric miou, and to show how well the other metrics rank the trials.
+    --seed is that of the search and of every trial. Labels of the target, where it has some, show how well a metric
+    ranks the trials; they choose only by --metric miou.
     """
 
     recipe: Annotated[Recipe, tyro.conf.arg(name="")]
@@ -125,15 +127,16 @@ def sweep(space: Space, a: Arguments) -> list[Trial]:
         ConfigError, DatasetError, CheckpointError: before anything runs, where something does not fit together.
         TrainingError: the shared stages cannot be trained, or no trial came to its end.
     """
-    out = a.out if "://" in a.out else os.path.abspath(a.out)
+    out, directory = _absolute(a.out), _absolute(a.target)
     wanted = {domain for stage in a.recipe.stages for domain in stage.data.domains()}
-    data = {"source": a.source, "target": a.target if "target" in wanted else None}
+    data = {"source": a.source and _absolute(a.source), "target": directory if "target" in wanted else None}
     _check(space, a, data)
-    _claim(space, a, out)
+    settings = _settings(space, a, out)
 
     need = trial_resources(a.cluster)
     ensure_ray(num_cpus=max(usable_cores(), math.ceil(need["CPU"])), dashboard=True)
     concurrent = a.concurrent or concurrency(ray.cluster_resources(), need)
+    write_bytes(join(out, "sweep.json"), settings.encode())
     threads = a.cluster.threads or max(1, usable_cores() // (a.cluster.workers * concurrent))
     cluster = dataclasses.replace(a.cluster, threads=threads)
     shared = shared_stages(a.recipe, space.values)
@@ -142,13 +145,16 @@ def sweep(space: Space, a: Arguments) -> list[Trial]:
         reads = {domain for stage in first.stages for domain in stage.data.domains()}
         source, target = (data[name] if name in reads else None for name in ("source", "target"))
         train(first, source=source, target=target, out=join(out, "shared"), resume=True, cluster=a.cluster)
-    directory = a.target if "://" in a.target else os.path.abspath(a.target)
     scoring = Scoring(directory=directory, split=a.split, images=a.images, window=a.window)
     trial = _trainable(a.recipe, shared, data, out, cluster, scoring, a.metric)
     _tune(trial, space, a, out, concurrent, shared)
 
     trials = read_trials(out, a.recipe, shared)
     return _report(space, a, out, trials)
+
+
+def _absolute(uri: str) -> str:
+    return uri if "://" in uri else os.path.abspath(uri)
 
 
 def trial_resources(cluster: Cluster) -> dict[str, float]:
@@ -187,8 +193,8 @@ def _check(space: Space, a: Arguments, data: dict[str, str | None]) -> None:
         )
 
 
-def _claim(space: Space, a: Arguments, out: str) -> None:
-    """Take the directory, or make sure that the sweep to be resumed is of the same settings and data."""
+def _settings(space: Space, a: Arguments, out: str) -> str:
+    """What `out`/sweep.json is to hold. Raises ConfigError unless `out` is new, or resumed with the same settings."""
     chosen = ("metric", "trials", "search", "scheduler", "split", "images", "window")
     mine = {
         "space": {name: f"{domain.domain_str} {domain.sampler}" for name, domain in space.values.items()},
@@ -206,7 +212,7 @@ def _claim(space: Space, a: Arguments, out: str) -> None:
             raise ConfigError(f"{out}: was begun with other settings ({', '.join(changed)}); choose another --out")
     elif exists(out) and _list(out):
         raise ConfigError(f"{out}: exists and is no sweep's directory; choose another --out")
-    write_bytes(uri, json.dumps(mine, indent=1).encode())
+    return json.dumps(mine, indent=1)
 
 
 def _list(uri: str) -> list[str]:
@@ -235,13 +241,14 @@ def _trainable(
         run, own = override(recipe, values), join(out, "trials", tune.get_context().get_trial_id())
         uri = join(own, "trial.json")
         if exists(uri):
-            note = json.loads(read_bytes(uri))
+            note = json.loads(read_bytes(uri)) | {"error": None}
         else:
             note = {"began": time.time(), "values": values, "error": None}
-            write_bytes(uri, json.dumps(note).encode())
             for number in range(shared):
                 come_from = stage_directory(join(out, "shared"), run, number)
                 copy_model(join(come_from, "model"), join(stage_directory(own, run, number), "model"))
+
+        write_bytes(uri, json.dumps(note).encode())
 
         def report(row: dict[str, Any]) -> None:
             if (done := begins[row["stage"]] + row["step"]) < begins[-1]:
@@ -258,8 +265,10 @@ def _trainable(
                 scoring=scoring,
                 on_score=report,
             )
-        except (TrainingError, ConfigError, CheckpointError) as error:  # another try would end the same
+        except Exception as error:
             write_bytes(uri, json.dumps(note | {"error": str(error)}).encode())
+            if not isinstance(error, TrainingError | ConfigError | CheckpointError):
+                raise  # another try may end otherwise
             tune.report({"step": begins[-1], metric: math.nan})
             return
         # Only now: the scheduler may stop a trial at each report, and this one is whole.
@@ -302,13 +311,15 @@ def read_trials(out: str, recipe: Recipe, shared: int) -> list[Trial]:
 def _tune(trial: Callable, space: Space, a: Arguments, out: str, concurrent: int, shared: int) -> None:
     """Run the trials, or what is left of them."""
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "2")  # a trial that Tune has not noted is begun anew
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # a recipe may name files by relative paths
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # which prints whatever its verbosity
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     mode, steps = MODES[a.metric], _begins(a.recipe, shared)[-1]
     trainable = tune.with_resources(trial, {"CPU": 1})
     directory = join(out, "tune")
     if a.resume and tune.Tuner.can_restore(directory):
         tune.Tuner.restore(directory, trainable=trainable, resume_errored=True).fit()
         return
-    # half of ray.tune draws from a generator that is given, the other half seeds its own
     search = (
         OptunaSearch(seed=a.recipe.seed)
         if a.search == "optuna"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib
+import io
 import json
 import math
 import os
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from ray import tune
+from rich.console import Console
 from tiny import make_dataset, tiny_recipe
 from two_ranks import TwoRanks
 
@@ -43,7 +45,7 @@ from udaseg.selection import (
     scores,
     spearman,
 )
-from udaseg.sweep_report import Trial, rank_correlations, sweep_page
+from udaseg.sweep_report import Trial, rank_correlations, sweep_page, trial_table
 
 ROOT = Path(__file__).parents[1]
 ONE = Cluster(gpu=False, threads=1)
@@ -236,6 +238,15 @@ def test_rankings_are_compared_at_the_last_step_that_all_reached() -> None:
     assert rank_correlations(unlabelled, MODES) == {}  # type: ignore[arg-type]
 
 
+def test_table_names_every_trial() -> None:
+    text = io.StringIO()
+    Console(file=text, width=80).print(trial_table([*TRIALS, FAILED], TRIALS[1], "entropy"))
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.getvalue().splitlines() if "│" in line]
+    assert ["t1", "0.2", "b", "finished", "30", "0.9", "0.13"] in rows
+    assert ["t2", "0.3", "a", "stopped", "10", "0.8", "0.21"] in rows
+    assert ["t9", "9", "a", "failed", "0", "nan", "nan"] in rows
+
+
 def test_page_is_whole() -> None:
     page = sweep_page(
         title="a & b",
@@ -329,6 +340,9 @@ def test_other_directories_are_refused(no_ray: None, pair: dict[str, str], tmp_p
             job.sweep(space, arguments(pair, tmp_path / "mine", resume=resume))
     with pytest.raises(AssertionError, match="work has begun"):
         job.sweep(space, arguments(pair, tmp_path / "out"))
+    a = arguments(pair, tmp_path / "out")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "sweep.json").write_text(job._settings(space, a, a.out))
     with pytest.raises(ConfigError, match="--resume"):
         job.sweep(space, arguments(pair, tmp_path / "out"))
     with pytest.raises(ConfigError, match=r"other settings \(metric, trials\)"):
@@ -338,9 +352,10 @@ def test_other_directories_are_refused(no_ray: None, pair: dict[str, str], tmp_p
 # --- whole sweeps ---------------------------------------------------------------------------------------------------
 
 DRIVER = """
-import sys, ray
-ray.init(address="local", num_cpus=int(sys.argv[1]), include_dashboard=True, log_to_driver=False, logging_level=30)
+import sys
+from pipelines.session import ensure_ray
 from pipelines.sweep import main
+ensure_ray(num_cpus=int(sys.argv[1]), dashboard=True)
 sys.exit(main(sys.argv[2:]))
 """
 TINY = (
@@ -414,6 +429,20 @@ def test_two_trials_share_the_cluster_and_the_warm_start(pair: dict[str, str], t
 
 
 @pytest.mark.full
+def test_a_stopped_trial_gives_back_what_it_held(pair: dict[str, str], tmp_path: Path) -> None:
+    """One trial fits at a time. By this metric the second is worse than the first, so that ASHA stops it."""
+    out = tmp_path / "out"
+    words = ("--steps", "4", "--trials", "3", "--metric", "snd")
+    finish(start(pair, out, *words, cpus=3), out)
+    trials = json.loads((out / "trials.json").read_text())
+    assert "stopped" in [t["state"] for t in trials[:2]] and len(trials) == 3
+    ends = {t["state"]: [step for step, _ in t["curve"]] for t in trials}
+    assert ends["finished"] == [2, 4] and ends["stopped"] == [2]
+    best = json.loads((out / "best.json").read_text())["trial"]
+    assert next(t["state"] for t in trials if t["id"] == best) == "finished"
+
+
+@pytest.mark.full
 def test_a_killed_sweep_goes_on_in_the_midst_of_its_trials(pair: dict[str, str], tmp_path: Path) -> None:
     """One trial at a time; the driver is killed when the second has a checkpoint and the third has not begun."""
     out = tmp_path / "out"
@@ -426,7 +455,7 @@ def test_a_killed_sweep_goes_on_in_the_midst_of_its_trials(pair: dict[str, str],
     finally:
         os.kill(run.pid, signal.SIGKILL)  # Ray dies of it
         run.wait()
-    before = {path: path.stat().st_mtime_ns for path in out.glob("trials/*/trial.json")}
+    before = {path: path.read_text() for path in out.glob("trials/*/trial.json")}
     assert len(before) == 2
     kept = {path: path.stat().st_mtime_ns for path in (out / "trials").glob("*/stages/*/model/model.safetensors")}
     step = max(int(entry["checkpoint_dir_name"].rpartition("_")[2]) for entry in snapshots["checkpoint_results"])
@@ -436,7 +465,7 @@ def test_a_killed_sweep_goes_on_in_the_midst_of_its_trials(pair: dict[str, str],
     trials = json.loads((out / "trials.json").read_text())
     assert [t["state"] for t in trials] == ["finished"] * 3
     assert {path.parent.name for path in before} == {t["id"] for t in trials[:2]}, "no trial was begun anew"
-    assert all(path.stat().st_mtime_ns == mtime for path, mtime in before.items())
+    assert all(path.read_text() == note for path, note in before.items())
     assert all(path.stat().st_mtime_ns == mtime for path, mtime in kept.items()), "what was finished was left alone"
     assert list(curves(out).values()) == [[(1, s) for s in range(2, 31, 2)]] * 3
     scored = [line for line in printed.splitlines() if f"trial {trials[1]['id']}  step " in line]

@@ -81,17 +81,20 @@ def rank_correlations(
 
 
 def trial_table(trials: Sequence[Trial], best: Trial, metric: str) -> Table:
-    """A row a trial: its values, how far it came, and its last scores; the best is marked."""
-    head, rows = _cells(trials, metric)
-    table = Table(*head)
+    """A row a trial: its values, how far it came, its last score, and its mIoU where there is one; the best is bold."""
+    names = dict.fromkeys([metric, *("miou" for trial in trials if "miou" in trial.scores)])
+    head, rows = _cells(trials, list(names))
+    table = Table()
+    for name in head:
+        table.add_column(name, overflow="fold")
+    table.columns[0].no_wrap = True
     for trial, row in zip(trials, rows, strict=True):
         table.add_row(*row, style="bold" if trial is best else "dim" if trial.state != "finished" else "")
     return table
 
 
-def _cells(trials: Sequence[Trial], metric: str) -> tuple[list[str], list[list[str]]]:
+def _cells(trials: Sequence[Trial], scores: Sequence[str]) -> tuple[list[str], list[list[str]]]:
     names = list(trials[0].values)
-    scores = list(dict.fromkeys([metric, *(name for trial in trials for name in trial.scores)]))
     rows = [
         [t.id, *(_text(t.values[n]) for n in names), t.state, str(t.step), *(_text(t.last(n)) for n in scores)]
         for t in trials
@@ -214,7 +217,7 @@ def sweep_page(
         correlations: see `rank_correlations`.
         settings: the best recipe as JSON.
     """
-    head, rows = _cells(trials, metric)
+    head, rows = _cells(trials, list(dict.fromkeys([metric, *(name for trial in trials for name in trial.scores)])))
     mious = [trial.last("miou") for trial in trials if trial.state == "finished"]
     jinja = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = files("udaseg").joinpath("sweep_report.html").read_text(encoding="utf-8")
