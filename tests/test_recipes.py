@@ -41,7 +41,12 @@ def labelled_by(network: torch.nn.Module, batches: dict[str, Batch]) -> dict[str
     return batches | {"target": replace(batches["target"], label=label.masked_fill(confidence < 0.5, IGNORE))}
 
 
-@pytest.mark.parametrize("name", SMALL)
+SHORT = ("source_only_small", "dacs_small", "ldbe_small", "mic_small", "vfm_small")  # of `make test`; all of test-all
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in SHORT else pytest.param(name, marks=pytest.mark.full) for name in SMALL]
+)
 def test_it_learns(name: str) -> None:
     """All its stages one after another; a source-free recipe starts from a source-only network."""
     stages = recipe_stages(name)

@@ -400,6 +400,7 @@ def curves(out: Path) -> dict[str, list[tuple[int, int]]]:
     return found
 
 
+@pytest.mark.full  # two minutes: `make test` has 12 for everything
 def test_two_trials_share_the_cluster_and_the_warm_start(pair: dict[str, str], tmp_path: Path) -> None:
     out = tmp_path / "out"
     printed = finish(start(pair, out, "--steps", "4", "--trials", "2", "--scheduler", "none"), out)
