@@ -96,14 +96,19 @@ class RayCluster:
 
     def submit(self, *words: str, working_dir: Path = ROOT, timeout: float = 300) -> subprocess.CompletedProcess[str]:
         """`ray job submit --working-dir . -- WORDS`, as a user types it."""
-        return subprocess.run(
-            [BIN / "ray", "job", "submit", "--address", self.dashboard, "--working-dir", ".", "--", *words],
-            cwd=working_dir,
-            env=os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}"},
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-        )
+        deadline = time.monotonic() + 90
+        while True:
+            done = subprocess.run(
+                [BIN / "ray", "job", "submit", "--address", self.dashboard, "--working-dir", ".", "--", *words],
+                cwd=working_dir,
+                env=os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}"},
+                capture_output=True,
+                text=True,
+                timeout=timeout,
+            )
+            if "No available agent" not in done.stderr or time.monotonic() > deadline:
+                return done
+            time.sleep(2)  # the dashboard answers before the node's agent does
 
 
 @contextlib.contextmanager
