@@ -61,9 +61,11 @@ class RayCluster:
     def _start(self, *options: str) -> subprocess.Popen[bytes]:
         log = Path(self.folder) / f"start-{len(self.processes)}.log"
         environment = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}"}
+        # By default every agent of a machine wants one port; one that finds it taken serves no jobs.
+        own_port = ["--dashboard-agent-listen-port=0"]
         with log.open("wb") as out:
             process = subprocess.Popen(
-                [str(BIN / "ray"), "start", "--block", "--disable-usage-stats", *options],
+                [str(BIN / "ray"), "start", "--block", "--disable-usage-stats", *own_port, *options],
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 env=environment,
