@@ -127,6 +127,7 @@ def _run(
         progress.put.remote({"event": "start", "step": state.step, "history": history})
     rows = iterate(ray.train.get_dataset_shard("plan"), share=share)
     waited, since, since_step = 0.0, time.monotonic(), state.step
+    noticed = False
     while state.step < stage.steps:
         asked = time.monotonic()
         columns = next(rows)
@@ -150,11 +151,16 @@ def _run(
             lr = stage.optim.lr * stage.optim.lr_factor(state.step - 1, stage.steps)
             report({"event": "step", "step": state.step, "lr": lr, **values, **speed})
             waited, since, since_step = 0.0, now, state.step
-        if state.step % job.checkpoint_every == 0 or last:
-            if job.scoring is not None:
-                # before the checkpoint counts: what is done again after a loss is scored again too
-                scores = score(state.method.predictor, job.scoring, short_side=data.short_side, device=device)
-                report({"event": "score", "step": state.step, **scores})
+        due = state.step % job.checkpoint_every == 0 or last
+        if due and job.scoring is not None:
+            # before the checkpoint counts: what is done again after a loss is scored again too
+            scores = score(state.method.predictor, job.scoring, short_side=data.short_side, device=device)
+            report({"event": "score", "step": state.step, **scores})
+        if not noticed and state.step % job.log_every == 0:
+            # a node is about to be taken away: save once, and go on until it is; all ranks hear the same
+            noticed = ray.train.get_preemption_info() is not None
+            due = due or noticed
+        if due:
             _checkpoint(state, history, job, rank)
 
 
