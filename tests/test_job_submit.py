@@ -44,7 +44,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {name: make_dataset(folder / name, name) for name in ("source", "target")}
 
 
-def wait_until(condition: Callable[[], bool], what: str, seconds: float = 120) -> None:
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = 240) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
@@ -58,7 +58,7 @@ def test_a_run_makes_the_cluster_grow_and_survives_a_lost_node(
     out = tmp_path / "run"
     words = ("source_only_small", *SMALL, "--steps", "150", "--checkpoint-every", "10", "--source", data["source"])
     two = ("--cluster.workers", "2", "--cluster.cpus-per-worker", "2")  # a worker fills a node
-    assert len(cluster.raylets()) == 1
+    wait_until(lambda: len(cluster.raylets()) == 1, "the head")
     with ThreadPoolExecutor(1) as thread:
         job = thread.submit(cluster.submit, "python", "-m", "pipelines.train", *words, *two, "--out", str(out))
         snapshot = out / "stages" / "0-source" / "checkpoint_manager_snapshot.json"
@@ -67,6 +67,7 @@ def test_a_run_makes_the_cluster_grow_and_survives_a_lost_node(
         head, lost, _ = cluster.raylets()
         for process in (lost, *lost.children(recursive=True)):
             process.kill()
+        assert "checkpoint_0000150" not in snapshot.read_text(), "the node is lost in the midst of the run"
         done = job.result()
     assert done.returncode == 0, done.stdout + done.stderr
     assert "succeeded" in done.stdout and "source 150/150" in done.stdout
