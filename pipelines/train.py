@@ -28,15 +28,15 @@ from udaseg.config import to_json as recipe_to_json
 from udaseg.data.schema import (
     Classes,
     DatasetError,
+    absolute,
     digest,
     exists,
     join,
     read_bytes,
     read_classes,
-    read_manifest,
     write_bytes,
 )
-from udaseg.data.stream import Plan, PlanDataConfig, StreamPlan, first_image
+from udaseg.data.stream import Plan, PlanDataConfig, StreamPlan, first_image, open_index
 from udaseg.models.build import build_segmenter
 from udaseg.recipes import RECIPES
 from udaseg.rng import key_to_seed
@@ -101,7 +101,7 @@ def train(
     directories = {"source": source, "target": target}
     classes = check(recipe, directories, cluster)
     digests = {name: digest(directory) for name, directory in directories.items() if directory is not None}
-    out = out if "://" in out else os.path.abspath(out)
+    out = absolute(out)
     _claim(recipe, digests, out, resume)
     write_bytes(join(out, "classes.json"), classes.to_json().encode())
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(cluster.wait))
@@ -247,7 +247,7 @@ def make_plan(stage: Stage, directories: dict[str, str | None], seed: int) -> Pl
         directory = directories[DOMAIN_OF[name]]
         assert directory is not None
         streams[name] = StreamPlan(
-            directory=directory if "://" in directory else os.path.abspath(directory),
+            directory=absolute(directory),
             labelled=stream.labels != "none",
             rare_class=stream.sampling == "rare_class",
             rare_temperature=stream.rare_temperature,
@@ -294,10 +294,10 @@ def check(recipe: Recipe, directories: dict[str, str | None], cluster: Cluster) 
         for name, stream in stage.data.streams().items():
             directory = directories[DOMAIN_OF[name]]
             assert directory is not None
-            rows = read_manifest(directory, "train")
-            if stream.labels == "true" and rows["label_uri"].null_count:
+            index = open_index(absolute(directory))
+            if stream.labels == "true" and index.lacks("train", "label_uri"):
                 raise DatasetError(f"{directory}: stage {stage.name!r} needs labels, and train images have none")
-            if stream.labels == "pseudo" and stage.pseudo_label is None and "confidence_uri" not in rows.column_names:
+            if stream.labels == "pseudo" and stage.pseudo_label is None and index.lacks("train", "confidence_uri"):
                 raise DatasetError(
                     f"{directory}: stage {stage.name!r} reads pseudo-labels; "
                     "give a dataset that `udaseg pseudo-label` wrote"

@@ -83,8 +83,11 @@ class RayCluster:
                 "ray.head.default": {"resources": {"CPU": cpus}, "node_config": {}, "max_workers": 0},
                 "worker": {"resources": {"CPU": node_cpus, **memory}, "node_config": {}, "max_workers": most},
             },
-            **dict.fromkeys(("auth", "file_mounts"), {}),
-            **dict.fromkeys(("cluster_synced_files", "rsync_exclude", "rsync_filter"), []),
+            "auth": {},
+            "file_mounts": {},
+            "cluster_synced_files": [],
+            "rsync_exclude": [],
+            "rsync_filter": [],
             "file_mounts_sync_continuously": False,
             **{f"{kind}_commands": [] for kind in kinds},
         }

@@ -57,9 +57,13 @@ def main() -> int:
         def after_exception(self, run_context: Any, worker_exceptions: Any) -> None:
             note(folder, event="exception")
 
-    real_config = ray.train.RunConfig
-    job.train_worker = recording
-    ray.train.RunConfig = lambda **named: real_config(**named, callbacks=[Controller()])
+    real_trainer = job.TorchTrainer
+
+    def trainer(function: Any, *, run_config: ray.train.RunConfig, **named: Any) -> Any:
+        run_config.callbacks.append(Controller())
+        return real_trainer(function, run_config=run_config, **named)
+
+    job.train_worker, job.TorchTrainer = recording, trainer
     return job.main(sys.argv[3:])
 
 

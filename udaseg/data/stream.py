@@ -28,7 +28,7 @@ from PIL import Image
 from ray.data import ExecutionOptions
 
 from udaseg.data.datasets import read_image, read_label
-from udaseg.data.schema import DatasetError, filesystem, join, read_bytes, read_classes, resolve
+from udaseg.data.schema import DatasetError, absolute, filesystem, join, read_bytes, read_classes, resolve
 from udaseg.rng import keyed, permute
 from udaseg.types import IGNORE
 
@@ -138,6 +138,11 @@ class Index:
         start, stop = self.splits[split]
         return start, stop
 
+    def lacks(self, split: str, column: str) -> bool:
+        """Whether images of a split have no value in a column, or there is no such column."""
+        start, stop = self.rows(split)
+        return column not in self.table.column_names or bool(self.table[column].slice(start, stop - start).null_count)
+
     def uri(self, row: int, column: str) -> str:
         """The address in a URI column of a row."""
         value = self.table[column][row].as_py()
@@ -188,7 +193,7 @@ def open_index(directory: str) -> Index:
 
 def first_image(directory: str) -> str:
     """The address of one training image of a dataset directory."""
-    index = open_index(directory if "://" in directory else os.path.abspath(directory))
+    index = open_index(absolute(directory))
     return index.uri(index.rows("train")[0], "image_uri")
 
 
@@ -311,7 +316,7 @@ def _await_cpu(world_size: int, seconds: float) -> None:
         ray.cancel(request)
         has = ray.cluster_resources().get("CPU", 0)
         raise RuntimeError(
-            f"{world_size} workers leave no CPU for data tasks: one was waited for {seconds:g} s, the cluster has {has:g}"
+            f"{world_size} workers leave no CPU for data tasks; waited {seconds:g} s for one, and the cluster has {has:g}"
         ) from None
 
 
