@@ -25,8 +25,9 @@ _SECONDS_BETWEEN_LINES = 10.0
 class Monitor:
     """Takes the rows that rank 0 reports, shows and keeps them.
 
-    What a lost worker did after the last checkpoint is done again: its rows are dropped, so the file holds the
-    surviving history alone.
+    What a lost worker did after the last checkpoint is done again, and what a lost driver had not written is in the
+    checkpoint: the rows of a stage begin anew with those that its checkpoint holds, so that the file is the surviving
+    history, each step once.
     """
 
     def __init__(self, out: str, on_score: Callable[[dict[str, Any]], None] | None = None) -> None:
@@ -64,7 +65,9 @@ class Monitor:
             for row in rows:
                 event = row.pop("event")
                 if event == "start":
-                    self._rows = [r for r in self._rows if r["stage"] != number or r["step"] <= row["step"]]
+                    known = [{k: v for k, v in r.items() if k != "event"} for r in row["history"]]
+                    self._rows = [r for r in self._rows if r["stage"] != number]
+                    self._rows += [{"stage": number, "name": stage.name, **r} for r in known]
                     if board is not None:
                         board.close()
                     if self._board_dir is not None:

@@ -43,7 +43,17 @@ import tune_spaces
 from pipelines.session import ensure_ray, usable_cores
 from pipelines.train import Cluster, check, spell_out, stage_directory, train
 from udaseg.config import ConfigError, Recipe, from_json, full_names, override, to_json
-from udaseg.data.schema import DatasetError, digest, exists, filesystem, join, read_bytes, read_manifest, write_bytes
+from udaseg.data.schema import (
+    DatasetError,
+    absolute,
+    digest,
+    exists,
+    filesystem,
+    join,
+    read_bytes,
+    read_manifest,
+    write_bytes,
+)
 from udaseg.recipes import RECIPES
 from udaseg.scoring import Scoring
 from udaseg.selection import SCORES
@@ -127,9 +137,9 @@ def sweep(space: Space, a: Arguments) -> list[Trial]:
         ConfigError, DatasetError, CheckpointError: before anything runs, where something does not fit together.
         TrainingError: the shared stages cannot be trained, or no trial came to its end.
     """
-    out, directory = _absolute(a.out), _absolute(a.target)
+    out, directory = absolute(a.out), absolute(a.target)
     wanted = {domain for stage in a.recipe.stages for domain in stage.data.domains()}
-    data = {"source": a.source and _absolute(a.source), "target": directory if "target" in wanted else None}
+    data = {"source": a.source and absolute(a.source), "target": directory if "target" in wanted else None}
     _check(space, a, data)
     settings = _settings(space, a, out)
 
@@ -151,10 +161,6 @@ def sweep(space: Space, a: Arguments) -> list[Trial]:
 
     trials = read_trials(out, a.recipe, shared)
     return _report(space, a, out, trials)
-
-
-def _absolute(uri: str) -> str:
-    return uri if "://" in uri else os.path.abspath(uri)
 
 
 def trial_resources(cluster: Cluster) -> dict[str, float]:

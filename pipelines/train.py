@@ -15,6 +15,7 @@ import ray.train
 import torch
 import tyro
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines.evaluate import Inference
 from pipelines.monitor import Monitor
@@ -27,15 +28,15 @@ from udaseg.config import to_json as recipe_to_json
 from udaseg.data.schema import (
     Classes,
     DatasetError,
+    absolute,
     digest,
     exists,
     join,
     read_bytes,
     read_classes,
-    read_manifest,
     write_bytes,
 )
-from udaseg.data.stream import Plan, PlanDataConfig, StreamPlan, first_image
+from udaseg.data.stream import Plan, PlanDataConfig, StreamPlan, first_image, open_index
 from udaseg.models.build import build_segmenter
 from udaseg.recipes import RECIPES
 from udaseg.rng import key_to_seed
@@ -59,7 +60,7 @@ class Cluster:
     threads: int = 0
     """Threads of torch in a worker on the CPU; 0 = the machine's cores shared among the workers."""
     max_failures: int = 3
-    """How many losses of a worker a stage survives."""
+    """How many losses of a worker a stage survives, and beside them how many of nodes that gave notice."""
     wait: float = 60.0
     """Seconds that missing workers are waited for; where a cluster grows on demand, longer than a machine boots."""
 
@@ -100,7 +101,7 @@ def train(
     directories = {"source": source, "target": target}
     classes = check(recipe, directories, cluster)
     digests = {name: digest(directory) for name, directory in directories.items() if directory is not None}
-    out = out if "://" in out else os.path.abspath(out)
+    out = absolute(out)
     _claim(recipe, digests, out, resume)
     write_bytes(join(out, "classes.json"), classes.to_json().encode())
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(cluster.wait))
@@ -180,7 +181,9 @@ def run_stage(run: _Run, number: int, stage: Stage) -> None:
         threads=cluster.threads or max(1, usable_cores() // cluster.workers),
         scoring=run.scoring,
     )
-    progress = ProgressLog.remote()  # type: ignore[attr-defined]
+    # on this node: another one may be lost, and what it had not yet told with it
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    progress = ProgressLog.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"job": ray.cloudpickle.dumps(job), "progress": progress},
@@ -188,16 +191,21 @@ def run_stage(run: _Run, number: int, stage: Stage) -> None:
             num_workers=cluster.workers if cluster.min_workers is None else (cluster.fewest, cluster.workers),
             use_gpu=cluster.gpu,
             resources_per_worker={"CPU": cluster.cpus_per_worker} | ({"GPU": 1} if cluster.gpu else {}),
+            elastic_resize_monitor_interval_s=min(60.0, cluster.wait),
         ),
         run_config=ray.train.RunConfig(
             storage_path=join(run.out, "stages"),
             name=name,
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=recipe.keep_checkpoints),
-            failure_config=ray.train.FailureConfig(max_failures=cluster.max_failures, controller_failure_limit=3),
+            failure_config=ray.train.FailureConfig(
+                max_failures=cluster.max_failures,
+                max_preemption_failures=cluster.max_failures,
+                controller_failure_limit=3,
+            ),
         ),
         torch_config=TorchConfig(timeout_s=600),
         datasets={"plan": ray.data.range(1)},  # a name only: PlanDataConfig deals the real one
-        dataset_config=PlanDataConfig(make_plan(stage, inputs, seed), directory),
+        dataset_config=PlanDataConfig(make_plan(stage, inputs, seed), directory, wait=cluster.wait),
     )
     with run.monitor.stage(number, stage, progress):
         try:
@@ -239,7 +247,7 @@ def make_plan(stage: Stage, directories: dict[str, str | None], seed: int) -> Pl
         directory = directories[DOMAIN_OF[name]]
         assert directory is not None
         streams[name] = StreamPlan(
-            directory=directory if "://" in directory else os.path.abspath(directory),
+            directory=absolute(directory),
             labelled=stream.labels != "none",
             rare_class=stream.sampling == "rare_class",
             rare_temperature=stream.rare_temperature,
@@ -286,10 +294,10 @@ def check(recipe: Recipe, directories: dict[str, str | None], cluster: Cluster) 
         for name, stream in stage.data.streams().items():
             directory = directories[DOMAIN_OF[name]]
             assert directory is not None
-            rows = read_manifest(directory, "train")
-            if stream.labels == "true" and rows["label_uri"].null_count:
+            index = open_index(absolute(directory))
+            if stream.labels == "true" and index.lacks("train", "label_uri"):
                 raise DatasetError(f"{directory}: stage {stage.name!r} needs labels, and train images have none")
-            if stream.labels == "pseudo" and stage.pseudo_label is None and "confidence_uri" not in rows.column_names:
+            if stream.labels == "pseudo" and stage.pseudo_label is None and index.lacks("train", "confidence_uri"):
                 raise DatasetError(
                     f"{directory}: stage {stage.name!r} reads pseudo-labels; "
                     "give a dataset that `udaseg pseudo-label` wrote"

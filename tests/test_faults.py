@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -20,19 +21,20 @@ from ray_cluster import BIN, ROOT, RayCluster, ray_cluster
 from tiny import make_dataset
 
 pytestmark = pytest.mark.full  # minutes each
-STEPS = 40
+STEPS, BATCH = 40, 4
+SCRIPT = Path(__file__).with_name("recorded_train.py")
 WORDS = (
-    *("-m", "pipelines.train", "dacs_small", "--steps", str(STEPS), "--checkpoint-every", "4", "--log-every", "1"),
-    *("--model.backbone", "resnet10t", "--model.head-channels", "16", "--data.batch-size", "4"),
+    *("dacs_small", "--steps", str(STEPS), "--checkpoint-every", "4", "--log-every", "1"),
+    *("--model.backbone", "resnet10t", "--model.head-channels", "16", "--data.batch-size", str(BATCH)),
     *("--data.short-side", "40", "--data.crop", "32", "32"),
-    *("--cluster.no-gpu", "--cluster.threads", "1", "--cluster.workers", "2"),
+    *("--cluster.no-gpu", "--cluster.threads", "1", "--cluster.workers", "2", "--cluster.cpus-per-worker", "2"),
 )
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[RayCluster]:
     """The head's CPUs suffice for one worker and its data tasks, so that the other one is elsewhere."""
-    with ray_cluster(2) as made:
+    with ray_cluster(3) as made:
         yield made
 
 
@@ -56,11 +58,21 @@ def no_run_is_left() -> Iterator[None]:
             os.killpg(run.pid, signal.SIGKILL)
 
 
-def start(cluster: RayCluster, data: tuple[str, ...], out: Path, *more: str) -> subprocess.Popen[bytes]:
-    environment = os.environ | {"RAY_ADDRESS": cluster.address, "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
+def start(
+    cluster: RayCluster, data: tuple[str, ...], out: Path, *more: str, pause: float = 0.0
+) -> subprocess.Popen[bytes]:
+    """`udaseg train`, whose steps each take `pause` seconds longer and are noted in the folder `samples`."""
+    environment = os.environ | {
+        "RAY_ADDRESS": cluster.address,
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+        "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "0.5",
+    }
+    del environment["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"]  # --cluster.wait is to say it
+    samples = out.with_name("samples")
+    samples.mkdir(exist_ok=True)
     with out.with_suffix(".log").open("ab") as log:
         run = subprocess.Popen(
-            [sys.executable, *WORDS, *data, "--out", str(out), *more],
+            [sys.executable, SCRIPT, str(samples), str(pause), *WORDS, *data, "--out", str(out), *more],
             cwd=ROOT,
             env=environment | {"PATH": f"{BIN}:{os.environ['PATH']}"},
             stdout=log,
@@ -73,7 +85,7 @@ def start(cluster: RayCluster, data: tuple[str, ...], out: Path, *more: str) -> 
 
 def finish(run: subprocess.Popen[bytes], out: Path) -> dict[str, torch.Tensor]:
     assert run.wait(timeout=240) == 0, out.with_suffix(".log").read_text()[-3000:]
-    assert [(r["stage"], r["step"]) for r in rows(out)] == [(s, k + 1) for s in range(2) for k in range(STEPS)]
+    assert_each_sample_once(out, stages=2, steps=STEPS)
     state = {}
     for stage in ("0-source", "1-dacs"):  # teacher, student and optimisers of both stages
         path = out / "stages" / stage / f"checkpoint_{STEPS:07d}" / "state.pt"
@@ -84,8 +96,40 @@ def finish(run: subprocess.Popen[bytes], out: Path) -> dict[str, torch.Tensor]:
     return state | safetensors.torch.load_file(out / "model" / "model.safetensors")
 
 
+def assert_each_sample_once(out: Path, stages: int, steps: int) -> dict[int, list[int]]:
+    """The surviving history has each step once, and step k the samples [k B, (k + 1) B) of each stream.
+
+    Returns, for each stage, the steps that its groups of workers began at.
+    """
+    history = rows(out)
+    assert [(r["stage"], r["step"]) for r in history] == [(s, k + 1) for s in range(stages) for k in range(steps)]
+    files = [path.read_text().splitlines() for path in out.with_name("samples").iterdir()]
+    workers = [[json.loads(line) for line in lines] for lines in files]
+    notes = sorted((n for each in workers for n in each if n["event"] == "step"), key=lambda n: n["time"])
+    streams = [["source"], ["source", "target"]][:stages]
+    pixels: dict[tuple[object, ...], int] = {}
+    taken: dict[tuple[int, int], dict[int, dict]] = {}  # (stage, step) -> rank -> what it took last
+    begun: dict[int, list[int]] = {stage: [] for stage in range(stages)}
+    for note in notes:
+        stage, step = streams.index(note["stage"]), note["step"]
+        taken.setdefault((stage, step), {})[note["rank"]] = note
+        for name, index, checksum in note["samples"]:
+            assert pixels.setdefault((stage, name, index), checksum) == checksum, "done again, a sample looks the same"
+    for first, *_ in workers:
+        if first.get("rank") == 0:
+            begun[streams.index(first["stage"])].append(first["step"])
+    for row in history:
+        ranks = taken[row["stage"], row["step"] - 1]
+        survived = [sample for rank in range(int(row["workers"])) for sample in ranks[rank]["samples"]]
+        for name in streams[row["stage"]]:
+            expected = [(row["step"] - 1) * BATCH + i for i in range(BATCH)]
+            assert [index for stream, index, _ in survived if stream == name] == expected
+    return {stage: sorted(steps) for stage, steps in begun.items()}
+
+
 def rows(out: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    path = out / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def wait_until(condition: Callable[[], bool], run: subprocess.Popen[bytes], out: Path, seconds: float = 150) -> None:
@@ -173,22 +217,43 @@ def test_a_killed_driver_is_resumed(
     cluster.kill(node)
 
 
+def test_a_node_that_gives_notice_is_left_in_time(
+    cluster: RayCluster, data: tuple[str, ...], undisturbed: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    """As a spot instance that is told when it will be taken away: what is done until then is saved, and no more."""
+    out = tmp_path / "run"
+    leaving = cluster.add_node(2)
+    run = start(cluster, data, out, "--checkpoint-every", str(STEPS), pause=0.4)
+    wait_until(lambda: bool(processes(cluster, "ray::RayTrainWorker", leaving)) and len(rows(out)) > 5, run, out)
+    cluster.give_notice(leaving, seconds=6)
+    spare = cluster.add_node(2)
+    time.sleep(6)
+    cluster.kill(leaving)
+    try:
+        assert_equal(finish(run, out), undisturbed)
+    finally:
+        cluster.kill(spare)
+    began = sorted(assert_each_sample_once(out, stages=2, steps=STEPS)[0])
+    assert began[0] == 0 and 5 < began[1] < STEPS, f"it went on from the steps {began}"
+
+
 def test_elastic_workers_shrink_with_the_cluster_and_grow_with_it_again(
     cluster: RayCluster, data: tuple[str, ...], tmp_path: Path
 ) -> None:
-    """In the surviving history each step is there once, whoever took it; its samples are checked by the workers."""
+    """The global batch and its samples stay; only steps after a checkpoint are done again."""
     out = tmp_path / "run"
     lost = cluster.add_node(2)
-    run = start(cluster, data, out, "--cluster.min-workers", "1", "--steps", "400", "--checkpoint-every", "20")
-    wait_until(registered(out, 40, "0-source"), run, out)
+    elastic = ("--cluster.min-workers", "1", "--cluster.wait", "20", "--steps", "240", "--checkpoint-every", "10")
+    run = start(cluster, data, out, *elastic, pause=0.2)
+    wait_until(registered(out, 20, "0-source"), run, out)
     cluster.kill(lost)
     wait_until(lambda: rows(out)[-1].get("workers") == 1, run, out)
     back = cluster.add_node(2)
     assert run.wait(timeout=400) == 0, out.with_suffix(".log").read_text()[-3000:]
     cluster.kill(back)
-    history = rows(out)
-    assert [(r["stage"], r["step"]) for r in history] == [(s, k + 1) for s in range(2) for k in range(400)]
-    assert {r["workers"] for r in history} == {1, 2}
+    begun = assert_each_sample_once(out, stages=2, steps=240)
+    assert [workers for workers, _ in itertools.groupby(r["workers"] for r in rows(out))] == [2, 1, 2]
+    assert len(begun[0]) >= 2 and all(step % 10 == 0 for steps in begun.values() for step in steps), begun
 
 
 def test_every_node_must_see_the_run_directory(cluster: RayCluster, data: tuple[str, ...], tmp_path: Path) -> None:
@@ -202,9 +267,8 @@ def test_every_node_must_see_the_run_directory(cluster: RayCluster, data: tuple[
         "s.join = lambda *p: real(*p) if not p[-1].startswith('.written') else '/proc/none/' + p[-1]\n"
         "from pipelines.train import main; sys.exit(main(sys.argv[1:]))"
     )
-    words = [w for w in WORDS if w not in ("-m", "pipelines.train")]
     done = subprocess.run(
-        [sys.executable, "-c", script, *words, *data, "--out", str(out)],
+        [sys.executable, "-c", script, *WORDS, *data, "--out", str(out)],
         cwd=ROOT,
         env=os.environ | {"RAY_ADDRESS": cluster.address},
         capture_output=True,

@@ -1,14 +1,25 @@
-"""`ray job submit` to a real cluster of two nodes: exit codes, logs and results, as on a machine far away."""
+"""`ray job submit` to a real cluster that grows on demand: exit codes, logs and results, as on machines far away."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
-from ray_cluster import RayCluster, ray_cluster
+import safetensors.torch
+import torch
+from ray_cluster import RayCluster
 from tiny import make_dataset
+from two_ranks import TwoRanks
+
+from pipelines.train import make_plan, parse
+from udaseg.data.schema import digest
+from udaseg.rng import key_to_seed
+from udaseg.train import build_state, to_batches, train_step
 
 SMALL = (
     *("--steps", "2", "--model.backbone", "resnet10t", "--model.head-channels", "16", "--data.batch-size", "4"),
@@ -18,8 +29,13 @@ SMALL = (
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[RayCluster]:
-    with ray_cluster(2, 2) as made:
+    """A head of one CPU; each further node has two."""
+    made = RayCluster()
+    try:
+        made.start_autoscaling_head(1, node_cpus=2, most=3)
         yield made
+    finally:
+        made.close()
 
 
 @pytest.fixture(scope="module")
@@ -28,29 +44,73 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {name: make_dataset(folder / name, name) for name in ("source", "target")}
 
 
-def test_a_submitted_run_trains_on_both_nodes_and_a_bad_one_fails(
-    cluster: RayCluster, data: dict[str, str], tmp_path: Path
-) -> None:
-    out = tmp_path / "run"
-    words = ("python", "-m", "pipelines.train", "source_only_small", *SMALL, "--out", str(out))
-    done = cluster.submit(*words, "--source", data["source"], "--cluster.workers", "2")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "succeeded" in done.stdout and "source 2/2" in done.stdout
-    assert json.loads((out / "model" / "model.json").read_text())["step"] == 2
-    assert [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()] == [2]
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = 240) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        time.sleep(0.1)
 
-    failed = cluster.submit(*words, "--source", "/nowhere")
+
+def test_a_run_makes_the_cluster_grow_and_survives_a_lost_node(
+    cluster: RayCluster, data: dict[str, str], two_ranks: TwoRanks, tmp_path: Path
+) -> None:
+    """Its result is that of a plain loop of two processes, bit for bit."""
+    out = tmp_path / "run"
+    words = ("source_only_small", *SMALL, "--steps", "150", "--checkpoint-every", "10", "--source", data["source"])
+    two = ("--cluster.workers", "2", "--cluster.cpus-per-worker", "2")  # a worker fills a node
+    wait_until(lambda: len(cluster.raylets()) == 1, "the head")
+    with ThreadPoolExecutor(1) as thread:
+        job = thread.submit(cluster.submit, "python", "-m", "pipelines.train", *words, *two, "--out", str(out))
+        snapshot = out / "stages" / "0-source" / "checkpoint_manager_snapshot.json"
+        wait_until(lambda: job.done() or snapshot.exists(), "a checkpoint")
+        assert not job.done(), job.result().stdout
+        head, lost, _ = cluster.raylets()
+        for process in (lost, *lost.children(recursive=True)):
+            process.kill()
+        assert "checkpoint_0000150" not in snapshot.read_text(), "the node is lost in the midst of the run"
+        done = job.result()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "succeeded" in done.stdout and "source 150/150" in done.stdout
+    assert [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()][-1] == 150
+
+    expected, _ = two_ranks.run(plain_loop, (*words, "--out", str(out)))
+    trained = safetensors.torch.load_file(out / "model" / "model.safetensors")
+    assert trained.keys() == expected.keys()
+    assert not [name for name, tensor in trained.items() if not torch.equal(tensor, expected[name])]
+
+    wait_until(lambda: cluster.raylets() == [head], "back to the head alone")
+
+
+def plain_loop(rank: int, words: tuple[str, ...]) -> dict[str, torch.Tensor]:
+    """The network that a recipe of one stage ends with, from its samples and steps alone."""
+    arguments = parse(words)
+    recipe, stage = arguments.recipe, arguments.recipe.stages[0]
+    seed = key_to_seed(recipe.seed, 0, digest(arguments.source))
+    plan = make_plan(stage, {"source": arguments.source}, seed)
+    state = build_state(stage, 3, seed=seed, init=None, device=torch.device("cpu"), bf16=recipe.bf16)
+    share = plan.batch_size // 2
+    for step in range(stage.steps):
+        first = step * plan.batch_size + rank * share
+        samples = [plan.load(index) for index in range(first, first + share)]
+        columns = {name: np.stack([sample[name] for sample in samples]) for name in samples[0]}
+        train_step(state, to_batches(columns, stage.data, seed=seed, device=torch.device("cpu")), stage, seed=seed)
+    return dict(state.method.predictor.state_dict())
+
+
+def test_a_job_that_fails_says_why(cluster: RayCluster, data: dict[str, str], tmp_path: Path) -> None:
+    words = ("source_only_small", *SMALL, "--source", "/nowhere", "--out", str(tmp_path / "run"))
+    failed = cluster.submit("python", "-m", "pipelines.train", *words)
     assert failed.returncode == 1
     assert "error: /nowhere: no classes.json" in failed.stdout
 
 
 @pytest.mark.full
-def test_evaluation_and_pseudo_labelling_are_jobs_too(
-    cluster: RayCluster, data: dict[str, str], tmp_path: Path
-) -> None:
+def test_every_command_is_a_job_too(cluster: RayCluster, data: dict[str, str], tmp_path: Path) -> None:
     run = tmp_path / "run"
-    train = ("python", "-m", "pipelines.train", "source_only_small", *SMALL, "--source", data["source"])
-    assert cluster.submit(*train, "--out", str(run)).returncode == 0
+    train = ("python", "-m", "pipelines.train", "dacs_small", *SMALL, "--source", data["source"])
+    trained = cluster.submit(*train, "--target", data["target"], "--out", str(run))
+    assert trained.returncode == 0, trained.stdout
+    assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [2, 2]
     model, target = str(run / "model"), data["target"]
     scores, labels = tmp_path / "scores", tmp_path / "labels"
     evaluate = ("pipelines.evaluate", "--checkpoint", model, "--dataset", target, "--out", str(scores))
@@ -61,3 +121,18 @@ def test_evaluation_and_pseudo_labelling_are_jobs_too(
     labelled = cluster.submit("python", "-m", *label)
     assert labelled.returncode == 0, labelled.stdout
     assert (labels / "manifest.parquet").is_file()
+
+
+@pytest.mark.full
+def test_a_sweep_is_a_job_too(cluster: RayCluster, data: dict[str, str], tmp_path: Path) -> None:
+    """Two trials at a time take more than the head has, so that the cluster grows."""
+    out = tmp_path / "sweep"
+    domains = ("--source", data["source"], "--target", data["target"])
+    few = ("--recipe", "bcl_demo", "--checkpoint-every", "1", "--trials", "2", "--scheduler", "none")
+    rare = ("--data.source.rare-min-pixels", "1", "--data.source.rare-min-crop-pixels", "1")
+    words = ("python", "-m", "pipelines.sweep", "temperature", *few, "--concurrent", "2", *SMALL, *rare, *domains)
+    swept = cluster.submit(*words, "--out", str(out))
+    assert swept.returncode == 0, swept.stdout[-3000:]
+    trials = json.loads((out / "trials.json").read_text())
+    assert [(trial["state"], [step for step, _ in trial["curve"]]) for trial in trials] == [("finished", [1, 2])] * 2
+    assert trials[0]["values"] != trials[1]["values"] and (out / "report.html").is_file()

@@ -358,21 +358,31 @@ from pipelines.sweep import main
 ensure_ray(num_cpus=int(sys.argv[1]), dashboard=True)
 sys.exit(main(sys.argv[2:]))
 """
-TINY = (
-    *("temperature", "--recipe", "bcl_demo", "--checkpoint-every", "2", "--log-every", "1"),
+ONE_STAGE = """
+import ray.tune
+from pipelines import sweep
+space = sweep.Space("rate", "source_only_small", "information", {"optim.lr": ray.tune.loguniform(1e-4, 1e-2)})
+sweep.load_space = lambda name: space
+"""
+SMALL = (
+    *("--checkpoint-every", "2", "--log-every", "1"),
     *("--model.backbone", "resnet10t", "--model.head-channels", "16", "--data.batch-size", "4"),
-    *("--data.short-side", "40", "--data.crop", "32", "32"),
+    *("--data.short-side", "40", "--data.crop", "32", "32", "--cluster.no-gpu", "--cluster.threads", "1"),
+)
+TINY = (
+    *("temperature", "--recipe", "bcl_demo", *SMALL),
     *("--data.source.rare-min-pixels", "1", "--data.source.rare-min-crop-pixels", "1"),
-    *("--cluster.no-gpu", "--cluster.threads", "1"),
 )
 
 
-def start(pair: dict[str, str], out: Path, *more: str, cpus: int = 6) -> subprocess.Popen[bytes]:
+def start(
+    pair: dict[str, str], out: Path, *more: str, cpus: int = 6, setup: str = "", tiny: tuple[str, ...] = TINY
+) -> subprocess.Popen[bytes]:
     """A sweep in a process group of its own, on a Ray of its own, whose dashboard the session's Ray lacks."""
-    words = (*TINY, "--source", pair["source"], "--target", pair["target"], "--out", str(out), *more)
+    words = (*tiny, "--source", pair["source"], "--target", pair["target"], "--out", str(out), *more)
     with out.with_suffix(".log").open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-c", DRIVER, str(cpus), *words],
+            [sys.executable, "-c", setup + DRIVER, str(cpus), *words],
             cwd=ROOT,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -398,6 +408,18 @@ def curves(out: Path) -> dict[str, list[tuple[int, int]]]:
         rows = [json.loads(line) for line in path.read_text().splitlines()]
         found[path.parent.name] = [(row["stage"], row["step"]) for row in rows if "entropy" in row]
     return found
+
+
+def test_a_sweep_of_two_trials_side_by_side(pair: dict[str, str], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = ("--steps", "2", "--trials", "2", "--scheduler", "none")
+    printed = finish(start(pair, out, *words, setup=ONE_STAGE, tiny=("rate", *SMALL)), out)
+    trials = json.loads((out / "trials.json").read_text())
+    assert [(t["state"], [step for step, _ in t["curve"]]) for t in trials] == [("finished", [2])] * 2
+    best = max(trials, key=lambda t: t["curve"][-1][1]["information"])
+    again = parse(["--config", str(out / "best.json"), "--out", str(tmp_path / "again")]).recipe
+    assert again.stages[0].optim.lr == best["values"]["optim.lr"]
+    assert best["id"] in (out / "report.html").read_text() and "information ranks 2 trials at step 2" in printed
 
 
 @pytest.mark.full  # two minutes: `make test` has 12 for everything

@@ -127,6 +127,42 @@ def test_a_killed_worker_is_replaced_and_the_result_is_bit_identical(
     assert keys == [(s, k + 1) for s in range(3) for k in range(6)]  # the surviving history, each step once
 
 
+@pytest.mark.full
+def test_a_kill_during_an_upload_leaves_the_last_good_checkpoint(
+    undisturbed: Path, pair: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker dies when half of the state of step 4 is written; what is half there is not taken up."""
+    out, torn, begun = tmp_path / "run", tmp_path / "torn", tmp_path / "begun"
+
+    def tearing(config):  # type: ignore[no-untyped-def]
+        import pyarrow.fs
+        import ray.train
+
+        from udaseg.cluster import train_worker
+
+        real, checkpoint = pyarrow.fs.copy_files, ray.train.get_checkpoint()
+        with begun.open("a") as file:
+            file.write(f"{Path(checkpoint.path).name if checkpoint else 'anew'}\n")
+
+        def copy_files(source, destination, *rest, **named):  # type: ignore[no-untyped-def]
+            if destination.endswith("1-round-0/checkpoint_0000004") and not torn.exists():
+                state = (Path(source) / "state.pt").read_bytes()
+                (Path(destination) / "state.pt").write_bytes(state[: len(state) // 2])
+                torn.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(source, destination, *rest, **named)
+
+        pyarrow.fs.copy_files = copy_files
+        return train_worker(config)
+
+    monkeypatch.setattr(job, "train_worker", tearing)
+    train(bcl(), source=pair["source"], target=pair["target"], out=str(out), cluster=ONE)
+    assert torn.exists()
+    assert begun.read_text().split() == ["anew", "anew", "checkpoint_0000002", "anew"]
+    assert_equal(tensors(str(undisturbed / "model")), tensors(str(out / "model")))
+    assert [(r["stage"], r["step"]) for r in rows(out)] == [(s, k + 1) for s in range(3) for k in range(6)]
+
+
 @pytest.mark.parametrize("cluster", [pytest.param(ONE, marks=pytest.mark.full), TWO], ids=["one_worker", "two_workers"])
 def test_a_run_cut_off_in_a_stage_resumes_to_the_uninterrupted_result(
     cluster: Cluster, pair: dict[str, str], tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch

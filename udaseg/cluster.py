@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from udaseg.train import RunState
 
 
+HISTORY_FILE = "history.jsonl"
+"""The stage's metrics up to a checkpoint: what a lost driver had not written yet is found there."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class WorkerJob:
     """All that a worker must know to run a stage."""
@@ -86,26 +90,44 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     init = None if job.init_uri is None or checkpoint is not None else read_weights(job.init_uri)
     stage = job.stage
     state = build_state(stage, len(job.classes), seed=job.seed, init=init, device=device, bf16=job.bf16)
+    history: list[dict[str, Any]] = []
     if checkpoint is not None:
         with checkpoint.as_directory() as directory:
             state.load(Path(directory) / STATE_FILE)
+            history = [json.loads(line) for line in (Path(directory) / HISTORY_FILE).read_text().splitlines()]
     try:
-        _run(state, job, device, context.get_world_rank(), context.get_world_size(), config["progress"])
+        _run(state, history, job, device, context.get_world_rank(), context.get_world_size(), config["progress"])
     except TrainingError as error:
         return {"error": str(error)}
     return {}
 
 
-def _run(state: RunState, job: WorkerJob, device: torch.device, rank: int, world_size: int, progress: Any) -> None:
+def _run(
+    state: RunState,
+    history: list[dict[str, Any]],
+    job: WorkerJob,
+    device: torch.device,
+    rank: int,
+    world_size: int,
+    progress: Any,
+) -> None:
+    """Train from `state` to the stage's end; `history` holds the rows of metrics so far, and rank 0 adds its own."""
     from udaseg.scoring import score
     from udaseg.train import to_batches, train_step
 
     stage, data = job.stage, job.stage.data
     share = data.batch_size // world_size
-    report = progress.put.remote if rank == 0 else lambda row: None
-    report({"event": "start", "step": state.step})
+
+    def report(row: dict[str, Any]) -> None:
+        if rank == 0:
+            history.append(row)
+            progress.put.remote(row)
+
+    if rank == 0:
+        progress.put.remote({"event": "start", "step": state.step, "history": history})
     rows = iterate(ray.train.get_dataset_shard("plan"), share=share)
     waited, since, since_step = 0.0, time.monotonic(), state.step
+    noticed = False
     while state.step < stage.steps:
         asked = time.monotonic()
         columns = next(rows)
@@ -129,12 +151,17 @@ def _run(state: RunState, job: WorkerJob, device: torch.device, rank: int, world
             lr = stage.optim.lr * stage.optim.lr_factor(state.step - 1, stage.steps)
             report({"event": "step", "step": state.step, "lr": lr, **values, **speed})
             waited, since, since_step = 0.0, now, state.step
-        if state.step % job.checkpoint_every == 0 or last:
-            if job.scoring is not None:
-                # before the checkpoint counts: what is done again after a loss is scored again too
-                scores = score(state.method.predictor, job.scoring, short_side=data.short_side, device=device)
-                report({"event": "score", "step": state.step, **scores})
-            _checkpoint(state, job, rank)
+        due = state.step % job.checkpoint_every == 0 or last
+        if due and job.scoring is not None:
+            # before the checkpoint counts: what is done again after a loss is scored again too
+            scores = score(state.method.predictor, job.scoring, short_side=data.short_side, device=device)
+            report({"event": "score", "step": state.step, **scores})
+        if not noticed and state.step % job.log_every == 0:
+            # a node is about to be taken away: save once, and go on until it is; all ranks hear the same
+            noticed = ray.train.get_preemption_info() is not None
+            due = due or noticed
+        if due:
+            _checkpoint(state, history, job, rank)
 
 
 def peak_memory(device: torch.device) -> float:
@@ -144,7 +171,7 @@ def peak_memory(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def _checkpoint(state: RunState, job: WorkerJob, rank: int) -> None:
+def _checkpoint(state: RunState, history: list[dict[str, Any]], job: WorkerJob, rank: int) -> None:
     """Save on rank 0 and have Ray Train upload and register it; a barrier of all ranks.
 
     Training goes on during the upload, unless nothing is left to train. A checkpoint counts once it is whole, so that a
@@ -158,6 +185,7 @@ def _checkpoint(state: RunState, job: WorkerJob, rank: int) -> None:
         return
     scratch = Path(tempfile.mkdtemp(prefix="udaseg-checkpoint-"))
     state.save(scratch / STATE_FILE)
+    (scratch / HISTORY_FILE).write_text("".join(json.dumps(row) + "\n" for row in history))
     card = ModelCard(
         model=job.stage.model,
         classes=job.classes,

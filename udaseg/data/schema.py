@@ -139,6 +139,11 @@ def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     return fs, posixpath.join(root, unquote(key)).rstrip("/") or root
 
 
+def absolute(uri: str) -> str:
+    """A URI as it is, a path made absolute."""
+    return uri if "://" in uri else os.path.abspath(uri)
+
+
 def join(base: str, *parts: str) -> str:
     """`parts`, plain paths, below `base`; where it is a URI they are quoted, and its ?query stays at the end."""
     if "://" not in base:
@@ -235,14 +240,19 @@ def read_classes(directory: str) -> Classes:
     return Classes.from_json(read_bytes(uri).decode(), uri)
 
 
+def _manifest(directory: str) -> str:
+    uri = join(directory, "manifest.parquet")
+    if not exists(uri):
+        raise DatasetError(f"{directory}: no manifest.parquet, so not a dataset; make one with `udaseg prepare`")
+    return uri
+
+
 def read_manifest(directory: str, split: str | None = None) -> pa.Table:
     """The rows of a dataset directory, of one split where it is given.
 
     Raises DatasetError where the directory is no dataset, a column is missing or the split has no rows.
     """
-    uri = join(directory, "manifest.parquet")
-    if not exists(uri):
-        raise DatasetError(f"{directory}: no manifest.parquet, so not a dataset; make one with `udaseg prepare`")
+    uri = _manifest(directory)
     table = pq.read_table(pa.BufferReader(read_bytes(uri)))
     if missing := [name for name in MANIFEST.names if name not in table.column_names]:
         raise DatasetError(f"{uri}: column {missing[0]!r} is missing")
@@ -256,5 +266,13 @@ def read_manifest(directory: str, split: str | None = None) -> pa.Table:
 
 
 def digest(directory: str) -> str:
-    """A fingerprint of the manifest, which a run keeps so that it is never resumed on other data."""
-    return hashlib.sha256(read_bytes(join(directory, "manifest.parquet"))).hexdigest()[:16]
+    """A fingerprint of the manifest, which a run keeps so that it is never resumed on other data.
+
+    Raises DatasetError where there is none.
+    """
+    fs, path = filesystem(_manifest(directory))
+    with fs.open_input_stream(path) as stream:
+        sha = hashlib.sha256()
+        while chunk := stream.read(2**22):
+            sha.update(chunk)
+    return sha.hexdigest()[:16]

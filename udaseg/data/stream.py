@@ -28,7 +28,7 @@ from PIL import Image
 from ray.data import ExecutionOptions
 
 from udaseg.data.datasets import read_image, read_label
-from udaseg.data.schema import DatasetError, filesystem, join, read_bytes, read_classes, resolve
+from udaseg.data.schema import DatasetError, absolute, filesystem, join, read_bytes, read_classes, resolve
 from udaseg.rng import keyed, permute
 from udaseg.types import IGNORE
 
@@ -138,6 +138,11 @@ class Index:
         start, stop = self.splits[split]
         return start, stop
 
+    def lacks(self, split: str, column: str) -> bool:
+        """Whether images of a split have no value in a column, or there is no such column."""
+        start, stop = self.rows(split)
+        return column not in self.table.column_names or bool(self.table[column].slice(start, stop - start).null_count)
+
     def uri(self, row: int, column: str) -> str:
         """The address in a URI column of a row."""
         value = self.table[column][row].as_py()
@@ -188,7 +193,7 @@ def open_index(directory: str) -> Index:
 
 def first_image(directory: str) -> str:
     """The address of one training image of a dataset directory."""
-    index = open_index(directory if "://" in directory else os.path.abspath(directory))
+    index = open_index(absolute(directory))
     return index.uri(index.rows("train")[0], "image_uri")
 
 
@@ -280,20 +285,43 @@ def plan_dataset(plan: Plan, *, start: int, world_size: int) -> ray.data.Dataset
 class PlanDataConfig(ray.train.DataConfig):
     """Deals a plan to the workers. Ray Train asks it at every start of a worker group, and so after every loss of one.
 
-    Only here is the number of workers known, and the step that the last registered checkpoint resumes at.
+    Only here is the number of workers known, and the step that the last registered checkpoint resumes at. A CPU for the
+    data tasks is waited for `wait` seconds.
     """
 
-    def __init__(self, plan: Plan, run_dir: str) -> None:
+    def __init__(self, plan: Plan, run_dir: str, *, wait: float) -> None:
         super().__init__(execution_options=ExecutionOptions(preserve_order=True))
         self.plan = plan
         self.run_dir = run_dir
+        self.wait = wait
 
     def configure(self, datasets, world_size, worker_handles, worker_node_ids, **kwargs):  # type: ignore[no-untyped-def]
+        _await_cpu(world_size, self.wait)
         dataset = plan_dataset(self.plan, start=registered_step(self.run_dir), world_size=world_size)
         dataset.set_name("plan")
         dataset.context.execution_no_progress_timeout_s = -1  # a consumer may pause for a checkpoint
         shards = dataset.streaming_split(world_size, equal=True, locality_hints=worker_node_ids)
         return [{"plan": shard} for shard in shards]
+
+
+def _await_cpu(world_size: int, seconds: float) -> None:
+    """Make sure that the workers, which are in place, leave a CPU to data tasks: Ray Data would wait without a word.
+
+    Raises RuntimeError where none was had in time; on a cluster that grows, the request starts a node.
+    """
+    request = _nothing.remote()
+    try:
+        ray.get(request, timeout=seconds)
+    except ray.exceptions.GetTimeoutError:
+        ray.cancel(request)
+        has = ray.cluster_resources().get("CPU", 0)
+        raise RuntimeError(
+            f"{world_size} workers leave no CPU for data tasks; waited {seconds:g} s for one, and the cluster has {has:g}"
+        ) from None
+
+
+@ray.remote(num_cpus=1)
+def _nothing() -> None: ...
 
 
 def registered_step(run_dir: str) -> int:

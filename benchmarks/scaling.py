@@ -1,0 +1,323 @@
+"""What data parallelism and large indices cost.
+
+    python -m benchmarks.scaling index [--images 10000 100000 1000000 10000000]
+    python -m benchmarks.scaling workers [--steps 300]
+    python -m benchmarks.scaling gpu
+
+index: datasets of so many images, whose rows share 64 small files. For each, in a process of its own: what the checks
+before a run and the index take in the driver, the cost of planning a sample, and the time from a Ray that is up to the
+first batch of a plan.
+
+workers: images per second of one worker, it and all of Ray pinned to one core, and of two workers on two cores, one
+thread each; the shares of a step that two workers spend in averaging gradients, in waiting for the other one before it,
+and in waiting for data. For a machine with nothing else to do.
+
+gpu: the training step on batches in memory with and without bf16, channels-last and torch.compile: images per second
+and model FLOPs utilisation, FLOPs counted by torch for forward and backward of that very step. Waiting for data on a
+GPU: `workers`'s figure of a run there, or `benchmarks.overhead`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import json
+import multiprocessing
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+import torch
+import tyro
+from PIL import Image
+
+from pipelines.prepare import prepare
+from pipelines.session import ensure_ray
+from pipelines.train import Cluster, check, make_plan, train
+from udaseg.config import Recipe, override
+from udaseg.data.schema import MANIFEST, Classes, digest, write_dataset
+from udaseg.data.stream import draw_row, iterate, open_index, plan_dataset
+from udaseg.data.synthetic import write_pair
+from udaseg.recipes import RECIPES
+from udaseg.train import build_state, to_batches, train_step
+
+CLASSES = Classes(names=("ground", "sky", "box"), palette=((128, 64, 128), (70, 130, 180), (0, 0, 142)))
+PEAK_TFLOPS = {"H100": 989, "H200": 989, "A100": 312, "L4": 121}
+"""Dense bf16 matrix products of a GPU whose name holds the key, after its maker."""
+
+
+# --- index ----------------------------------------------------------------------------------------------------------
+
+
+def index(images: tuple[int, ...] = (10**4, 10**5, 10**6, 10**7)) -> None:
+    """Cost of an index at these numbers of images."""
+    print("images     checks s  checks MiB  index s  index MiB  uniform us  rare us  first batch s  largest task MiB")
+    for count in images:
+        with tempfile.TemporaryDirectory() as folder:
+            with _alone() as process:
+                process.submit(_write_dataset, folder, count).result()
+            with _alone() as process:
+                r = process.submit(_measure_index, folder).result()
+        print(
+            f"{count:<11}{r['checks_s']:<10.2f}{r['checks_mib']:<12.0f}{r['index_s']:<9.3f}{r['index_mib']:<11.1f}"
+            f"{r['uniform_us']:<12.0f}{r['rare_us']:<9.0f}{r['first_batch_s']:<15.1f}{r['task_mib']:.0f}",
+            flush=True,
+        )
+
+
+def _alone() -> ProcessPoolExecutor:
+    """One fresh process."""
+    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+
+
+def _write_dataset(folder: str, count: int) -> None:
+    rng = np.random.default_rng(0)
+    for number in range(64):
+        for kind, pixels in (("images", rng.integers(0, 256, (48, 64, 3))), ("labels", rng.integers(0, 3, (48, 64)))):
+            (Path(folder) / kind).mkdir(exist_ok=True)
+            Image.fromarray(pixels.astype(np.uint8)).save(Path(folder) / kind / f"{number:02d}.png")
+    number = pa.array(np.arange(count) % 64)
+    uris = {kind: pa.array([f"{kind}/{n:02d}.png" for n in range(64)]).take(number) for kind in ("images", "labels")}
+    pixels = pa.FixedSizeListArray.from_arrays(pa.array(rng.integers(0, 3000, 3 * count)), 3)
+    columns = {
+        "image_id": pc.utf8_lpad(pc.cast(pa.array(np.arange(count)), pa.string()), 8, "0"),
+        "image_uri": uris["images"],
+        "label_uri": uris["labels"],
+        "height": pa.array(np.full(count, 48, np.int32)),
+        "width": pa.array(np.full(count, 64, np.int32)),
+        "class_pixels": pixels.cast(pa.list_(pa.int64())),
+        "dataset": pa.array(["synthetic"]).take(pa.array(np.zeros(count, np.int64))),
+        "split": pa.array(["train"]).take(pa.array(np.zeros(count, np.int64))),
+    }
+    write_dataset(folder, pa.table(columns, schema=MANIFEST), CLASSES)
+
+
+def _measure_index(folder: str) -> dict[str, float]:
+    recipe = _small("source_only_small", {"data.source.sampling": "rare_class"})
+    plan = make_plan(recipe.stages[0], {"source": folder}, seed=1)
+    rare = plan.streams["source"]
+    ensure_ray(num_cpus=2)
+    process = psutil.Process()
+    result: dict[str, float] = {}
+
+    def measure(name: str, function: Callable[[], object]) -> None:
+        """Seconds, and MiB of the driver's own memory at the most above what it had."""
+        before, began, most = process.memory_full_info().uss, time.perf_counter(), 0
+        with ProcessWatch(process) as watch:
+            function()
+            result[f"{name}_s"] = time.perf_counter() - began
+        most = max(watch.most, process.memory_full_info().uss)
+        result[f"{name}_mib"] = (most - before) / 2**20
+
+    def checks() -> None:
+        check(recipe, {"source": folder}, Cluster(gpu=False))
+        digest(folder)
+
+    def first_batch() -> None:
+        next(iterate(plan_dataset(plan, start=0, world_size=1).iterator(), share=plan.batch_size))
+        workers = [p for p in process.children(recursive=True) if "MapBatches" in " ".join(p.cmdline())]
+        result["task_mib"] = max((p.memory_full_info().uss for p in workers), default=0) / 2**20
+
+    measure("checks", checks)
+    measure("index", lambda: open_index(folder))
+    for name, stream in (("uniform", dataclasses.replace(rare, rare_class=False)), ("rare", rare)):
+        draw_row(stream, 0, 1, "source")  # what is done once
+        began = time.perf_counter()
+        for sample in range(2000):
+            draw_row(stream, sample, 1, "source")
+        result[f"{name}_us"] = (time.perf_counter() - began) / 2000 * 1e6
+    measure("first_batch", first_batch)
+    ray.shutdown()
+    return result
+
+
+class ProcessWatch:
+    """The most memory of its own (USS, bytes) that a process has while the block runs."""
+
+    def __init__(self, process: psutil.Process) -> None:
+        import threading
+
+        self.most = 0
+        self._stop = threading.Event()
+
+        def watch() -> None:
+            while not self._stop.wait(0.02):
+                self.most = max(self.most, process.memory_full_info().uss)
+
+        self._thread = threading.Thread(target=watch, daemon=True)
+
+    def __enter__(self) -> ProcessWatch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+def _small(name: str, values: dict[str, Any]) -> Recipe:
+    tiny = {"data.short_side": 48, "data.crop": (32, 32), "data.source.rare_min_pixels": 1}
+    recipe = override(RECIPES[name](), tiny | values)
+    return dataclasses.replace(recipe, stages=recipe.stages[:1])
+
+
+# --- workers --------------------------------------------------------------------------------------------------------
+
+
+def workers(steps: int = 300, recipe: str = "dacs_small") -> None:
+    """Images per second of one worker on one core and of two on two, in the last stage of a recipe."""
+    cores = sorted(os.sched_getaffinity(0))[:2]
+    if len(cores) < 2:
+        raise SystemExit("two cores are needed")
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        data = _pair(Path(folder))
+        for count in (1, 2):
+            with _alone() as process:
+                out = str(Path(folder) / f"run-{count}")
+                found[count] = process.submit(_measure_workers, recipe, steps, count, cores[:count], data, out).result()
+    for count, r in found.items():
+        print(f"{count} worker(s), {count} core(s): {r['speed']:.1f} images/s, waiting for data {r['data']:.1%}")
+    two = found[2]
+    print(f"two against one: {two['speed'] / found[1]['speed']:.2f}")
+    print(f"of a step of two: averaging gradients {two['averaging']:.1%}, waiting for the other {two['other']:.1%}")
+
+
+def _pair(root: Path) -> dict[str, str | None]:
+    write_pair(root / "pair", train=120, val=8)
+    for domain in ("source", "target"):
+        prepare(
+            layout="folders",
+            root=str(root / "pair" / domain),
+            classes=str(root / "pair" / "classes.json"),
+            out=str(root / domain),
+        )
+    ray.shutdown()
+    return {domain: str(root / domain) for domain in ("source", "target")}
+
+
+def _measure_workers(
+    name: str, steps: int, count: int, cores: list[int], data: dict[str, str | None], out: str
+) -> dict[str, float]:
+    """One run on these cores, Ray's own processes included; its first third warms up and does not count."""
+    import pipelines.train as job
+    from udaseg.cluster import train_worker
+
+    os.sched_setaffinity(0, cores)
+    ensure_ray(num_cpus=count + 2)
+    notes = f"{out}.jsonl"
+
+    def timed(config: dict[str, Any]) -> dict[str, Any]:
+        import torch.distributed as torch_dist
+
+        import udaseg.train as loop
+        from udaseg.dist import rank, world_size
+
+        real = loop.average_gradients
+
+        def average_gradients(parameters: Any) -> None:
+            began = time.perf_counter()
+            if world_size() > 1:
+                torch_dist.barrier()
+            met = time.perf_counter()
+            real(parameters)
+            done = time.perf_counter()
+            if rank() == 0:
+                with open(notes, "a") as file:
+                    file.write(json.dumps([began, met - began, done - met]) + "\n")
+
+        loop.average_gradients = average_gradients
+        return train_worker(config)
+
+    job.train_worker = timed
+    whole = override(RECIPES[name](), {"log_every": 10, "checkpoint_every": 10**6})
+    stage = dataclasses.replace(whole.stages[-1], steps=steps, init_from=None)
+    cluster = Cluster(workers=count, gpu=False, threads=1)
+    train(
+        dataclasses.replace(whole, stages=(stage,)),
+        source=data["source"],
+        target=data["target"],
+        out=out,
+        cluster=cluster,
+    )
+    ray.shutdown()
+    rows = [json.loads(line) for line in (Path(out) / "metrics.jsonl").read_text().splitlines()]
+    rows = [row for row in rows if row["step"] > steps // 3]
+    times = np.array([json.loads(line) for line in Path(notes).read_text().splitlines()])[steps // 3 :]
+    whole_time = times[-1, 0] - times[0, 0]
+    return {
+        "speed": statistics.median(row["images_per_second"] for row in rows),
+        "data": statistics.median(row["data_wait"] for row in rows),
+        "other": times[1:, 1].sum() / whole_time,
+        "averaging": times[1:, 2].sum() / whole_time,
+    }
+
+
+# --- GPU ------------------------------------------------------------------------------------------------------------
+
+
+def gpu(recipe: str = "dacs", batch_size: int = 8, steps: int = 30, device: str = "cuda") -> None:
+    """The step of a recipe's last stage with and without bf16, channels-last and torch.compile, networks untrained."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    whole = override(RECIPES[recipe](), {"data.batch_size": batch_size, "model.pretrained": False})
+    stage = dataclasses.replace(whole.stages[-1], init_from=None)
+    on = torch.device(device)
+    name = torch.cuda.get_device_name(on) if on.type == "cuda" else "CPU"
+    peak = next((tflops for key, tflops in PEAK_TFLOPS.items() if key in name), None)
+    rng = np.random.default_rng(0)
+    columns: dict[str, np.ndarray] = {"index": np.arange(batch_size)}
+    for stream in stage.data.streams():
+        columns[f"{stream}_image"] = rng.integers(0, 256, (batch_size, *stage.data.crop, 3)).astype(np.uint8)
+        columns[f"{stream}_label"] = rng.integers(0, 19, (batch_size, *stage.data.crop)).astype(np.uint8)
+    print(f"{name}, {recipe}, batch {batch_size}, crop {stage.data.crop}")
+    for bf16, channels_last, compiled in itertools.product((False, True), repeat=3):
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        state = build_state(stage, 19, seed=1, init=None, device=on, bf16=bf16)
+        state.method.to(memory_format=layout)
+        batches = {
+            key: dataclasses.replace(batch, image=batch.image.contiguous(memory_format=layout))
+            for key, batch in to_batches(columns, stage.data, seed=1, device=on).items()
+        }
+        step = functools.partial(train_step, state, batches, stage, seed=1)
+        with FlopCounterMode(display=False) as counter:
+            step()
+        if compiled:
+            for network in state.method.children():
+                network.compile()
+        for _ in range(5):
+            step()
+        _finish(on)
+        began = time.perf_counter()
+        for _ in range(steps):
+            step()
+        _finish(on)
+        seconds = (time.perf_counter() - began) / steps
+        images = batch_size * len(batches) / seconds
+        rate = counter.get_total_flops() / seconds / 1e12
+        used = f", MFU {rate / peak:.1%} of {peak} (bf16)" if peak else ""
+        print(
+            f"bf16 {bf16!s:6} channels-last {channels_last!s:6} compile {compiled!s:6} {images:8.1f} images/s, "
+            f"{rate:.2f} TFLOP/s{used}",
+            flush=True,
+        )
+
+
+def _finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+if __name__ == "__main__":
+    tyro.extras.subcommand_cli_from_dict({"index": index, "workers": workers, "gpu": gpu})
