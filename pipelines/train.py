@@ -163,6 +163,7 @@ def run_stage(run: _Run, number: int, stage: Stage) -> None:
                 images=target,
                 out=labelled,
                 split="train",
+                source=inputs.get("source"),
                 rules=stage.pseudo_label,
                 inference=inference,
             )

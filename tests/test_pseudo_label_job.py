@@ -72,7 +72,8 @@ def test_a_bare_folder_is_labelled_and_never_overwritten(checkpoint: str, tmp_pa
     arguments = ["--checkpoint", checkpoint, "--images", str(tmp_path / "data" / "images"), "--out", out]
     assert main(arguments) == 0
     assert read_manifest(out, "train").num_rows == 3
-    assert main(arguments) == 2  # holds a dataset already
+    assert main(arguments) == 0  # is done already
+    assert main([*arguments, "--rules.share", "0.3"]) == 2  # was begun with other rules
 
 
 def test_inputs_that_cannot_be_used_are_refused(
@@ -99,4 +100,4 @@ def test_an_image_id_that_leaves_the_output_folder_is_refused(tmp_path: Path) ->
     rows[0]["image_id"] = "../../escaped"
     write_dataset(dataset, pa.Table.from_pylist(rows, schema=MANIFEST), read_classes(dataset))
     with pytest.raises(DatasetError, match="would lead out"):
-        list_images(dataset, None)
+        list(list_images(dataset, None))
