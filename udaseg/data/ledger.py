@@ -19,7 +19,7 @@ import posixpath
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import pyarrow as pa
@@ -122,10 +122,11 @@ def open_ledger(
                     "go on with the same, or choose another --out"
                 )
         return Ledger(directory, begun["count"], begun["block_size"])
+    rows = images()
+    if (first := next(rows, None)) is None:  # before anything is written
+        raise DatasetError("there are no images")
     with writer(join(directory, "listing.parquet")) as stream:
-        count, digest = _write_listing(images(), block_size, stream)
-        if count == 0:
-            raise DatasetError("there are no images")
+        count, digest = _write_listing(chain([first], rows), block_size, stream)
     content = {"job": {**job, "images": digest}, "count": count, "block_size": block_size}
     write_bytes(uri, json.dumps(content, indent=1).encode())
     return Ledger(directory, count, block_size)
