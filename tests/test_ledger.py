@@ -15,7 +15,13 @@ from udaseg.data.schema import DatasetError
 
 def rows(count: int, prefix: str = "") -> Iterator[dict[str, Any]]:
     for n in range(count):
-        yield {"image_id": f"{prefix}{n}", "image_uri": f"/{n}.png", "label_uri": None, "dataset": "d", "split": "train"}
+        yield {
+            "image_id": f"{prefix}{n}",
+            "image_uri": f"/{n}.png",
+            "label_uri": None,
+            "dataset": "d",
+            "split": "train",
+        }
 
 
 def books(folder: Path, count: int = 10, **job: Any) -> Ledger:
