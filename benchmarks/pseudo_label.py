@@ -91,7 +91,7 @@ def make_images(folder: Path, count: int, size: tuple[int, int]) -> None:
 
 def bare(model: str, images: Path, count: int) -> float:
     """Images per second of the network alone."""
-    network, card = load_model(model)
+    network, _ = load_model(model)
     pixels = read_image(str(next(images.iterdir())))
     batch = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
     with torch.inference_mode():

@@ -102,7 +102,7 @@ def test_one_job_with_everything(checkpoint: str, tmp_path: Path, ray_session: N
     arguments = {
         **{"checkpoint": checkpoint, "images": str(dataset), "out": str(out), "agree_with": (other,)},
         **{"truth": True, "source": str(dataset), "layouts": ("cityscapes", "coco_stuff"), "block_size": 4},
-        "rules": PseudoLabel(rule="fixed", measure="entropy", threshold=0.3),
+        "rules": PseudoLabel(rule="fixed", measure="entropy", threshold=0.012),
         "inference": Inference(batch_size=3, flip=True, min_actors=1, actors=2, gpu=False),
     }
     with pytest.raises(DatasetError, match="2 images could not be read"):
@@ -117,6 +117,7 @@ def test_one_job_with_everything(checkpoint: str, tmp_path: Path, ray_session: N
 
     networks = [load_model(uri) for uri in (checkpoint, other)]
     kept_right = kept = 0
+    agreed = unsure = 0.0
     for row in rows:
         image = read_image(str(dataset / "images" / f"{row['image_id']}.png"))
         pixels = torch.tensor(image).permute(2, 0, 1)[None].float() / 255
@@ -124,11 +125,11 @@ def test_one_job_with_everything(checkpoint: str, tmp_path: Path, ray_session: N
         mean = (each[0] + each[1]) / 2
         entropy = 1 + (mean * np.log(np.maximum(mean, 1e-30))).sum(0) / np.log(3)
         agree = each[0].argmax(0) == each[1].argmax(0)
-        expected = np.where(agree & (entropy >= 0.3), mean.argmax(0), 255)
+        expected = np.where(agree & (entropy >= 0.012), mean.argmax(0), 255)
         label = np.asarray(Image.open(out / row["label_uri"]))
         assert (row["height"], row["width"]) == label.shape == image.shape[:2]
         assert (label != expected).mean() < 0.01
-        assert 0 < agree.mean() < 1 and 0 < (expected != 255).mean() < 1, "or nothing is tested"
+        agreed, unsure = agreed + agree.mean(), unsure + (expected[agree] == 255).mean()
         code = np.asarray(Image.open(out / "entropy" / f"{row['image_id']}.png"))
         assert code.dtype == np.uint16 and (code[~agree] == 0).mean() > 0.99
         truth = np.asarray(Image.open(dataset / "labels" / f"{row['image_id']}.png"))
@@ -139,6 +140,7 @@ def test_one_job_with_everything(checkpoint: str, tmp_path: Path, ray_session: N
         assert all(np.array_equal(np.asarray(Image.open(path)), label) for path in (city, coco))
         shown = out / "cityscapes" / "leftImg8bit" / "train" / "fleet" / f"{row['image_id']}_leftImg8bit.png"
         assert np.array_equal(np.asarray(Image.open(shown)), image)
+    assert 0.1 < agreed / 5 < 0.95 and 0.1 < unsure / 5 < 0.9, "or nothing is tested"
     report = json.loads((out / "report.json").read_text())
     assert report["accuracy_kept"] == pytest.approx(kept_right / kept)
     assert 0 <= report["calibration_error"] <= 1 and report["failed_images"] == 2
@@ -148,9 +150,9 @@ def test_one_job_with_everything(checkpoint: str, tmp_path: Path, ray_session: N
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
-    """A bare folder of 120 images."""
+    """A bare folder of 80 images."""
     images = tmp_path / "images"
-    for n in range(120):
+    for n in range(80):
         (images / f"drive{n % 3}").mkdir(parents=True, exist_ok=True)
         Image.fromarray(draw("target", n)[0]).save(images / f"drive{n % 3}" / f"{n:03d}.png")
     yield images
@@ -177,13 +179,13 @@ def test_a_killed_job_goes_on_and_ends_with_the_same_bytes(
     )
     deadline = time.monotonic() + 200
     entries = out / "job" / "predict"
-    while len(list(entries.glob("*.parquet"))) < 5:
+    while len(list(entries.glob("*.parquet"))) < 4:
         assert driver.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
     driver.send_signal(signal.SIGKILL)
     driver.wait()
     before = {path.name: path.stat().st_mtime_ns for path in entries.glob("*.parquet")}
-    assert len(before) < 60, "killed too late to show anything"
+    assert len(before) < 40, "killed too late to show anything"
     assert not (out / "manifest.parquet").exists()
     for path in out.rglob("*.png"):  # whatever has its name is whole
         if ".partial" not in path.parts:
@@ -191,7 +193,7 @@ def test_a_killed_job_goes_on_and_ends_with_the_same_bytes(
     assert main([*arguments, "--out", str(out)]) == 0
     for name, written in before.items():
         assert (entries / name).stat().st_mtime_ns == written, "finished work must not be repeated"
-    assert read_manifest(str(out)).num_rows == 120
+    assert read_manifest(str(out)).num_rows == 80
     assert digests(out) == digests(whole)
 
 

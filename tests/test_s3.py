@@ -69,7 +69,7 @@ def test_labels_on_s3_are_those_of_local_files(
     assert index.train_ids(start).shape == (40, 56)
 
     # A job that was killed after its first block of the second pass goes on where it was.
-    for name in ("manifest.parquet", "report.json", "labels/drive/3 +%.png", "job/label/00000001.parquet"):
+    for name in ("manifest.parquet", "report.json", "labels/drive/2 +%.png", "job/label/00000001.parquet"):
         assert exists(join(out, *name.split("/")))
         remove(join(out, *name.split("/")))
     assert main(there) == 0

@@ -209,11 +209,15 @@ def decode_label(data: bytes) -> np.ndarray:
     return label
 
 
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
+
+
 def _read(uri: str, decode: Callable[[bytes], np.ndarray]) -> np.ndarray:
     try:
         return decode(read_bytes(uri, limit=MAX_BYTES))
     except OSError as error:
-        raise DatasetError(f"{uri}: cannot be read: {error}") from None
+        raise DatasetError(f"{uri}: cannot be read: {_first_line(error)}") from None
     except DatasetError as error:
         raise DatasetError(f"{uri}: {error}") from None
 
