@@ -213,7 +213,8 @@ def resume(a: Resume, root: Path) -> None:
     predicted = len(list((root / "out" / "predictions").glob("*.png")))
     second, _ = run(command(model, root / "images", root / "out"))
     print(
-        f"undisturbed {whole:.1f} s; killed after {first:.1f} s, resumed in {second:.1f} s: {first + second - whole:+.1f} s"
+        f"undisturbed {whole:.1f} s; killed after {first:.1f} s and resumed in {second:.1f} s: "
+        f"{first + second - whole:+.1f} s"
     )
     print(f"{done} blocks of 32 were committed when it was killed; {predicted - 32 * done} images were predicted twice")
 

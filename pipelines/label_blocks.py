@@ -278,6 +278,8 @@ def apply_thresholds(work: Work, thresholds: np.ndarray) -> Callable[[dict[str, 
         else:
             image_share = 0.0 if work.rules.rule == "fixed" else work.rules.image_share
             label = threshold_top1(prediction, certainty, thresholds, image_share)
+        if work.truth is not None and work.plane != "confidence":  # the report is about probabilities
+            certainty = decode_confidence(_read_png(join(work.out, "confidence", name)))
         return _finish(work, row, label, prediction, certainty)
 
     def label_block(block: int) -> dict[str, Any]:
@@ -291,7 +293,7 @@ def apply_thresholds(work: Work, thresholds: np.ndarray) -> Callable[[dict[str, 
 
 
 def _finish(
-    work: Work, row: dict[str, Any], label: np.ndarray, prediction: np.ndarray, certainty: np.ndarray
+    work: Work, row: dict[str, Any], label: np.ndarray, prediction: np.ndarray, confidence: np.ndarray
 ) -> dict[str, Any]:
     """Write an image's pseudo-label, in every layout; its part of the block's entry.
 
@@ -318,7 +320,7 @@ def _finish(
         right[:] = [
             np.sum(part) for part in (known & kept & correct, known & kept, known & ~kept & correct, known & ~kept)
         ]
-        reliability = reliability_counts(certainty[known], correct[known])
+        reliability = reliability_counts(confidence[known], correct[known])
     return {"size": label.shape, "class_pixels": pixels, "right": right, "reliability": reliability}
 
 

@@ -25,6 +25,7 @@ import heapq
 import json
 import os
 import posixpath
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -138,7 +139,7 @@ def pseudo_label(
     if exists(join(out, "manifest.parquet")):
         return _print(classes, json.loads(read_bytes(join(out, "report.json"))))
     ensure_ray()
-    check_nodes([ledger.rows(0)[0]["image_uri"]], out)
+    check_nodes([row["image_uri"] for row in ledger.rows(0) if exists(row["image_uri"])][:1], out)
     _clear_scratch(out)
     work = Work(
         checkpoints=checkpoints,
@@ -302,9 +303,14 @@ def _run(ledger: Ledger, phase: str, limit: _FailureLimit, **how: Any) -> None:
     dataset.context.execution_no_progress_timeout_s = -1  # a block of large images may take long
     done = dataset.iter_batches(batch_size=None, batch_format="numpy")
     left = min(ledger.images, len(todo) * ledger.block_size)
-    for batch in track(done, left, phase, size=lambda b: int(b["images"].sum() + b["failed"].sum())):
-        if phase == "predict":
-            limit.add(int(batch["failed"].sum()))
+    try:
+        for batch in track(done, left, phase, size=lambda b: int(b["images"].sum() + b["failed"].sum())):
+            if phase == "predict":
+                limit.add(int(batch["failed"].sum()))
+    except ray.exceptions.RayTaskError as error:  # its text is a traceback that ends with ours
+        if reason := re.search(r"DatasetError: (.*)", str(error)):
+            raise DatasetError(reason[1]) from None
+        raise
 
 
 def _each_chunk(task: Callable[..., Any], ledger: Ledger, blocks: Sequence[int], *more: Any) -> Iterator[Any]:
@@ -457,7 +463,7 @@ def _label_chunk(ledger: Ledger, blocks: Sequence[int]) -> tuple[pa.Table, np.nd
 
 
 def _write_reports(work: Work, tally: Tally, quality: Quality) -> None:
-    wanted = [*tally.least, *reversed(tally.most)]
+    wanted = list(dict.fromkeys([*tally.least, *reversed(tally.most)]))  # of few images, none twice
     uris = _uris(work.ledger, {image_id for _, image_id in wanted})
     examples = [sample(work.out, image_id, uris[image_id], certainty) for certainty, image_id in wanted]
     failed = [dict(zip(("image_id", "image_uri", "reason"), row, strict=True)) for row in quality.failed]

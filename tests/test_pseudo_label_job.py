@@ -94,7 +94,6 @@ def test_one_job_with_everything(checkpoint: str, tmp_path: Path, ray_session: N
     dataset = Path(make_dataset(tmp_path / "data", "target", train=7, val=0))
     small, _ = draw("target", 1, (40, 48))
     Image.fromarray(small).save(dataset / "images" / "001.png")
-    Image.fromarray(draw("target", 1, (40, 48))[1]).save(dataset / "labels" / "001.png")
     (dataset / "images" / "002.png").write_bytes(b"not an image")
     (dataset / "images" / "003.png").unlink()
     other = make_checkpoint(tmp_path / "other", 1)
@@ -107,6 +106,9 @@ def test_one_job_with_everything(checkpoint: str, tmp_path: Path, ray_session: N
     }
     with pytest.raises(DatasetError, match="2 images could not be read"):
         pseudo_label(**arguments, max_failed=0.2)  # type: ignore[arg-type]
+    with pytest.raises(DatasetError, match=r"001.png: the true label and its image differ in size"):
+        pseudo_label(**arguments, max_failed=2)  # type: ignore[arg-type]
+    Image.fromarray(draw("target", 1, (40, 48))[1]).save(dataset / "labels" / "001.png")
     pseudo_label(**arguments, max_failed=2)  # type: ignore[arg-type]
 
     failed = {row["image_id"]: row["reason"] for row in json.loads((out / "failed.json").read_text())}

@@ -25,7 +25,7 @@ def upload(folder: Path, uri: str) -> None:
 
 def tree(uri: str) -> dict[str, bytes]:
     fs, root = filesystem(uri)
-    infos = fs.get_file_info(pafs.FileSelector(root, recursive=True))
+    infos = fs.get_file_info(pafs.FileSelector(root, recursive=True, allow_not_found=True))
     found = {i.path[len(root) + 1 :]: i for i in infos if i.is_file}
     return {name: fs.open_input_stream(info.path).read() for name, info in found.items()}
 

@@ -143,7 +143,7 @@ def balance_picture(
     axes.invert_yaxis()
     axes.set_xscale("symlog", linthresh=0.1)
     axes.set_xlabel("% of all labelled pixels")
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, ncols=len(rows), loc="lower center", bbox_to_anchor=(0.5, 1.0))
     clear(axes)
     return to_image(figure)
 
