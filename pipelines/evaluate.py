@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import ray
@@ -17,13 +17,14 @@ import tyro
 from rich.console import Console
 
 from pipelines.session import actor_pool, ensure_ray, track
+from udaseg.config import ConfigError
 from udaseg.data.schema import DatasetError, read_classes, read_manifest
 from udaseg.data.stream import open_index
-from udaseg.inference import predict
+from udaseg.inference import Blend, by_size, predict
 from udaseg.metrics import confusion
 from udaseg.models.segmenter import Domain
 from udaseg.report import confusion_picture, iou_table, summary
-from udaseg.train import CheckpointError, load_model, read_card
+from udaseg.train import CheckpointError, Part, load_model, read_card
 
 FILES = ("metrics.json", "confusion.png")
 
@@ -36,12 +37,41 @@ class Inference:
     """Height and width of sliding windows in pixels; None = whole images."""
     overlap: float = 0.5
     """Share of a window that the next one covers again."""
+    blend: Blend = "mean"
+    """How windows that overlap are averaged: all alike, or tapered toward their edges."""
+    scales: tuple[float, ...] = (1.0,)
+    """Factors on the size that the network was trained at; probabilities are averaged over them."""
+    flip: bool = False
+    """Average over the mirrored image too."""
     domain: Domain = "target"
     """Which domain's own parts of the network are used, where it has such."""
+    network: Part = "predictor"
+    """What of a run's checkpoint predicts; a model directory has its predictor alone, mostly the teacher."""
+    batch_size: int = 1
+    """Images of one size that are predicted together."""
     actors: int = 1
     """Processes that predict."""
+    min_actors: int | None = None
+    """Begin with as few processes as this and add others while there is work for them; None = always `actors`."""
     gpu: bool = torch.cuda.is_available()
     """One GPU an actor."""
+
+    def check(self) -> None:
+        """Raise ConfigError, naming the field, where a number lies outside its range."""
+        if not 0 <= self.overlap < 1:
+            raise ConfigError(f"overlap is {self.overlap}; it must lie in [0, 1)")
+        if self.window is not None and min(self.window) < 1:
+            raise ConfigError(f"window is {self.window}; both sides must be at least 1")
+        if not self.scales or min(self.scales) <= 0:
+            raise ConfigError(f"scales are {self.scales}; there must be one, and all above 0")
+        if self.batch_size < 1:
+            raise ConfigError(f"batch_size is {self.batch_size}; it must be at least 1")
+        if not 1 <= (self.actors if self.min_actors is None else self.min_actors) <= self.actors:
+            raise ConfigError(f"min_actors is {self.min_actors}, actors {self.actors}: 1 <= min_actors <= actors")
+
+    def views(self) -> dict[str, Any]:
+        """The arguments of `udaseg.inference.predict` that these are."""
+        return {name: getattr(self, name) for name in ("window", "overlap", "blend", "scales", "flip", "domain")}
 
 
 class Evaluator:
@@ -50,7 +80,7 @@ class Evaluator:
     def __init__(self, checkpoints: Sequence[str], directory: str, inference: Inference, threads: int) -> None:
         torch.set_num_threads(threads)
         self.device = torch.device("cuda" if inference.gpu else "cpu")
-        self.networks = [load_model(uri) for uri in checkpoints]
+        self.networks = [load_model(uri, inference.network) for uri in checkpoints]
         for network, _ in self.networks:
             network.to(self.device)
         self.index = open_index(directory)
@@ -59,17 +89,20 @@ class Evaluator:
     def __call__(self, block: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         classes = len(self.index.classes)
         counts = np.zeros((1, len(self.networks), classes, classes), np.int64)
-        i = self.inference
-        for row in block["id"].tolist():
-            image = self.index.image(row)
-            label = self.index.train_ids(row)
-            pixels = torch.tensor(image).to(self.device).permute(2, 0, 1)[None].float() / 255
+        images = ((row, self.index.image(row)) for row in block["id"].tolist())
+        for rows, pixels in by_size(images, self.inference.batch_size):
+            labels = [self.index.train_ids(row) for row in rows]
+            batch = to_pixels(pixels, self.device)
             for n, (network, card) in enumerate(self.networks):
-                probability = predict(
-                    network, pixels, short_side=card.short_side, window=i.window, overlap=i.overlap, domain=i.domain
-                )
-                counts[0, n] += confusion(label, probability[0].argmax(0).cpu().numpy(), classes)
+                probability = predict(network, batch, short_side=card.short_side, **self.inference.views())
+                for label, predicted in zip(labels, probability.argmax(1).cpu().numpy(), strict=True):
+                    counts[0, n] += confusion(label, predicted, classes)
         return {"counts": counts, "images": np.array([len(block["id"])])}
+
+
+def to_pixels(images: np.ndarray, device: torch.device) -> torch.Tensor:
+    """(B, H, W, 3) uint8 images as (B, 3, H, W) floats in [0, 1] on a device."""
+    return torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float() / 255
 
 
 def evaluate(
@@ -77,9 +110,10 @@ def evaluate(
 ) -> list[np.ndarray]:
     """The (K, K) confusion matrix of each checkpoint on a split of a labelled dataset, in one pass over its images.
 
-    Raises CheckpointError or DatasetError, before any work, where they do not fit together.
+    Raises ConfigError, CheckpointError or DatasetError, before any work, where they do not fit together.
     """
     inference = inference or Inference()
+    inference.check()
     rows = read_manifest(dataset, split)
     if rows["label_uri"].null_count:
         raise DatasetError(f"{dataset}: evaluation needs labels, and images of split {split!r} have none")
@@ -92,7 +126,7 @@ def evaluate(
     ensure_ray()
     directory = dataset if "://" in dataset else os.path.abspath(dataset)
     start, stop = open_index(directory).rows(split)
-    options, threads = actor_pool(inference.actors, gpu=inference.gpu)
+    options, threads = actor_pool(inference.actors, inference.min_actors, gpu=inference.gpu)
     local = [uri if "://" in uri else os.path.abspath(uri) for uri in checkpoints]
     blocks = (
         ray.data.range(stop - start, override_num_blocks=1)
@@ -138,7 +172,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     try:
         counts = evaluate([a.checkpoint], a.dataset, split=a.split, inference=a.inference)[0]
-    except (DatasetError, CheckpointError) as error:
+    except (ConfigError, DatasetError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     classes = read_classes(a.dataset)

@@ -6,111 +6,73 @@ each class its threshold; then tasks apply the thresholds to the files, without 
 
     predictions/<image_id>.png  the most probable class of every pixel
     confidence/<image_id>.png   16 bits: -ln(1 - p) * 4096
+    entropy/<image_id>.png      the same of 1 - normalised entropy, where the rules look at it
     labels/<image_id>.png       the pseudo-label, 255 where it is not certain
     manifest.parquet ...        a dataset directory that `udaseg train` reads
+    report.html                 how good the labels are; report.json has its numbers
+    failed.json                 images that could not be read, and why
+    job/                        the books: the listing, and what is done
+
+Work is done in blocks of images, each entered in the books when all its files are written (`udaseg.data.ledger`). A job
+that was killed, at whatever moment, goes on when the same command is run again, and ends with the same bytes.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import io
+import hashlib
+import heapq
 import json
 import os
 import posixpath
+import re
 import sys
-from collections import Counter
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.fs as pafs
 import ray
-import torch
 import tyro
-from PIL import Image
 from rich.console import Console
 
 from pipelines.evaluate import Inference
-from pipelines.session import actor_pool, ensure_ray, track
-from udaseg.config import PseudoLabel
-from udaseg.data.datasets import IMAGE_SUFFIXES, files, read_image
+from pipelines.label_blocks import Labeller, PrototypeSums, Work, apply_thresholds, scratch_folder
+from pipelines.session import actor_pool, check_nodes, ensure_ray, track
+from udaseg.config import ConfigError, PseudoLabel
+from udaseg.data.datasets import IMAGE_SUFFIXES, walk
+from udaseg.data.export import Layout
+from udaseg.data.ledger import Ledger, open_ledger
 from udaseg.data.schema import (
     PSEUDO_MANIFEST,
     Classes,
     DatasetError,
+    digest,
     exists,
+    filesystem,
     join,
     read_bytes,
+    read_classes,
     read_manifest,
     resolve,
     write_bytes,
     write_dataset,
 )
-from udaseg.inference import predict
-from udaseg.pseudo_label import (
-    HISTOGRAM_BINS,
-    class_balanced_thresholds,
-    confidence_histogram,
-    decode_confidence,
-    encode_confidence,
-    threshold_top1,
-    union_pseudo_label,
-)
+from udaseg.label_report import Quality, failure_table, label_page, sample
+from udaseg.pseudo_label import HISTOGRAM_BINS, RELIABILITY_BINS, class_balanced_thresholds
 from udaseg.report import Shares, share_table
-from udaseg.train import CheckpointError, load_model, read_card
+from udaseg.train import CARD_FILE, MODEL_FILE, STATE_FILE, CheckpointError, read_card
 
-
-class Predictor:
-    """Ray Data actor: images -> prediction and confidence files, sizes, and the block's confidence histogram.
-
-    With thresholds it writes the any-class pseudo-label instead.
-    """
-
-    def __init__(
-        self,
-        checkpoint: str,
-        out: str,
-        inference: Inference,
-        threads: int,
-        thresholds: np.ndarray | None = None,
-        image_share: float = 0.0,
-    ) -> None:
-        torch.set_num_threads(threads)
-        self.device = torch.device("cuda" if inference.gpu else "cpu")
-        self.network, self.card = load_model(checkpoint)
-        self.network.to(self.device)
-        self.out, self.inference = out, inference
-        self.thresholds, self.image_share = thresholds, image_share
-
-    def _probability(self, uri: str) -> np.ndarray:
-        pixels = torch.tensor(read_image(uri)).to(self.device).permute(2, 0, 1)[None].float() / 255
-        i = self.inference
-        probability = predict(
-            self.network, pixels, short_side=self.card.short_side, window=i.window, overlap=i.overlap, domain=i.domain
-        )
-        return probability[0].cpu().numpy()
-
-    def __call__(self, block: dict[str, np.ndarray]) -> dict[str, Any]:
-        classes = self.card.classes
-        if self.thresholds is not None:
-            counts = []
-            for image_id, uri in zip(block["image_id"], block["image_uri"], strict=True):
-                label = union_pseudo_label(self._probability(uri), self.thresholds, self.image_share, rule="any_class")
-                counts.append(_write_label(self.out, image_id, label, classes))
-            return {"image_id": block["image_id"], "class_pixels": np.stack(counts)}
-        sizes = []
-        histogram = np.zeros((len(classes), HISTOGRAM_BINS), np.int64)
-        for image_id, uri in zip(block["image_id"], block["image_uri"], strict=True):
-            probability = self._probability(uri)
-            label = probability.argmax(0).astype(np.uint8)
-            code = encode_confidence(np.take_along_axis(probability, label[None].astype(np.int64), 0)[0])
-            histogram += confidence_histogram(label, code, len(classes))
-            _write_png(join(self.out, "predictions", f"{image_id}.png"), _palette_image(label, classes))
-            _write_png(join(self.out, "confidence", f"{image_id}.png"), Image.fromarray(code))
-            sizes.append((str(image_id), *label.shape))
-        return {"sizes": np.array([json.dumps(sizes)]), "histogram": histogram[None]}  # one row a block
+CHUNK = 128
+"""Blocks whose entries one task adds up."""
+EXAMPLES = 4
+"""Images at each end of the report's sheet."""
+PROTOTYPE_IMAGES = 500
+"""Images of the source, at even distances, that prototypes are the mean of."""
 
 
 def pseudo_label(
@@ -119,10 +81,16 @@ def pseudo_label(
     images: str,
     out: str,
     split: str | None = None,
+    agree_with: Sequence[str] = (),
+    source: str | None = None,
+    truth: bool = False,
+    layouts: Sequence[Layout] = (),
+    max_failed: float | None = None,
+    block_size: int = 32,
     rules: PseudoLabel | None = None,
     inference: Inference | None = None,
 ) -> Shares:
-    """Label images and write a dataset directory of them. True labels, where the images have some, are not read.
+    """Label images and write a dataset directory of them; go on where a job that was killed left off.
 
     Returns what was kept of each class.
 
@@ -131,150 +99,411 @@ def pseudo_label(
         images: dataset directory, or a folder or URI of images.
         out: dataset directory to write.
         split: of the dataset directory; None = all its images.
+        agree_with: other model directories; what they do not all find alike is not kept.
+        source: labelled dataset directory; its class balance is reported, and prototypes are made from it.
+        truth: compare with the true labels that the images have. They are read for the report alone.
+        layouts: folders for other tools to write beside.
+        max_failed: stop when more images than this cannot be read; below 1 a share of all, None = never.
+        block_size: images that are committed together.
         rules: what is kept.
         inference: how images are predicted.
 
     Raises:
-        DatasetError: no images, or `out` holds a dataset.
-        CheckpointError: the checkpoint cannot be used.
+        ConfigError: a setting lies outside its range.
+        DatasetError: images that cannot be listed, too many that cannot be read, or `out` holds something else.
+        CheckpointError: a checkpoint cannot be used.
     """
     rules, inference = rules or PseudoLabel(), inference or Inference()
-    if not (0 < rules.share <= 1 and 0 < rules.cap <= 1 and 0 <= rules.image_share <= 1):
-        raise DatasetError(f"{rules}: share and cap must lie in (0, 1], image_share in [0, 1]")
-    card = read_card(checkpoint)
-    classes = dataclasses.replace(card.classes, raw_to_train={})  # what is written are train ids
-    out, checkpoint = (uri if "://" in uri else os.path.abspath(uri) for uri in (out, checkpoint))
-    if exists(join(out, "manifest.parquet")):
+    rules.check()
+    inference.check()
+    if block_size < 1 or (max_failed is not None and max_failed < 0):
+        raise ConfigError("block_size must be at least 1, and max_failed at least 0")
+    checkpoints = tuple(_absolute(uri) for uri in (checkpoint, *agree_with))
+    out, images = _absolute(out), _absolute(images)
+    classes = _common_classes(checkpoints)
+    if rules.measure == "prototype" and source is None:
+        raise ConfigError("measure prototype needs the labelled source that prototypes are made from: give --source")
+    if exists(join(out, "manifest.parquet")) and not exists(join(out, "job", "job.json")):
         raise DatasetError(f"{out}: holds a dataset already; choose another --out")
-    table = list_images(images, split)
+    if (out + "/").startswith(images.rstrip("/") + "/") and not exists(join(images, "manifest.parquet")):
+        raise DatasetError(f"{out}: lies in the folder of images; choose an --out outside of it")
+    job = {
+        "checkpoint": [_fingerprint(uri, inference) for uri in checkpoints],
+        "rules": {k: v for k, v in dataclasses.asdict(rules).items() if k != "by"},
+        "inference": inference.views() | {"network": inference.network},
+        "source": None if source is None else digest(source),
+        "truth": truth,
+        "layouts": list(layouts),
+    }
+    ledger = open_ledger(join(out, "job"), lambda: list_images(images, split), block_size=block_size, job=job)
+    if exists(join(out, "manifest.parquet")):
+        return _print(classes, json.loads(read_bytes(join(out, "report.json"))))
     ensure_ray()
-    options, threads = actor_pool(inference.actors, gpu=inference.gpu)
-    source = ray.data.from_arrow(table.select(["image_id", "image_uri"])).repartition(
-        target_num_rows_per_block=16, strict=True
+    check_nodes([row["image_uri"] for row in ledger.rows(0) if exists(row["image_uri"])][:1], out)
+    _clear_scratch(out)
+    work = Work(
+        checkpoints=checkpoints,
+        out=out,
+        ledger=ledger,
+        classes=classes,
+        rules=rules,
+        inference=inference,
+        layouts=tuple(layouts),
+        truth=_truth(images, classes) if truth else None,
     )
+    if rules.measure == "prototype":
+        assert source is not None
+        work = dataclasses.replace(work, prototypes=_prototypes(work, source))
+    options, threads = actor_pool(inference.actors, inference.min_actors, gpu=inference.gpu)
+    limit = _FailureLimit(max_failed, ledger)
+    _run(ledger, "predict", limit, fn=Labeller, fn_constructor_args=(work, threads), **options)
+    tally = _tally(ledger, len(classes))
+    thresholds = _thresholds(rules, tally.histogram)
+    if rules.rule == "any_class":
+        _run(ledger, "label", limit, fn=Labeller, fn_constructor_args=(work, threads, thresholds), **options)
+    else:
+        _run(ledger, "label", limit, fn=apply_thresholds(work, thresholds), num_cpus=1)
+    table, quality = _label_table(ledger, tally, thresholds, source)
+    _write_reports(work, tally, quality)
+    _clear_scratch(out)
+    write_dataset(out, table, classes)
+    return _print(classes, json.loads(read_bytes(join(out, "report.json"))))
 
-    histogram = np.zeros((len(classes), HISTOGRAM_BINS), np.int64)
-    sizes: dict[str, tuple[int, int]] = {}
-    predicted = source.map_batches(
-        Predictor,
-        fn_constructor_args=(checkpoint, out, inference, threads),
-        batch_size=None,
-        batch_format="numpy",
+
+def _absolute(uri: str) -> str:
+    return uri if "://" in uri else os.path.abspath(uri)
+
+
+def _common_classes(checkpoints: Sequence[str]) -> Classes:
+    """The classes of all checkpoints, for labels that hold train ids. Raises CheckpointError where they differ."""
+    first, *others = (read_card(uri).classes for uri in checkpoints)
+    for uri, other in zip(checkpoints[1:], others, strict=True):
+        if other.names != first.names:
+            raise CheckpointError(
+                f"{uri}: its classes are {', '.join(other.names)}; {checkpoints[0]} has {', '.join(first.names)}"
+            )
+    return dataclasses.replace(first, raw_to_train={})
+
+
+def _fingerprint(checkpoint: str, inference: Inference) -> str:
+    content = hashlib.sha256()
+    for name in (CARD_FILE, MODEL_FILE if inference.network == "predictor" else STATE_FILE):
+        if not exists(join(checkpoint, name)):
+            raise CheckpointError(f"{checkpoint}: no {name}; give one of a run's checkpoints for --inference.network")
+        content.update(read_bytes(join(checkpoint, name)))
+    return content.hexdigest()[:16]
+
+
+def _truth(images: str, classes: Classes) -> Classes:
+    if not exists(join(images, "classes.json")):
+        raise DatasetError(f"{images}: --truth needs a dataset directory with labels")
+    true_classes = read_classes(images)
+    if true_classes.names != classes.names:
+        raise DatasetError(f"{images}: --truth: its classes are not the checkpoint's {', '.join(classes.names)}")
+    return true_classes
+
+
+# --- the listing ----------------------------------------------------------------------------------------------------
+
+
+def list_images(images: str, split: str | None = None) -> Iterator[dict[str, Any]]:
+    """Rows of `udaseg.data.ledger.LISTING` of a dataset directory, or of a bare folder whose images are its "train".
+
+    Raises DatasetError where there are none, two have the same id, or one would lead out of the output folder.
+    """
+    _, path = filesystem(images)
+    if path.lower().endswith((".zip", ".tar", ".tgz", ".tar.gz", ".7z")):
+        raise DatasetError(f"{images}: an archive; unpack it, where you can see what it holds, and give the folder")
+    count = 0
+    for row in _manifest_rows(images, split) if exists(join(images, "manifest.parquet")) else _folder_rows(images):
+        _check_id(row["image_id"], images)
+        if row["split"] in ("", ".", "..") or not row["split"].isprintable() or "/" in row["split"]:
+            raise DatasetError(f"{images}: split {row['split']!r} would lead out of the output folder")
+        count += 1
+        yield row
+    if not count:
+        raise DatasetError(f"{images}: no file in this folder or below ends in {' or '.join(IMAGE_SUFFIXES)}")
+
+
+def _manifest_rows(images: str, split: str | None) -> Iterator[dict[str, Any]]:
+    rows = read_manifest(images, split)
+    counts = pc.value_counts(rows["image_id"].combine_chunks())
+    if len(counts) < rows.num_rows:
+        twice = counts.filter(pc.greater(counts.field("counts"), 1))[0]["values"].as_py()
+        raise DatasetError(f"{images}: two images are called {twice!r}; an id must be unique")
+    for batch in rows.to_batches(max_chunksize=1024):
+        for row in batch.to_pylist():
+            label = row["label_uri"]
+            yield {
+                "image_id": row["image_id"],
+                "image_uri": resolve(row["image_uri"], images),
+                "label_uri": None if label is None else resolve(label, images),
+                "dataset": row["dataset"],
+                "split": row["split"],
+            }
+
+
+def _folder_rows(images: str) -> Iterator[dict[str, Any]]:
+    last = None
+    name = posixpath.basename(images.partition("?")[0].rstrip("/"))
+    for image_id, uri in walk(images, IMAGE_SUFFIXES):
+        if image_id == last:  # the files of a folder come in order
+            raise DatasetError(
+                f"{images}: two images are called {image_id!r}; an id must be unique without its extension"
+            )
+        last = image_id
+        yield {"image_id": image_id, "image_uri": uri, "label_uri": None, "dataset": name, "split": "train"}
+
+
+def _check_id(image_id: str, images: str) -> None:
+    """An id becomes a path: it must stay below the output folder and be a name that filesystems take."""
+    parts = image_id.split("/")
+    if any(part in ("", ".", "..") for part in parts):
+        raise DatasetError(f"{images}: image id {image_id!r} would lead out of the output folder")
+    if not image_id.isprintable() or any(len(part.encode()) > 200 for part in parts):
+        raise DatasetError(
+            f"{images}: image id {image_id[:80]!r} cannot be a file's name: it is too long or not printable"
+        )
+    if any(part.endswith(".png") for part in parts[:-1]):
+        raise DatasetError(f"{images}: image id {image_id!r} has a folder that another image's file may be called")
+
+
+# --- phases ---------------------------------------------------------------------------------------------------------
+
+
+class _FailureLimit:
+    """Counts images that cannot be read, and stops the job where there are too many."""
+
+    def __init__(self, most: float | None, ledger: Ledger) -> None:
+        self.most = most if most is None or most >= 1 else most * ledger.images
+        self.failed = 0
+        if most is not None:
+            before = sorted(ledger.committed("predict"))
+            self.add(sum(_each_chunk(_count_failed, ledger, before)))
+
+    def add(self, failed: int) -> None:
+        self.failed += failed
+        if self.most is not None and self.failed > self.most:
+            raise DatasetError(
+                f"{self.failed} images could not be read, more than --max-failed allows; "
+                "what is done stays: see why in job/predict, or run the same again with another --max-failed"
+            )
+
+
+def _run(ledger: Ledger, phase: str, limit: _FailureLimit, **how: Any) -> None:
+    """Do a phase's blocks that are not done."""
+    todo = sorted(set(range(ledger.blocks)) - ledger.committed(phase))
+    if not todo:
+        return
+    dataset = (
+        ray.data.from_arrow(pa.table({"block": todo}))
+        .repartition(target_num_rows_per_block=1, strict=True)
+        .map_batches(batch_size=None, batch_format="numpy", **how)
+    )
+    dataset.context.execution_no_progress_timeout_s = -1  # a block of large images may take long
+    done = dataset.iter_batches(batch_size=None, batch_format="numpy")
+    left = min(ledger.images, len(todo) * ledger.block_size)
+    try:
+        for batch in track(done, left, phase, size=lambda b: int(b["images"].sum() + b["failed"].sum())):
+            if phase == "predict":
+                limit.add(int(batch["failed"].sum()))
+    except ray.exceptions.RayTaskError as error:  # its text is a traceback that ends with ours
+        if reason := re.search(r"DatasetError: (.*)", str(error)):
+            raise DatasetError(reason[1]) from None
+        raise
+
+
+def _each_chunk(task: Callable[..., Any], ledger: Ledger, blocks: Sequence[int], *more: Any) -> Iterator[Any]:
+    """What a Ray task makes of each chunk of blocks, in their order."""
+    remote = ray.remote(num_cpus=1)(task)
+    ends = [*range(0, len(blocks), CHUNK), len(blocks)]
+    for reference in [remote.remote(ledger, blocks[a:b], *more) for a, b in pairwise(ends)]:
+        yield ray.get(reference)
+
+
+def _count_failed(ledger: Ledger, blocks: Sequence[int]) -> int:
+    return sum(len(ledger.entry("predict", block)["failed_id"]) for block in blocks)
+
+
+@dataclass
+class Tally:
+    """What the first pass found, over all blocks; sums of whole numbers, so that their order does not matter."""
+
+    histogram: np.ndarray | Any = 0
+    """(K, 8192)."""
+    failed: list[tuple[str, str, str]] = field(default_factory=list)
+    """Id, URI and reason."""
+    least: list[tuple[float, str]] = field(default_factory=list)
+    """Certainty and id of the least certain images, those first."""
+    most: list[tuple[float, str]] = field(default_factory=list)
+
+    def add(self, other: Tally) -> None:
+        self.histogram = self.histogram + other.histogram
+        self.failed += other.failed
+        self.least = heapq.nsmallest(EXAMPLES, self.least + other.least)
+        self.most = heapq.nlargest(EXAMPLES, self.most + other.most)
+
+
+def _tally(ledger: Ledger, classes: int) -> Tally:
+    total = Tally()
+    for part in _each_chunk(_tally_chunk, ledger, range(ledger.blocks), classes):
+        total.add(part)
+    if not total.most:
+        raise DatasetError(f"none of the images could be read: {total.failed[0][2]}")
+    return total
+
+
+def _tally_chunk(ledger: Ledger, blocks: Sequence[int], classes: int) -> Tally:
+    total = Tally()
+    for block in blocks:
+        entry = ledger.entry("predict", block)
+        histogram = np.zeros((classes, HISTOGRAM_BINS), np.int64)
+        histogram.flat[entry["slot"]] = entry["count"]
+        certainties = list(zip(entry["certainty"].tolist(), entry["image_id"], strict=True))
+        failed = list(zip(entry["failed_id"], entry["failed_uri"], entry["failed_reason"], strict=True))
+        total.add(Tally(histogram, failed, certainties, certainties))
+    return total
+
+
+def _thresholds(rules: PseudoLabel, histogram: np.ndarray) -> np.ndarray:
+    """(K,) thresholds of the classes."""
+    if rules.rule == "fixed":
+        return np.full(len(histogram), rules.threshold, np.float32)
+    if rules.rule == "soft":
+        return np.zeros(len(histogram), np.float32)
+    return class_balanced_thresholds(histogram, rules.share, cap=rules.cap, rare_class=rules.rare_class)
+
+
+def _prototypes(work: Work, source: str) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
+    """Per checkpoint the mean feature of each class of the source, and which classes have one."""
+    source = _absolute(source)
+    classes = read_classes(source)
+    if classes.names != work.classes.names:
+        raise DatasetError(f"{source}: its classes are not the checkpoint's {', '.join(work.classes.names)}")
+
+    def labelled() -> Iterator[dict[str, Any]]:
+        rows = [row for row in list_images(source, "train") if row["label_uri"] is not None]
+        for i in (
+            sorted({*np.linspace(0, len(rows) - 1, PROTOTYPE_IMAGES).round().astype(int).tolist()}) if rows else ()
+        ):
+            yield rows[i]
+
+    books = open_ledger(join(work.out, "job", "source"), labelled, block_size=work.ledger.block_size, job={})
+    here = dataclasses.replace(work, ledger=books, truth=classes)
+    i = work.inference
+    options, threads = actor_pool(i.actors, i.min_actors, gpu=i.gpu)
+    _run(
+        books,
+        "prototypes",
+        _FailureLimit(None, books),
+        fn=PrototypeSums,
+        fn_constructor_args=(here, threads),
         **options,
     )
-    blocks = predicted.iter_batches(batch_size=1, batch_format="numpy")
-    for block in track(blocks, table.num_rows, "predict", size=lambda b: len(json.loads(b["sizes"][0]))):
-        histogram += block["histogram"][0]
-        sizes |= {image_id: (height, width) for image_id, height, width in json.loads(block["sizes"][0])}
-    thresholds = class_balanced_thresholds(histogram, rules.share, cap=rules.cap, rare_class=rules.rare_class)
+    total, count = 0.0, 0.0
+    for block in range(books.blocks):  # in order: sums of floats
+        entry = books.entry("prototypes", block)
+        total, count = total + entry["sum"], count + entry["count"]
+    counts = np.asarray(count).reshape(len(work.checkpoints), -1)
+    sums = np.split(np.asarray(total), len(work.checkpoints))
+    return tuple(
+        ((s.reshape(len(c), -1) / np.maximum(c, 1)[:, None]).astype(np.float32), c > 0)
+        for s, c in zip(sums, counts, strict=True)
+    )
 
-    if rules.rule == "any_class":
-        labelled = source.map_batches(
-            Predictor,
-            fn_constructor_args=(checkpoint, out, inference, threads, thresholds, rules.image_share),
-            batch_size=None,
-            batch_format="numpy",
-            **options,
-        )
-    else:
 
-        def apply(block: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-            def one(image_id: str) -> np.ndarray:
-                prediction = _read_png(join(out, "predictions", f"{image_id}.png"))
-                confidence = decode_confidence(_read_png(join(out, "confidence", f"{image_id}.png")))
-                label = threshold_top1(prediction, confidence, thresholds, rules.image_share)
-                return _write_label(out, image_id, label, classes)
+# --- results --------------------------------------------------------------------------------------------------------
 
-            with ThreadPoolExecutor(4) as pool:
-                return {"image_id": block["image_id"], "class_pixels": np.stack(list(pool.map(one, block["image_id"])))}
 
-        labelled = source.map_batches(apply, batch_size=None, batch_format="numpy", num_cpus=1)
-    pixels: dict[str, list[int]] = {}
-    blocks = labelled.iter_batches(batch_size=None, batch_format="numpy")
-    for block in track(blocks, table.num_rows, "threshold", size=lambda b: len(b["image_id"])):
-        for image_id, counts in zip(block["image_id"], block["class_pixels"], strict=True):
-            pixels[str(image_id)] = counts.tolist()
+def _label_table(ledger: Ledger, tally: Tally, thresholds: np.ndarray, source: str | None) -> tuple[pa.Table, Quality]:
+    """The manifest's rows, and how good the labels are."""
+    parts = list(_each_chunk(_label_chunk, ledger, range(ledger.blocks)))
+    table = pa.concat_tables([rows for rows, *_ in parts])
+    classes = len(tally.histogram)
+    balance = None
+    if source is not None:
+        rows = read_manifest(source)
+        balance = np.array(rows["class_pixels"].combine_chunks().flatten()).reshape(-1, classes).sum(0)
+    quality = Quality(
+        shares=Shares(sum(part[1] for part in parts), tally.histogram.sum(1), thresholds),
+        histogram=tally.histogram,
+        source=balance,
+        right=sum(part[2] for part in parts),
+        reliability=sum(part[3] for part in parts),
+        images=table.num_rows,
+        failed=tally.failed,
+    )
+    return table, quality
 
-    write_dataset(out, _manifest(table, sizes, pixels), classes)
-    kept = np.sum(list(pixels.values()), axis=0)
-    shares = Shares(kept, histogram.sum(1), thresholds)
-    Console().print(share_table(classes.names, shares))
+
+def _label_chunk(ledger: Ledger, blocks: Sequence[int]) -> tuple[pa.Table, np.ndarray, np.ndarray, np.ndarray]:
+    """The manifest's rows of blocks; pixels kept of each class, counts against the truth, reliability."""
+    tables, kept, right, reliability = [], 0, np.zeros(4, np.int64), np.zeros((RELIABILITY_BINS, 3))
+    for block in blocks:
+        entry = ledger.entry("label", block)
+        rows = {row["image_id"]: row for row in ledger.rows(block)}
+        ids = entry["image_id"]
+        pixels = entry["class_pixels"].reshape(len(ids), -1) if len(ids) else np.zeros((0, 1), np.int64)
+        columns = {
+            "image_id": ids,
+            "image_uri": [rows[i]["image_uri"] for i in ids],
+            "label_uri": [f"labels/{i}.png" for i in ids],
+            "confidence_uri": [f"confidence/{i}.png" for i in ids],
+            "height": entry["height"],
+            "width": entry["width"],
+            "class_pixels": list(pixels),
+            "dataset": [rows[i]["dataset"] for i in ids],
+            "split": [rows[i]["split"] for i in ids],
+        }
+        tables.append(pa.table(columns, schema=PSEUDO_MANIFEST))
+        kept = kept + pixels.sum(0)
+        right += entry["right"].reshape(-1, 4).sum(0)
+        reliability += entry["reliability"].reshape(-1, 3)
+    return pa.concat_tables(tables), np.asarray(kept), right, reliability
+
+
+def _write_reports(work: Work, tally: Tally, quality: Quality) -> None:
+    wanted = list(dict.fromkeys([*tally.least, *reversed(tally.most)]))  # of few images, none twice
+    uris = _uris(work.ledger, {image_id for _, image_id in wanted})
+    examples = [sample(work.out, image_id, uris[image_id], certainty) for certainty, image_id in wanted]
+    failed = [dict(zip(("image_id", "image_uri", "reason"), row, strict=True)) for row in quality.failed]
+    write_bytes(join(work.out, "failed.json"), json.dumps(failed, indent=1).encode())
+    write_bytes(join(work.out, "report.json"), json.dumps(quality.to_json(work.classes.names), indent=1).encode())
+    page = label_page(classes=work.classes, quality=quality, examples=examples, rules=dataclasses.asdict(work.rules))
+    write_bytes(join(work.out, "report.html"), page.encode())
+
+
+def _uris(ledger: Ledger, ids: set[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for block in range(ledger.blocks):
+        found |= {row["image_id"]: row["image_uri"] for row in ledger.rows(block) if row["image_id"] in ids}
+        if len(found) == len(ids):
+            break
+    return found
+
+
+def _print(classes: Classes, numbers: dict[str, Any]) -> Shares:
+    shares = Shares(*(np.array(numbers[name]) for name in ("kept", "predicted", "thresholds")))
+    console = Console()
+    console.print(share_table(classes.names, shares))
+    if numbers["failed"]:
+        console.print(failure_table(numbers["failed"]))
     return shares
 
 
-def list_images(images: str, split: str | None) -> pa.Table:
-    """`image_id`, `image_uri` (absolute), `dataset` and `split` of the images of a dataset directory or a bare folder.
-
-    Raises DatasetError where there are none or an id would lead out of the output folder.
-    """
-    base = images if "://" in images else os.path.abspath(images)
-    if exists(join(base, "manifest.parquet")):
-        rows = read_manifest(base, split)
-        uris = [resolve(uri, base) for uri in rows["image_uri"].to_pylist()]
-        table = rows.select(["image_id", "dataset", "split"]).append_column("image_uri", pa.array(uris, pa.string()))
-    else:
-        found = files(base, IMAGE_SUFFIXES)
-        names = [image_id for image_id, _ in found]
-        if len(set(names)) < len(names):
-            twice = next(name for name, n in Counter(names).items() if n > 1)
-            raise DatasetError(f"{images}: two images are called {twice!r}; an id must be unique without its extension")
-        table = pa.table(
-            {
-                "image_id": names,
-                "image_uri": [uri for _, uri in found],
-                "dataset": [posixpath.basename(base.rstrip("/"))] * len(names),
-                "split": ["train"] * len(names),
-            }
-        )
-    for image_id in table["image_id"].to_pylist():
-        if posixpath.isabs(image_id) or ".." in image_id.split("/"):
-            raise DatasetError(f"{images}: image id {image_id!r} would lead out of the output folder")
-    return table
+def _clear_scratch(out: str) -> None:
+    """Remove what killed tasks left half written."""
+    folder = scratch_folder(out)
+    if folder is not None and os.path.isdir(folder):
+        pafs.LocalFileSystem().delete_dir(folder)
 
 
-def _manifest(table: pa.Table, sizes: dict[str, tuple[int, int]], pixels: dict[str, list[int]]) -> pa.Table:
-    ids = table["image_id"].to_pylist()
-    columns = {
-        "image_id": ids,
-        "image_uri": table["image_uri"],
-        "label_uri": [f"labels/{i}.png" for i in ids],
-        "confidence_uri": [f"confidence/{i}.png" for i in ids],
-        "height": [sizes[i][0] for i in ids],
-        "width": [sizes[i][1] for i in ids],
-        "class_pixels": [pixels[i] for i in ids],
-        "dataset": table["dataset"],
-        "split": table["split"],
-    }
-    return pa.table({name: columns[name] for name in PSEUDO_MANIFEST.names}, schema=PSEUDO_MANIFEST)
-
-
-def _palette_image(label: np.ndarray, classes: Classes) -> Image.Image:
-    image = Image.fromarray(label)
-    colours = np.zeros((256, 3), np.uint8)
-    colours[: len(classes)] = classes.palette
-    image.putpalette(colours.tobytes())
-    return image
-
-
-def _write_label(out: str, image_id: str, label: np.ndarray, classes: Classes) -> np.ndarray:
-    """Write a pseudo-label; returns its pixels per class."""
-    _write_png(join(out, "labels", f"{image_id}.png"), _palette_image(label, classes))
-    return np.bincount(label.ravel(), minlength=256)[: len(classes)]
-
-
-def _write_png(uri: str, image: Image.Image) -> None:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", compress_level=1)
-    write_bytes(uri, buffer.getvalue())
-
-
-def _read_png(uri: str) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(read_bytes(uri))))
+# --- command line ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """Pseudo-label a dataset or a folder of images with a checkpoint."""
+    """Pseudo-label images with a checkpoint. The same command again goes on with a job that was killed."""
 
     checkpoint: str
     """A run's model directory, or one of its checkpoints."""
@@ -284,6 +513,18 @@ class Arguments:
     """Dataset directory to write."""
     split: str | None = None
     """Split of a dataset directory; all its images without it."""
+    agree_with: tuple[str, ...] = ()
+    """Other model directories; a pixel that they do not all find the same class for is not kept."""
+    source: str | None = None
+    """Labelled dataset directory, whose class balance the report compares with and prototypes are made from."""
+    truth: bool = False
+    """Compare with the true labels that the images have, in the report alone."""
+    layouts: tuple[Layout, ...] = ()
+    """Folders for other tools: cityscapes, coco_stuff."""
+    max_failed: float | None = None
+    """Stop when more images than this cannot be read; below 1 a share of all. Without it they are listed alone."""
+    block_size: int = 32
+    """Images that are committed together: what a kill costs at most, for each process that predicts."""
     rules: PseudoLabel = PseudoLabel()
     inference: Inference = Inference()
 
@@ -293,7 +534,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = tyro.cli(Arguments, args=argv, prog="udaseg pseudo-label", config=(tyro.conf.AvoidSubcommands,))
     try:
         pseudo_label(**{f.name: getattr(arguments, f.name) for f in dataclasses.fields(arguments)})
-    except (DatasetError, CheckpointError) as error:
+    except (ConfigError, DatasetError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"pseudo-labels: {arguments.out}")

@@ -96,9 +96,9 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def actor_pool(actors: int, *, gpu: bool) -> tuple[dict[str, Any], int]:
+def actor_pool(actors: int, min_actors: int | None = None, *, gpu: bool) -> tuple[dict[str, Any], int]:
     """Options of `map_batches` for a pool of predicting actors, and the torch threads of each."""
-    compute = ray.data.ActorPoolStrategy(size=actors)
+    compute = ray.data.ActorPoolStrategy(min_size=min_actors or actors, max_size=actors)
     return {"compute": compute, "num_cpus": 1, "num_gpus": 1 if gpu else 0}, max(1, usable_cores() // actors)
 
 

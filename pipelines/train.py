@@ -158,12 +158,13 @@ def run_stage(run: _Run, number: int, stage: Stage) -> None:
         labeller = init if stage.pseudo_label.by is None else run.model_uri(stage.pseudo_label.by)
         assert target is not None and labeller is not None  # see `check`
         if not exists(join(labelled, "manifest.parquet")):
-            inference = Inference(gpu=cluster.gpu)
+            inference = Inference(gpu=cluster.gpu, actors=cluster.workers, min_actors=cluster.fewest)
             pseudo_label(
                 checkpoint=labeller,
                 images=target,
                 out=labelled,
                 split="train",
+                source=inputs.get("source"),
                 rules=stage.pseudo_label,
                 inference=inference,
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -20,6 +20,10 @@ os.environ |= {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
     "RAY_worker_niceness": "0",  # beside tests in another process
+    # of the S3 server that the tests start; nobody's account
+    "AWS_ACCESS_KEY_ID": "test",
+    "AWS_SECRET_ACCESS_KEY": "test",
+    "AWS_EC2_METADATA_DISABLED": "true",
 }
 os.environ.pop("RAY_ADDRESS", None)  # tests never join a Ray that is there already
 
@@ -28,7 +32,7 @@ from two_ranks import TwoRanks
 
 torch.set_num_threads(1)
 
-WHOLE_JOBS = ("test_train_job", "test_demo", "test_faults", "test_sweep", "test_job_submit", "test_pseudo_label_job")
+WHOLE_JOBS = ("test_train_job", "test_demo", "test_faults", "test_sweep", "test_job_submit", "test_pseudo_label_job", "test_pseudo_label_faults")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -42,6 +46,28 @@ def two_ranks() -> Iterator[TwoRanks]:
     pool = TwoRanks()
     yield pool
     pool.close()
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[Callable[[str, str], str]]:
+    """A real S3 server on this machine: a function of bucket and key that makes the bucket and returns the URI."""
+    import logging
+
+    import pyarrow.fs as pafs
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # else it tells of every request
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    query = f"endpoint_override=http://{host}:{port}&region=us-east-1"
+
+    def uri(bucket: str, key: str) -> str:
+        pafs.FileSystem.from_uri(f"s3://{bucket}/?{query}&allow_bucket_creation=true")[0].create_dir(bucket)
+        return f"s3://{bucket}/{key}?{query}"
+
+    yield uri
+    server.stop()
 
 
 @pytest.fixture(scope="session")

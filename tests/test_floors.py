@@ -26,7 +26,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("udaseg.methods",),
     ("udaseg.config",),
     ("udaseg.recipes", "udaseg.train", "udaseg.report"),
-    ("udaseg.scoring", "udaseg.sweep_report"),
+    ("udaseg.scoring", "udaseg.sweep_report", "udaseg.label_report"),
     ("udaseg.cluster",),
     ("pipelines", "tune_spaces"),
 ]

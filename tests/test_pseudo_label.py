@@ -205,3 +205,51 @@ def test_fill_keeps_what_is_known_and_upsamples_the_rest() -> None:
     filled = fill(static, torch.tensor([[[1, 2], [IGNORE, 3]]]))
     x = IGNORE
     assert filled.tolist() == [[[7, 1, 2, 2], [1, 1, 2, 2], [x, x, 3, 3], [x, x, 3, 3]]]
+
+
+# --- other rules ----------------------------------------------------------------------------------------------------
+
+
+def test_a_share_of_0_leaves_the_images_own_share_alone() -> None:
+    label, confidence = _prediction((40, 50), 3)
+    histogram = confidence_histogram(label, encode_confidence(confidence), 3)
+    thresholds = class_balanced_thresholds(histogram, 0.0)
+    stored = decode_confidence(encode_confidence(confidence))
+    kept = threshold_top1(label, stored, thresholds, 0.1) != IGNORE
+    assert np.array_equal(kept, stored > image_threshold(stored, 0.1)) and kept.any()
+
+
+def test_what_networks_disagree_on_is_never_kept() -> None:
+    label, confidence = np.zeros((2, 3), np.int64), np.array([[0, 0.5, 0.9], [0, 0.2, 0]], np.float32)
+    kept = threshold_top1(label, confidence, np.zeros(1, np.float32), 1.0)
+    assert np.array_equal(kept != IGNORE, confidence > 0)
+
+
+def test_certainty_is_one_minus_the_normalised_entropy() -> None:
+    from udaseg.pseudo_label import normalised_certainty
+
+    probability = torch.tensor([[1.0, 0, 0, 0], [0.25] * 4, [0.5, 0.5, 0, 0], [0.7, 0.1, 0.1, 0.1]]).T[None, :, :, None]
+    got = normalised_certainty(probability)[0, :, 0]
+    expected = []
+    for column in probability[0, :, :, 0].T.tolist():
+        entropy = -sum(p * np.log(p) for p in column if p > 0)
+        expected.append(1 - entropy / np.log(4))
+    np.testing.assert_allclose(got.numpy(), expected, atol=1e-6)
+
+
+def test_reliability_counts_are_those_of_a_loop_and_add_up() -> None:
+    from udaseg.label_report import calibration_error
+    from udaseg.pseudo_label import reliability_counts
+
+    rng = np.random.default_rng(0)
+    confidence = np.concatenate([rng.random(500), [0.0, 1.0]]).astype(np.float32)
+    correct = rng.random(502) < confidence
+    expected = np.zeros((20, 3))
+    for c, right in zip(confidence, correct, strict=True):
+        expected[min(int(c * 20), 19)] += [1, right, c]
+    np.testing.assert_allclose(reliability_counts(confidence, correct), expected, atol=1e-4)
+    halves = reliability_counts(confidence[:200], correct[:200]) + reliability_counts(confidence[200:], correct[200:])
+    np.testing.assert_allclose(halves, expected, atol=1e-4)
+    loop = sum(abs(row[1] / row[0] - row[2] / row[0]) * row[0] for row in expected if row[0]) / 502
+    assert calibration_error(expected) == pytest.approx(loop)
+    assert calibration_error(np.zeros((20, 3))) is None

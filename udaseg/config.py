@@ -121,17 +121,38 @@ class PseudoLabel:
     """How the target's training images are labelled before a stage, by the network that the stage starts from."""
 
     share: float = 0.1
-    """Most certain share of each class that is kept, in (0, 1]."""
+    """Most certain share of each class that is kept, in [0, 1]; 0 = that of each image alone."""
     cap: float = 1.0
     """Confidence from which a pixel is kept whatever the share, in (0, 1]."""
     image_share: float = 0.1
     """Most certain share of each image that is kept whatever its class, in [0, 1]."""
-    rule: Literal["top1", "any_class"] = "top1"
-    """See `udaseg.pseudo_label.union_pseudo_label`; "any_class" is the authors' and needs a second pass."""
+    rule: Literal["top1", "any_class", "fixed", "soft"] = "top1"
+    """"top1": the union of both shares. "any_class": the authors' union, which predicts a second time, see
+    `udaseg.pseudo_label.union_pseudo_label`. "fixed": what reaches `threshold`. "soft": all, beside its confidence."""
+    threshold: float = 0.9
+    """Of the rule "fixed", in [0, 1]."""
+    measure: Literal["confidence", "entropy", "prototype"] = "confidence"
+    """How certain a pixel is: its largest probability; 1 - its entropy over the largest possible; or its probability
+    of the nearest source prototype, which then is its class too."""
+    temperature: float = 0.1
+    """Of the cosines to the prototypes, > 0."""
     rare_class: Literal["keep_top", "keep_all"] = "keep_top"
     """See `udaseg.pseudo_label.class_balanced_thresholds`."""
     by: str | None = None
     """Earlier stage, or model directory, whose network labels; None = the one that the stage starts from."""
+
+    def check(self) -> None:
+        """Raise ConfigError, naming the field, where a number lies outside its range."""
+        unit = {name: getattr(self, name) for name in ("share", "image_share", "threshold")}
+        for name, value in unit.items():
+            if not 0 <= value <= 1:
+                raise ConfigError(f"{name} is {value}; it must lie in [0, 1]")
+        if not 0 < self.cap <= 1:
+            raise ConfigError(f"cap is {self.cap}; it must lie in (0, 1]")
+        if self.temperature <= 0:
+            raise ConfigError(f"temperature is {self.temperature}; it must be above 0")
+        if self.rule == "any_class" and self.measure == "entropy":
+            raise ConfigError("rule any_class looks at probabilities, of which entropy is none; use top1 or fixed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,6 +226,11 @@ class Recipe:
             pseudo = [name for name, stream in stage.data.streams().items() if stream.labels == "pseudo"]
             if stage.pseudo_label is not None and stage.init_from is None and stage.pseudo_label.by is None:
                 raise ConfigError(f"{where}.pseudo_label needs init_from, or by: the network that labels")
+            if stage.pseudo_label is not None:
+                try:
+                    stage.pseudo_label.check()
+                except ConfigError as error:
+                    raise ConfigError(f"{where}.pseudo_label.{error}") from None
             if stage.pseudo_label is not None and "target" not in pseudo:
                 raise ConfigError(f'{where}.pseudo_label is set, but data.target.labels is not "pseudo"')
             for name, stream in stage.data.streams().items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import numpy as np
@@ -16,6 +17,7 @@ CODES_PER_NAT = 4096
 """Stored confidence is round(-ln(1 - p) * 4096) in 16 bits: even near 1 it tells .9985 from .99999."""
 HISTOGRAM_BINS = 8192
 """Bins of a confidence histogram, 8 codes each: (1 - p) is resolved to 0.2 %."""
+RELIABILITY_BINS = 20
 
 
 # --- on the fly, in training ----------------------------------------------------------------------------------------
@@ -52,17 +54,30 @@ def prototype_transfer(
         (B, h, w) int64 train ids, 255 = not confident. No gradient.
     """
     with torch.no_grad():
-        cosine = torch.einsum("bka,bahw->bkhw", F.normalize(prototypes, dim=2), F.normalize(feature, dim=1))
-        probability = (cosine.masked_fill(~present[..., None, None], -1.0) / temperature).softmax(1)
-        confidence, label = probability.max(1)
+        confidence, label = prototype_logits(feature, prototypes, present, temperature=temperature).softmax(1).max(1)
         known = present.any(1)[:, None, None]
         return torch.where((confidence > threshold) & known, label, IGNORE)
+
+
+def prototype_logits(feature: Tensor, prototypes: Tensor, present: Tensor, *, temperature: float) -> Tensor:
+    """(B, K, h, w) cosines of cells to prototypes over the temperature, -1 over it for classes that are not present.
+
+    Arguments are those of `prototype_transfer`.
+    """
+    cosine = torch.einsum("bka,bahw->bkhw", F.normalize(prototypes, dim=2), F.normalize(feature, dim=1))
+    return cosine.masked_fill(~present[..., None, None], -1.0) / temperature
 
 
 def fill(static: Tensor, dynamic: Tensor) -> Tensor:
     """Hybrid pseudo-label: `static` (B, H, W) where it is known, elsewhere `dynamic` (B, h, w), nearest-upsampled."""
     upsampled = F.interpolate(dynamic[:, None].float(), size=static.shape[1:], mode="nearest")[:, 0].long()
     return torch.where(static != IGNORE, static, upsampled)
+
+
+def normalised_certainty(probability: Tensor) -> Tensor:
+    """(B, H, W) of 1 - entropy / ln(K) of (B, K, H, W) probabilities: 0 = all classes alike, 1 = one is sure."""
+    entropy = -torch.xlogy(probability, probability).sum(1)
+    return (1 - entropy / math.log(max(2, probability.shape[1]))).clamp(0, 1)
 
 
 # --- over a whole target set ----------------------------------------------------------------------------------------
@@ -99,15 +114,17 @@ def class_balanced_thresholds(
 
     Args:
         histogram: (K, 8192) of `confidence_histogram`, summed over the whole set.
-        share: in (0, 1].
+        share: in [0, 1]; with 0 the rule keeps nothing.
         cap: no threshold of a predicted class is higher; SDCA's is 0.9 (with share 0.5), LDBE's 0.999999999.
         rare_class: where int(count * share) is 0, "keep_top" keeps the most certain bin; "keep_all" accepts the class
             whole, which is what the index -0 does in the authors' code.
 
     Returns:
-        (K,) float32 thresholds; 1 for a class that was never predicted.
+        (K,) float32 thresholds; 1, which no stored confidence reaches, for a class that was never predicted.
     """
     thresholds = np.ones(len(histogram), np.float32)
+    if share == 0:
+        return thresholds
     for k, counts in enumerate(histogram):
         total = int(counts.sum())
         if total == 0:
@@ -159,6 +176,7 @@ def threshold_top1(label: np.ndarray, confidence: np.ndarray, thresholds: np.nda
     Args:
         label: (H, W) predicted train ids.
         confidence: (H, W) float in [0, 1].
+            A pixel of confidence 0, which several networks disagree on, is never kept.
         thresholds: (K,), reached or exceeded by what is kept (they are lower edges of histogram bins).
         image_share: in [0, 1].
 
@@ -166,4 +184,18 @@ def threshold_top1(label: np.ndarray, confidence: np.ndarray, thresholds: np.nda
         (H, W) uint8: the predicted class, or 255.
     """
     keep = (confidence >= thresholds[label]) | (confidence > image_threshold(confidence, image_share))
-    return np.where(keep, label, IGNORE).astype(np.uint8)
+    return np.where(keep & (confidence > 0), label, IGNORE).astype(np.uint8)
+
+
+def reliability_counts(confidence: np.ndarray, correct: np.ndarray) -> np.ndarray:
+    """(20, 3) float64: per bin of confidence its pixels, those that are right, and their summed confidence.
+
+    Counts of several images add up.
+
+    Args:
+        confidence: (N,) in [0, 1].
+        correct: (N,) bool.
+    """
+    slot = np.minimum((confidence * RELIABILITY_BINS).astype(np.int64), RELIABILITY_BINS - 1)
+    columns = (None, correct, confidence)
+    return np.stack([np.bincount(slot, weights=w, minlength=RELIABILITY_BINS).astype(np.float64) for w in columns], 1)

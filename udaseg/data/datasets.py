@@ -21,6 +21,10 @@ from udaseg.data.schema import Classes, DatasetError, exists, filesystem, join, 
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 LABEL_SUFFIXES = (".png",)
+MAX_PIXELS = 1 << 26
+"""More pixels than this (67 million) an image may not have; a file of a few kilobytes can claim any number."""
+MAX_BYTES = 1 << 28
+"""Larger files are not read."""
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")  # Pillow's others include formats that run programs
 
 
@@ -62,34 +66,53 @@ class Layout:
 # -- finding files
 
 
-def _children(folder: str, recursive: bool) -> list[pafs.FileInfo]:
+def _children(folder: str) -> list[pafs.FileInfo]:
     fs, path = filesystem(folder)
     if fs.get_file_info(path).type != pafs.FileType.Directory:
         raise DatasetError(f"{folder}: no such folder")
-    return fs.get_file_info(pafs.FileSelector(path, recursive=recursive))
+    try:
+        return fs.get_file_info(pafs.FileSelector(path))
+    except OSError as error:  # a folder that may not be read, a chain of links without an end
+        raise DatasetError(f"{folder}: cannot be listed: {error}") from None
+
+
+def walk(folder: str, suffixes: Sequence[str], *, _above: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:
+    """(path below `folder` less its suffix, URI) of each file in or below it that ends in one of `suffixes`.
+
+    One folder after the other is listed, so that a walk holds the names of one folder, however many there are below.
+    The order is fixed: the files of a folder by name, then its folders by name. Links to folders are followed; hidden
+    files and folders, whose names begin with a dot, are passed over.
+
+    Raises DatasetError where the folder is missing or a link leads back to a folder above it.
+    """
+    folder = folder if "://" in folder else os.path.abspath(folder)
+    fs, path = filesystem(folder)
+    real = os.path.realpath(path) if isinstance(fs, pafs.LocalFileSystem) else path
+    if real in _above:
+        raise DatasetError(f"{folder}: a symbolic link that leads back to {real}, in which it lies; remove it")
+    children = [i for i in _children(folder) if not i.base_name.startswith(".")]
+    found = []
+    for info in children:
+        suffix = next((s for s in suffixes if info.base_name.lower().endswith(s.lower())), None)
+        if info.is_file and suffix:
+            found.append((info.base_name[: -len(suffix)], info.base_name))
+    yield from ((name, join(folder, base_name)) for name, base_name in sorted(found))
+    for below in sorted(i.base_name for i in children if i.type == pafs.FileType.Directory):
+        for name, uri in walk(join(folder, below), suffixes, _above=(*_above, real)):
+            yield f"{below}/{name}", uri
 
 
 def files(folder: str, suffixes: Sequence[str]) -> list[tuple[str, str]]:
-    """(path below `folder` less its suffix, URI) of each file in or below it that ends in one of `suffixes`, sorted.
-
-    Raises DatasetError where the folder is missing or has no such file.
-    """
-    folder = folder if "://" in folder else os.path.abspath(folder)
-    _, root = filesystem(folder)
-    found = []
-    for info in _children(folder, recursive=True):
-        suffix = next((s for s in suffixes if info.path.lower().endswith(s.lower())), None)
-        if info.is_file and suffix:
-            path = info.path[len(root) :].lstrip("/")
-            found.append((path[: -len(suffix)], join(folder, path)))
+    """What `walk` finds, sorted. Raises DatasetError, too, where that is nothing."""
+    found = sorted(walk(folder, suffixes))
     if not found:
         raise DatasetError(f"{folder}: no file in this folder or below ends in {' or '.join(suffixes)}")
-    return sorted(found)
+    return found
 
 
 def folders(folder: str) -> list[str]:
     """The sorted names of the folders in `folder`. Raises DatasetError where it is missing."""
-    return sorted(i.base_name for i in _children(folder, recursive=False) if i.type == pafs.FileType.Directory)
+    return sorted(i.base_name for i in _children(folder) if i.type == pafs.FileType.Directory)
 
 
 def match(images: Iterable[tuple[str, str]], labels: Iterable[tuple[str, str]], split: str) -> Iterator[Pair]:
@@ -140,10 +163,14 @@ def _open(data: bytes, raw_mode: str | None = None) -> Image.Image:
     """
     try:
         image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        if image.width * image.height > MAX_PIXELS:
+            raise DatasetError(f"{image.width} x {image.height} pixels; more than {MAX_PIXELS:,} are not decoded")
         if raw_mode is not None:
             image.tile = [tile._replace(args=raw_mode) for tile in image.tile]
         image.load()  # open() reads headers only; a truncated file is noticed here
         return image
+    except DatasetError:
+        raise
     except UnidentifiedImageError:
         raise DatasetError(f"not an image in a known format ({len(data)} bytes)") from None
     except Exception as error:  # Pillow's decoders raise a dozen types on broken files
@@ -182,11 +209,15 @@ def decode_label(data: bytes) -> np.ndarray:
     return label
 
 
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
+
+
 def _read(uri: str, decode: Callable[[bytes], np.ndarray]) -> np.ndarray:
     try:
-        return decode(read_bytes(uri))
+        return decode(read_bytes(uri, limit=MAX_BYTES))
     except OSError as error:
-        raise DatasetError(f"{uri}: cannot be read: {error}") from None
+        raise DatasetError(f"{uri}: cannot be read: {_first_line(error)}") from None
     except DatasetError as error:
         raise DatasetError(f"{uri}: {error}") from None
 

@@ -10,11 +10,13 @@ Images stay where they are. A URI is relative to the dataset directory unless it
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import posixpath
-from collections.abc import Mapping, Sequence
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from urllib.parse import quote, unquote
@@ -163,25 +165,50 @@ def exists(uri: str) -> bool:
     return fs.get_file_info(path).type != pafs.FileType.NotFound
 
 
-def read_bytes(uri: str) -> bytes:
-    """The whole file at `uri`. Raises FileNotFoundError, naming it, where there is none."""
+def read_bytes(uri: str, *, limit: int | None = None) -> bytes:
+    """The whole file at `uri`.
+
+    Raises FileNotFoundError, naming it, where there is none, and DatasetError where it has more than `limit` bytes.
+    """
     fs, path = filesystem(uri)
-    with fs.open_input_stream(path) as stream:
-        return stream.read()
+    with fs.open_input_file(path) as file:
+        if limit is not None and file.size() > limit:
+            raise DatasetError(f"{file.size():,} bytes; files of more than {limit:,} are not read")
+        return file.read()
 
 
-def write_bytes(uri: str, content: bytes) -> None:
-    """Write a whole file, visible under its name only when complete on a local filesystem; makes its directory."""
+def write_bytes(uri: str, content: bytes, *, scratch: str | None = None) -> None:
+    """Write a whole file, visible under its name only when complete; makes its directory.
+
+    A local file is first written elsewhere, in the folder `scratch` of the same filesystem or beside its place, under a
+    name of its own, so that two writers of the same file cannot mix.
+    """
+    with writer(uri, scratch=scratch) as stream:
+        stream.write(content)
+
+
+@contextlib.contextmanager
+def writer(uri: str, *, scratch: str | None = None) -> Iterator[pa.NativeFile]:
+    """An output stream to a file that appears as in `write_bytes`, when the block ends without an error."""
     fs, path = filesystem(uri)
-    fs.create_dir(posixpath.dirname(path), recursive=True)
-    if isinstance(fs, pafs.LocalFileSystem):
-        temporary = f"{path}.tmp"
-        with fs.open_output_stream(temporary) as stream:
-            stream.write(content)
-        fs.move(temporary, path)
-    else:  # object stores show an object only when it is complete
+    if not isinstance(fs, pafs.LocalFileSystem):  # object stores have no folders, and show no half of an object
         with fs.open_output_stream(path) as stream:
-            stream.write(content)
+            yield stream
+        return
+    folder, name = posixpath.split(path)
+    os.makedirs(folder, exist_ok=True)
+    if scratch is not None:
+        os.makedirs(scratch, exist_ok=True)
+        name = ""  # a name of an image fills what a filesystem allows
+    temporary = posixpath.join(scratch or folder, f"{name}{uuid.uuid4().hex}.tmp")
+    try:
+        with fs.open_output_stream(temporary) as stream:
+            yield stream
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.remove(temporary)
+        raise
 
 
 def remove(uri: str) -> None:

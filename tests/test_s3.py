@@ -1,0 +1,76 @@
+"""Images, checkpoint and labels on a real S3 server: what comes out is what local files give, byte for byte."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow.fs as pafs
+from PIL import Image
+from test_pseudo_label_job import make_checkpoint
+from tiny import draw
+
+from pipelines.pseudo_label import main
+from udaseg.data.datasets import files
+from udaseg.data.schema import exists, filesystem, join, read_bytes, read_manifest, remove, write_bytes
+from udaseg.data.stream import open_index
+
+
+def upload(folder: Path, uri: str) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            write_bytes(join(uri, *path.relative_to(folder).parts), path.read_bytes())
+
+
+def tree(uri: str) -> dict[str, bytes]:
+    fs, root = filesystem(uri)
+    infos = fs.get_file_info(pafs.FileSelector(root, recursive=True, allow_not_found=True))
+    found = {i.path[len(root) + 1 :]: i for i in infos if i.is_file}
+    return {name: fs.open_input_stream(info.path).read() for name, info in found.items()}
+
+
+def test_a_bucket_is_listed_as_a_folder_is(s3: Callable[[str, str], str], tmp_path: Path) -> None:
+    for name in ("b.png", "a/x y+z%.png", "a/b/c.jpg", "a.txt", ".hidden/d.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (2, 2)).save(tmp_path / name, "PNG")
+    uri = s3("listing", "below/here")
+    upload(tmp_path, uri)
+    local, remote = files(str(tmp_path), [".png", ".jpg"]), files(uri, [".png", ".jpg"])
+    assert [name for name, _ in remote] == [name for name, _ in local] == ["a/b/c", "a/x y+z%", "b"]
+    assert all(read_bytes(there) == read_bytes(here) for (_, there), (_, here) in zip(remote, local, strict=True))
+
+
+def test_labels_on_s3_are_those_of_local_files(
+    s3: Callable[[str, str], str], tmp_path: Path, ray_session: None
+) -> None:
+    images, checkpoint = tmp_path / "images", tmp_path / "model"
+    make_checkpoint(checkpoint, 0)
+    (images / "drive").mkdir(parents=True)
+    for n in range(6):
+        Image.fromarray(draw("target", n)[0]).save(images / "drive" / f"{n} +%.png")
+    (images / "broken.png").write_bytes(b"broken")
+    upload(images, s3("fleet", "images"))
+    upload(checkpoint, s3("fleet", "model"))
+    more = ["--block-size", "2", "--inference.no-gpu", "--layouts", "coco_stuff"]
+    out = s3("labels", "first/run")
+    there = ["--images", s3("fleet", "images"), "--checkpoint", s3("fleet", "model"), "--out", out, *more]
+    assert main(there) == 0
+    assert main(["--images", str(images), "--checkpoint", str(checkpoint), "--out", str(tmp_path / "out"), *more]) == 0
+
+    remote, local = tree(out), tree(str(tmp_path / "out"))
+    assert remote.keys() == local.keys()
+    same = [name for name in local if name.endswith(".png")]
+    assert len(same) == 5 * 6 and all(remote[name] == local[name] for name in same)
+    index = open_index(out)  # as `train` reads it
+    start, stop = index.rows("train")
+    assert stop - start == 6 and read_manifest(out)["image_id"].to_pylist()[0] == "drive/0 +%"
+    assert np.array_equal(index.image(start), np.asarray(Image.open(images / "drive" / "0 +%.png")))
+    assert index.train_ids(start).shape == (40, 56)
+
+    # A job that was killed after its first block of the second pass goes on where it was.
+    for name in ("manifest.parquet", "report.json", "labels/drive/2 +%.png", "job/label/00000001.parquet"):
+        assert exists(join(out, *name.split("/")))
+        remove(join(out, *name.split("/")))
+    assert main(there) == 0
+    assert tree(out) == remote

@@ -1,0 +1,60 @@
+"""Label maps under the names that other tools look for: Cityscapes' and COCO-Stuff's folders."""
+
+from __future__ import annotations
+
+import posixpath
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from udaseg.data.datasets import CITYSCAPES_CLASSES
+from udaseg.data.schema import Classes
+
+Layout = Literal["cityscapes", "coco_stuff"]
+
+
+class Names(NamedTuple):
+    """Where a layout has an image and its label maps, below the folder of the layout."""
+
+    image: str
+    labels: dict[str, np.ndarray | None]
+    """Path -> (256,) uint8 lookup of train ids; None = as they are."""
+
+
+def names(layout: Layout, image_id: str, split: str, suffix: str, classes: Classes) -> Names:
+    """The files of an image.
+
+    Cityscapes' tools look for <split>/<city>/<name>; an image that lies in no folder gets the city "fleet". Label ids
+    are those of Cityscapes where all classes are its own, else train ids. COCO-Stuff's pixel maps hold train ids.
+
+    Args:
+        layout: which one.
+        image_id: path-like, without suffix.
+        split: "train", "val", ...
+        suffix: of the image's file, ".jpg".
+        classes: names in the order of train ids.
+    """
+    if layout == "coco_stuff":
+        return Names(f"images/{split}/{image_id}{suffix}", {f"annotations/{split}/{image_id}.png": None})
+    place = image_id.removesuffix("_leftImg8bit")
+    place = f"{split}/{place}" if "/" in place else f"{split}/fleet/{place}"
+    labels = {
+        f"gtFine/{place}_gtFine_labelTrainIds.png": None,
+        f"gtFine/{place}_gtFine_labelIds.png": _cityscapes_ids(classes),
+    }
+    return Names(f"leftImg8bit/{place}_leftImg8bit.png", labels)
+
+
+def suffix_of(uri: str) -> str:
+    """ ".jpg" of an image's address."""
+    return posixpath.splitext(uri.partition("?")[0])[1]
+
+
+def _cityscapes_ids(classes: Classes) -> np.ndarray | None:
+    if not set(classes.names) <= set(CITYSCAPES_CLASSES.names):
+        return None
+    raw_of = {train: raw for raw, train in CITYSCAPES_CLASSES.raw_to_train.items() if train != 255}
+    lookup = np.zeros(256, np.uint8)  # 0 is Cityscapes' "unlabeled"
+    for train, name in enumerate(classes.names):
+        lookup[train] = raw_of[CITYSCAPES_CLASSES.names.index(name)]
+    return lookup
