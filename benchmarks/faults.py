@@ -15,6 +15,7 @@ killed it, and resumed at once.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -148,8 +149,9 @@ def _find(cluster: RayCluster, title: str) -> psutil.Process:
     while True:
         for root in cluster.processes:
             for process in cluster.tree(root):
-                if process.is_running() and " ".join(process.cmdline()).startswith(title):
-                    return process
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    if " ".join(process.cmdline()).startswith(title):
+                        return process
         time.sleep(0.05)
 
 
