@@ -1,6 +1,8 @@
 # Everything happens in .venv; `make demo` and `make test` install it first.
 PYTHON ?= python3
 BIN := .venv/bin
+# Tests run in two processes, a file in one of them.
+TWO := -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-all lint clean
 
@@ -13,10 +15,10 @@ demo: .venv/installed
 	$(BIN)/udaseg demo --out runs/demo
 
 test: .venv/installed lint
-	$(BIN)/python -m pytest -m "not full"
+	$(BIN)/python -m pytest -m "not full" $(TWO)
 
 test-all: .venv/installed lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TWO)
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -18,7 +18,8 @@ os.environ |= {
     "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S": "60",
     "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
+    "RAY_worker_niceness": "0",  # beside tests in another process
 }
 os.environ.pop("RAY_ADDRESS", None)  # tests never join a Ray that is there already
 
@@ -26,6 +27,13 @@ import torch  # not earlier: OpenMP reads its number of threads at import
 from two_ranks import TwoRanks
 
 torch.set_num_threads(1)
+
+WHOLE_JOBS = ("test_train_job", "test_demo", "test_faults", "test_sweep", "test_job_submit", "test_pseudo_label_job")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files come first, so that of two processes neither is left with them at the end."""
+    items.sort(key=lambda item: item.path.stem not in WHOLE_JOBS)
 
 
 @pytest.fixture(scope="session")

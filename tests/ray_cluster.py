@@ -165,7 +165,7 @@ class RayCluster:
             self.kill(process)
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def submit(self, *words: str, working_dir: Path = ROOT, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    def submit(self, *words: str, working_dir: Path = ROOT, timeout: float = 600) -> subprocess.CompletedProcess[str]:
         """`ray job submit --working-dir . -- WORDS`, as a user types it."""
         deadline = time.monotonic() + 90
         while True:

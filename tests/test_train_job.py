@@ -97,6 +97,7 @@ def test_a_changed_manifest_is_not_resumed(undisturbed: Path, pair: dict[str, st
         train(bcl(), source=other, target=pair["target"], out=str(undisturbed), resume=True, cluster=ONE)
 
 
+@pytest.mark.full
 def test_a_killed_worker_is_replaced_and_the_result_is_bit_identical(
     undisturbed: Path, pair: dict[str, str], tmp_path: Path
 ) -> None:
@@ -162,7 +163,7 @@ def test_a_kill_during_an_upload_leaves_the_last_good_checkpoint(
     assert [(r["stage"], r["step"]) for r in rows(out)] == [(s, k + 1) for s in range(3) for k in range(6)]
 
 
-@pytest.mark.parametrize("cluster", [ONE, TWO], ids=["one_worker", "two_workers"])
+@pytest.mark.parametrize("cluster", [pytest.param(ONE, marks=pytest.mark.full), TWO], ids=["one_worker", "two_workers"])
 def test_a_run_cut_off_in_a_stage_resumes_to_the_uninterrupted_result(
     cluster: Cluster, pair: dict[str, str], tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

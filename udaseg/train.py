@@ -106,12 +106,12 @@ def to_batches(columns: Mapping[str, np.ndarray], data: Data, *, seed: int, devi
     index = torch.from_numpy(columns["index"].astype(np.int64)).to(device)
     batches = {}
     for name, stream in data.streams().items():
-        image = torch.from_numpy(np.ascontiguousarray(columns[f"{name}_image"])).to(device)
+        image = torch.tensor(columns[f"{name}_image"]).to(device)  # a copy: Arrow's memory is read-only
         label = columns.get(f"{name}_label")
         batch = Batch(
             image=image.permute(0, 3, 1, 2).float() / 255,  # channels last, as it comes: convolutions are faster so
             index=index,
-            label=None if label is None else torch.from_numpy(np.ascontiguousarray(label)).to(device).long(),
+            label=None if label is None else torch.tensor(label).to(device).long(),
         )
         batch = weak(batch, seed=seed, purpose=name, flip=data.flip, rotation=data.rotation)
         if stream.jitter or stream.blur:
