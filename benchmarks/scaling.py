@@ -113,11 +113,11 @@ def _measure_index(folder: str) -> dict[str, float]:
 
     def measure(name: str, function: Callable[[], object]) -> None:
         """Seconds, and MiB of the driver's own memory at the most above what it had."""
-        before, began, most = process.memory_full_info().uss, time.perf_counter(), 0
+        before, began = _own(process), time.perf_counter()
         with ProcessWatch(process) as watch:
             function()
             result[f"{name}_s"] = time.perf_counter() - began
-        most = max(watch.most, process.memory_full_info().uss)
+        most = max(watch.most, _own(process))
         result[f"{name}_mib"] = (most - before) / 2**20
 
     def checks() -> None:
@@ -127,7 +127,7 @@ def _measure_index(folder: str) -> dict[str, float]:
     def first_batch() -> None:
         next(iterate(plan_dataset(plan, start=0, world_size=1).iterator(), share=plan.batch_size))
         workers = [p for p in process.children(recursive=True) if "MapBatches" in " ".join(p.cmdline())]
-        result["task_mib"] = max((p.memory_full_info().uss for p in workers), default=0) / 2**20
+        result["task_mib"] = max((_own(p) for p in workers), default=0) / 2**20
 
     measure("checks", checks)
     measure("index", lambda: open_index(folder))
@@ -142,8 +142,14 @@ def _measure_index(folder: str) -> dict[str, float]:
     return result
 
 
+def _own(process: psutil.Process) -> int:
+    """Bytes that a process holds itself, without mapped files and shared memory."""
+    info = process.memory_info()
+    return info.rss - info.shared
+
+
 class ProcessWatch:
-    """The most memory of its own (USS, bytes) that a process has while the block runs."""
+    """The most bytes of its own that a process has while the block runs."""
 
     def __init__(self, process: psutil.Process) -> None:
         import threading
@@ -153,7 +159,7 @@ class ProcessWatch:
 
         def watch() -> None:
             while not self._stop.wait(0.02):
-                self.most = max(self.most, process.memory_full_info().uss)
+                self.most = max(self.most, _own(process))
 
         self._thread = threading.Thread(target=watch, daemon=True)
 

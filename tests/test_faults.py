@@ -256,6 +256,23 @@ def test_elastic_workers_shrink_with_the_cluster_and_grow_with_it_again(
     assert len(begun[0]) >= 2 and all(step % 10 == 0 for steps in begun.values() for step in steps), begun
 
 
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (("--cluster.workers", "2", "--cluster.cpus-per-worker", "9"), "need 19 CPU (it has 3)"),
+        (("--cluster.workers", "1", "--cluster.cpus-per-worker", "3"), "leave no CPU for data tasks"),
+    ],
+    ids=["workers", "data_tasks"],
+)
+def test_what_the_cluster_cannot_give_ends_the_run(
+    asked: tuple[str, ...], said: str, cluster: RayCluster, data: tuple[str, ...], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    run = start(cluster, data, out, *asked, "--cluster.wait", "5")
+    assert run.wait(timeout=240) == 1
+    assert said in out.with_suffix(".log").read_text().splitlines()[-1]
+
+
 def test_every_node_must_see_the_run_directory(cluster: RayCluster, data: tuple[str, ...], tmp_path: Path) -> None:
     """A node that cannot write it is named before anything runs."""
     node = cluster.add_node(2)

@@ -279,6 +279,18 @@ def test_inputs_that_do_not_fit_are_refused(pair: dict[str, str], tmp_path: Path
     )
 
 
+def test_more_than_this_machine_has_is_refused(pair: dict[str, str], tmp_path: Path, ray_session: None) -> None:
+    four = Cluster(workers=4, gpu=False, threads=1)
+    with pytest.raises(ConfigError, match=r"4 workers and their data tasks need 5 CPU \(it has 4\)"):
+        train(
+            tiny_recipe("source_only_small"),
+            source=pair["source"],
+            target=None,
+            out=str(tmp_path / "run"),
+            cluster=four,
+        )
+
+
 def test_a_checkpoint_of_other_classes_is_refused(undisturbed: Path, pair: dict[str, str], tmp_path: Path) -> None:
     import shutil
 

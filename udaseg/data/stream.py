@@ -316,7 +316,7 @@ def _await_cpu(world_size: int, seconds: float) -> None:
         ray.cancel(request)
         has = ray.cluster_resources().get("CPU", 0)
         raise RuntimeError(
-            f"{world_size} workers leave no CPU for data tasks; waited {seconds:g} s for one, and the cluster has {has:g}"
+            f"{world_size} workers leave no CPU for data tasks; waited {seconds:g} s for one, the cluster has {has:g}"
         ) from None
 
 
