@@ -32,7 +32,10 @@ from two_ranks import TwoRanks
 
 torch.set_num_threads(1)
 
-WHOLE_JOBS = ("test_train_job", "test_demo", "test_faults", "test_sweep", "test_job_submit", "test_pseudo_label_job", "test_pseudo_label_faults")
+WHOLE_JOBS = {
+    "test_train_job", "test_demo", "test_faults", "test_sweep", "test_job_submit", "test_pseudo_label_job",
+    "test_pseudo_label_faults",
+}  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
