@@ -19,6 +19,7 @@ GPU: `workers`'s figure of a run there, or `benchmarks.overhead`.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -62,7 +63,7 @@ PEAK_TFLOPS = {"H100": 989, "H200": 989, "A100": 312, "L4": 121}
 
 def index(images: tuple[int, ...] = (10**4, 10**5, 10**6, 10**7)) -> None:
     """Cost of an index at these numbers of images."""
-    print("images     checks s  checks MiB  index s  index MiB  uniform us  rare us  first batch s  largest task MiB")
+    print("images     checks s  checks MiB  index s  index MiB  uniform us  rare us  first batch s  largest worker MiB")
     for count in images:
         with tempfile.TemporaryDirectory() as folder:
             with _alone() as process:
@@ -71,7 +72,7 @@ def index(images: tuple[int, ...] = (10**4, 10**5, 10**6, 10**7)) -> None:
                 r = process.submit(_measure_index, folder).result()
         print(
             f"{count:<11}{r['checks_s']:<10.2f}{r['checks_mib']:<12.0f}{r['index_s']:<9.3f}{r['index_mib']:<11.1f}"
-            f"{r['uniform_us']:<12.0f}{r['rare_us']:<9.0f}{r['first_batch_s']:<15.1f}{r['task_mib']:.0f}",
+            f"{r['uniform_us']:<12.0f}{r['rare_us']:<9.0f}{r['first_batch_s']:<15.1f}{r['worker_mib']:.0f}",
             flush=True,
         )
 
@@ -126,8 +127,12 @@ def _measure_index(folder: str) -> dict[str, float]:
 
     def first_batch() -> None:
         next(iterate(plan_dataset(plan, start=0, world_size=1).iterator(), share=plan.batch_size))
-        workers = [p for p in process.children(recursive=True) if "MapBatches" in " ".join(p.cmdline())]
-        result["task_mib"] = max((_own(p) for p in workers), default=0) / 2**20
+        held = [0]
+        for child in process.children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):  # ended meanwhile
+                if " ".join(child.cmdline()).startswith("ray::"):  # a worker, which may be idle again
+                    held.append(_own(child))
+        result["worker_mib"] = max(held) / 2**20
 
     measure("checks", checks)
     measure("index", lambda: open_index(folder))
