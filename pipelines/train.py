@@ -102,11 +102,14 @@ def train(
     classes = check(recipe, directories, cluster)
     digests = {name: digest(directory) for name, directory in directories.items() if directory is not None}
     out = absolute(out)
-    _claim(recipe, digests, out, resume)
-    write_bytes(join(out, "classes.json"), classes.to_json().encode())
+    config = {"recipe": json.loads(recipe_to_json(recipe)), "manifests": digests}
+    _check_out(config, out, resume)
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(cluster.wait))
     ensure_ray(num_cpus=usable_cores() + cluster.workers)
     _check_resources(cluster)
+    if not exists(join(out, "config.json")):
+        write_bytes(join(out, "config.json"), json.dumps(config, indent=1).encode())
+    write_bytes(join(out, "classes.json"), classes.to_json().encode())
     check_nodes([first_image(directory) for directory in directories.values() if directory is not None], out)
     run = _Run(recipe, classes, directories, digests, out, cluster, Monitor(out, on_score), scoring)
     for number, stage in enumerate(recipe.stages):
@@ -327,23 +330,21 @@ def check(recipe: Recipe, directories: dict[str, str | None], cluster: Cluster) 
     return classes
 
 
-def _claim(recipe: Recipe, digests: dict[str, str], out: str, resume: bool) -> None:
-    """Take a run directory, or make sure that the one to be resumed is of the same configuration and data."""
-    mine = {"recipe": json.loads(recipe_to_json(recipe)), "manifests": digests}
+def _check_out(config: dict[str, Any], out: str, resume: bool) -> None:
+    """Make sure that a run directory is new, or that the run to be resumed has this configuration and data."""
     uri = join(out, "config.json")
     if not exists(uri):
         if exists(out) and not resume and _has_files(out):
             raise ConfigError(f"{out}: exists and is no run directory; choose another --out")
-        write_bytes(uri, json.dumps(mine, indent=1).encode())
         return
     if not resume:
         raise ConfigError(f"{out}: holds a run already; go on with it by --resume, or choose another --out")
     theirs = json.loads(read_bytes(uri))
-    if theirs["manifests"] != digests:
+    if theirs["manifests"] != config["manifests"]:
         raise ConfigError(
             f"{out}: the manifests have changed since the run began, so it cannot be resumed; start a new run"
         )
-    if theirs["recipe"] != mine["recipe"]:
+    if theirs["recipe"] != config["recipe"]:
         raise ConfigError(f"{out}: the configuration differs from the run's, see {uri}; start a new run")
 
 

@@ -18,6 +18,7 @@ os.environ |= {
     "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S": "60",
     "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process a worker; test_faults.py has it
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
     "RAY_worker_niceness": "0",  # beside tests in another process
     # of the S3 server that the tests start; nobody's account

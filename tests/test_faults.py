@@ -65,6 +65,7 @@ def start(
     environment = os.environ | {
         "RAY_ADDRESS": cluster.address,
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "1",
         "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "0.5",
     }
     del environment["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"]  # --cluster.wait is to say it

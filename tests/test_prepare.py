@@ -402,6 +402,7 @@ def test_main(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
         main(["--imagse", "x"])
 
 
+@pytest.mark.full
 def test_main_starts_ray(tree: Path) -> None:
     arguments = ["--images", f"{tree}/images", "--classes", f"{tree}/classes.json", "--out", f"{tree}/out"]
     command = [sys.executable, "-m", "pipelines.prepare", *arguments]

@@ -90,7 +90,12 @@ def test_it_resumes_exactly(name: str, tmp_path: Path) -> None:
     assert all(torch.equal(mine[key], theirs[key]) for key in mine)
 
 
-@pytest.mark.parametrize("name", SMALL)
+TWICE = ("source_only_small", "dacs_small", "bcl_paper_small", "hrda_small")  # whose parts test_two_ranks.py has too
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.full) if name in TWICE else name for name in SMALL]
+)
 def test_on_two_ranks_it_equals_one(name: str, two_ranks: TwoRanks) -> None:
     ranks = two_ranks.run(train_some, name)
     state, gradients, _ = train_some(None, name)

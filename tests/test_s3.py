@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.fs as pafs
+import pytest
 from PIL import Image
 from test_pseudo_label_job import make_checkpoint
 from tiny import draw
@@ -41,6 +42,7 @@ def test_a_bucket_is_listed_as_a_folder_is(s3: Callable[[str, str], str], tmp_pa
     assert all(read_bytes(there) == read_bytes(here) for (_, there), (_, here) in zip(remote, local, strict=True))
 
 
+@pytest.mark.full
 def test_labels_on_s3_are_those_of_local_files(
     s3: Callable[[str, str], str], tmp_path: Path, ray_session: None
 ) -> None:

@@ -163,21 +163,35 @@ def test_a_kill_during_an_upload_leaves_the_last_good_checkpoint(
     assert [(r["stage"], r["step"]) for r in rows(out)] == [(s, k + 1) for s in range(3) for k in range(6)]
 
 
-@pytest.mark.parametrize("cluster", [pytest.param(ONE, marks=pytest.mark.full), TWO], ids=["one_worker", "two_workers"])
+@pytest.mark.parametrize(
+    ("name", "cluster"),
+    [
+        ("source_only_small", TWO),
+        pytest.param("dacs_small", ONE, marks=pytest.mark.full),
+        pytest.param("dacs_small", TWO, marks=pytest.mark.full),
+    ],
+    ids=["two_workers", "second_stage", "second_stage_two_workers"],
+)
 def test_a_run_cut_off_in_a_stage_resumes_to_the_uninterrupted_result(
-    cluster: Cluster, pair: dict[str, str], tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    cluster: Cluster,
+    pair: dict[str, str],
+    tmp_path: Path,
+    ray_session: None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The run fails for good after step 4 of 6; it goes on from its checkpoint in another call."""
-    recipe = tiny_recipe("dacs_small", steps=6)
-    data = {"source": pair["source"], "target": pair["target"]}
+    """The last stage fails for good after step 4 of 6; it goes on from its checkpoint in another call."""
+    recipe = tiny_recipe(name, steps=6)
+    last = len(recipe.stages) - 1
+    data = {"source": pair["source"], "target": pair["target"] if last else None}
     whole = train(recipe, **data, out=str(tmp_path / "whole"), cluster=cluster)
 
     cut = tmp_path / "cut"
     original = job.run_stage
 
     def cut_off(run, number, stage):  # type: ignore[no-untyped-def]
-        """Stop the second stage for good when its checkpoint of step 4 is registered."""
-        if number != 1:
+        """Stop the last stage for good when its checkpoint of step 4 is registered."""
+        if number != last:
             return original(run, number, stage)
         from udaseg.cluster import train_worker
 
@@ -207,22 +221,18 @@ def test_a_run_cut_off_in_a_stage_resumes_to_the_uninterrupted_result(
     monkeypatch.undo()
     resumed = train(recipe, **data, out=str(cut), resume=True, cluster=cluster)
     assert_equal(tensors(whole), tensors(resumed))
-    assert [(r["stage"], r["step"]) for r in rows(cut)] == [(s, k + 1) for s in range(2) for k in range(6)]
+    assert [(r["stage"], r["step"]) for r in rows(cut)] == [(s, k + 1) for s in range(last + 1) for k in range(6)]
 
 
-def test_training_learns_and_evaluation_agrees_with_a_plain_loop(
-    pair: dict[str, str], tmp_path: Path, ray_session: None
-) -> None:
+def test_evaluation_agrees_with_a_plain_loop(undisturbed: Path, pair: dict[str, str]) -> None:
     import numpy as np
 
     from udaseg.data.stream import open_index
     from udaseg.inference import predict
     from udaseg.metrics import confusion
 
-    recipe = tiny_recipe("source_only_small", steps=40, optim__lr=3e-3, checkpoint_every=40)
-    model = train(recipe, source=pair["source"], target=None, out=str(tmp_path / "run"), cluster=ONE)
+    model = str(undisturbed / "model")
     counts = evaluate([model], pair["source"])[0]
-    assert mean_iou(counts) > 0.5
     network, card = load_model(model)
     index = open_index(pair["source"])
     expected = np.zeros((3, 3), np.int64)
@@ -231,6 +241,13 @@ def test_training_learns_and_evaluation_agrees_with_a_plain_loop(
         probability = predict(network, image, short_side=card.short_side)
         expected += confusion(index.train_ids(row), probability[0].argmax(0).numpy(), 3)
     assert np.array_equal(counts, expected)
+
+
+@pytest.mark.full
+def test_training_learns(pair: dict[str, str], tmp_path: Path, ray_session: None) -> None:
+    recipe = tiny_recipe("source_only_small", steps=40, optim__lr=3e-3, checkpoint_every=40)
+    model = train(recipe, source=pair["source"], target=None, out=str(tmp_path / "run"), cluster=ONE)
+    assert mean_iou(evaluate([model], pair["source"])[0]) > 0.5
 
 
 def test_evaluate_prints_and_writes_the_same_figures_once(
@@ -304,6 +321,7 @@ def test_a_checkpoint_of_other_classes_is_refused(undisturbed: Path, pair: dict[
         evaluate([str(other)], pair["target_val"])
 
 
+@pytest.mark.full
 def test_a_loss_that_is_not_finite_stops_the_run_at_once(
     pair: dict[str, str], tmp_path: Path, ray_session: None
 ) -> None:
