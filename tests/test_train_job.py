@@ -166,11 +166,10 @@ def test_a_kill_during_an_upload_leaves_the_last_good_checkpoint(
 @pytest.mark.parametrize(
     ("name", "cluster"),
     [
-        ("source_only_small", TWO),
-        pytest.param("dacs_small", ONE, marks=pytest.mark.full),
+        ("source_only_small", ONE),
         pytest.param("dacs_small", TWO, marks=pytest.mark.full),
     ],
-    ids=["two_workers", "second_stage", "second_stage_two_workers"],
+    ids=["one_worker", "second_stage_two_workers"],
 )
 def test_a_run_cut_off_in_a_stage_resumes_to_the_uninterrupted_result(
     name: str,
