@@ -15,11 +15,12 @@ from tiny import CLASSES, draw, make_dataset, tiny_recipe
 
 from pipelines.evaluate import Inference
 from pipelines.label_blocks import Labeller, PrototypeSums, Work, apply_thresholds
-from pipelines.pseudo_label import list_images, pseudo_label
+from pipelines.pseudo_label import pseudo_label
 from udaseg.config import Model, PseudoLabel
 from udaseg.data import export
 from udaseg.data.datasets import CITYSCAPES_CLASSES, LAYOUTS, read_image
 from udaseg.data.ledger import open_ledger
+from udaseg.data.listing import list_images
 from udaseg.inference import PrototypeClassifier, predict
 from udaseg.losses.contrastive import downscale_label
 from udaseg.train import ModelCard, build_state, load_model, save_model

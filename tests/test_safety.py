@@ -20,11 +20,12 @@ from tiny import make_dataset
 
 from pipelines.evaluate import Inference
 from pipelines.label_blocks import Labeller, Work
-from pipelines.pseudo_label import list_images, main
+from pipelines.pseudo_label import main
 from udaseg.config import PseudoLabel
 from udaseg.data import datasets
 from udaseg.data.datasets import files, read_image
 from udaseg.data.ledger import open_ledger
+from udaseg.data.listing import list_images
 from udaseg.data.schema import MANIFEST, DatasetError, read_classes, read_manifest, write_dataset
 from udaseg.train import CheckpointError, load_model, read_card
 

@@ -1,0 +1,74 @@
+"""The images that a job is to do: rows of a dataset directory, or of a bare folder."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow.compute as pc
+
+from udaseg.data.datasets import IMAGE_SUFFIXES, walk
+from udaseg.data.schema import DatasetError, exists, filesystem, join, read_manifest, resolve
+
+
+def list_images(images: str, split: str | None = None) -> Iterator[dict[str, Any]]:
+    """Rows of `udaseg.data.ledger.LISTING` of a dataset directory, or of a bare folder whose images are its "train".
+
+    Raises DatasetError where there are none, two have the same id, or one would lead out of the output folder.
+    """
+    _, path = filesystem(images)
+    if path.lower().endswith((".zip", ".tar", ".tgz", ".tar.gz", ".7z")):
+        raise DatasetError(f"{images}: an archive; unpack it, where you can see what it holds, and give the folder")
+    count = 0
+    for row in _manifest_rows(images, split) if exists(join(images, "manifest.parquet")) else _folder_rows(images):
+        _check_id(row["image_id"], images)
+        if row["split"] in ("", ".", "..") or not row["split"].isprintable() or "/" in row["split"]:
+            raise DatasetError(f"{images}: split {row['split']!r} would lead out of the output folder")
+        count += 1
+        yield row
+    if not count:
+        raise DatasetError(f"{images}: no file in this folder or below ends in {' or '.join(IMAGE_SUFFIXES)}")
+
+
+def _manifest_rows(images: str, split: str | None) -> Iterator[dict[str, Any]]:
+    rows = read_manifest(images, split)
+    counts = pc.value_counts(rows["image_id"].combine_chunks())
+    if len(counts) < rows.num_rows:
+        twice = counts.filter(pc.greater(counts.field("counts"), 1))[0]["values"].as_py()
+        raise DatasetError(f"{images}: two images are called {twice!r}; an id must be unique")
+    for batch in rows.to_batches(max_chunksize=1024):
+        for row in batch.to_pylist():
+            label = row["label_uri"]
+            yield {
+                "image_id": row["image_id"],
+                "image_uri": resolve(row["image_uri"], images),
+                "label_uri": None if label is None else resolve(label, images),
+                "dataset": row["dataset"],
+                "split": row["split"],
+            }
+
+
+def _folder_rows(images: str) -> Iterator[dict[str, Any]]:
+    last = None
+    name = posixpath.basename(images.partition("?")[0].rstrip("/"))
+    for image_id, uri in walk(images, IMAGE_SUFFIXES):
+        if image_id == last:  # the files of a folder come in order
+            raise DatasetError(
+                f"{images}: two images are called {image_id!r}; an id must be unique without its extension"
+            )
+        last = image_id
+        yield {"image_id": image_id, "image_uri": uri, "label_uri": None, "dataset": name, "split": "train"}
+
+
+def _check_id(image_id: str, images: str) -> None:
+    """An id becomes a path: it must stay below the output folder and be a name that filesystems take."""
+    parts = image_id.split("/")
+    if any(part in ("", ".", "..") for part in parts):
+        raise DatasetError(f"{images}: image id {image_id!r} would lead out of the output folder")
+    if not image_id.isprintable() or any(len(part.encode()) > 200 for part in parts):
+        raise DatasetError(
+            f"{images}: image id {image_id[:80]!r} cannot be a file's name: it is too long or not printable"
+        )
+    if any(part.endswith(".png") for part in parts[:-1]):
+        raise DatasetError(f"{images}: image id {image_id!r} has a folder that another image's file may be called")
