@@ -253,6 +253,7 @@ def make_plan(stage: Stage, directories: dict[str, str | None], seed: int) -> Pl
         streams[name] = StreamPlan(
             directory=absolute(directory),
             labelled=stream.labels != "none",
+            soft=stream.labels == "soft",
             rare_class=stream.sampling == "rare_class",
             rare_temperature=stream.rare_temperature,
             rare_min_pixels=stream.rare_min_pixels,
@@ -301,7 +302,8 @@ def check(recipe: Recipe, directories: dict[str, str | None], cluster: Cluster) 
             index = open_index(absolute(directory))
             if stream.labels == "true" and index.lacks("train", "label_uri"):
                 raise DatasetError(f"{directory}: stage {stage.name!r} needs labels, and train images have none")
-            if stream.labels == "pseudo" and stage.pseudo_label is None and index.lacks("train", "confidence_uri"):
+            made_before = stream.labels in ("pseudo", "soft") and stage.pseudo_label is None
+            if made_before and index.lacks("train", "confidence_uri"):
                 raise DatasetError(
                     f"{directory}: stage {stage.name!r} reads pseudo-labels; "
                     "give a dataset that `udaseg pseudo-label` wrote"

@@ -250,6 +250,59 @@ def test_bcl_weighs_its_terms_as_configured() -> None:
     }
 
 
+def collect_frozen(state: RunState, batches: dict[str, Batch]) -> dict[str, Loss]:
+    freeze(state.method)
+    return {loss.name: loss for losses in state.method.losses(batches, 0, 10) for loss in losses}
+
+
+@pytest.mark.parametrize(("name", "term"), [("oracle", "ce"), ("bcl", "target_ce"), ("ldbe_denoising", "positive")])
+def test_soft_labels_weigh_the_pixels_of_their_term_alone(name: str, term: str) -> None:
+    stage = make_stage(name)
+    state, batches = make_state(stage), make_batches(stage)
+    target = batches["target"]
+    assert target.label is not None
+    weight = torch.rand(target.label.shape, generator=torch.Generator().manual_seed(0))
+    plain = collect_frozen(state, batches)
+    soft = collect_frozen(make_state(stage), batches | {"target": replace(target, weight=weight)})
+    known = target.label != IGNORE
+    logits = state.method.student(target.image, "target", target.index).logits
+    pixels = -logits.log_softmax(1).gather(1, target.label.where(known, 0)[:, None])[:, 0]
+    torch.testing.assert_close(plain[term].value, pixels[known].sum() / known.sum())
+    torch.testing.assert_close(soft[term].value, (weight * pixels)[known].sum() / known.sum())
+    assert all(torch.equal(plain[other].value, soft[other].value) for other in plain if other != term)
+
+
+def test_soft_labels_of_a_mixed_image_leave_what_is_pasted_at_full_weight() -> None:
+    stage = make_stage("bcl_mix")
+    batches = make_batches(stage)
+    target = batches["target"]
+    assert target.label is not None
+    known = replace(target, label=torch.zeros_like(target.label))
+    weights = {"plain": None, "sure": torch.ones(known.label.shape), "unsure": torch.zeros(known.label.shape)}  # type: ignore[union-attr]
+    ce = {
+        name: collect_frozen(make_state(stage), batches | {"target": replace(known, weight=w)})[
+            "target_ce"
+        ].value.item()
+        for name, w in weights.items()
+    }
+    assert ce["sure"] == ce["plain"] and 0 < ce["unsure"] < ce["plain"]
+
+
+def test_soft_labels_decide_how_sure_ldbe_is_of_an_image() -> None:
+    stage = make_stage("ldbe_enhancement")
+    batches = make_batches(stage)
+    target = batches["target"]
+    assert target.label is not None
+    known = replace(target, label=torch.zeros_like(target.label))
+    half = torch.zeros(known.label.shape)  # type: ignore[union-attr]
+    half[:, :32] = 1
+    coverage = [
+        collect_frozen(make_state(stage), batches | {"target": replace(known, weight=w)})["coverage"].value.item()
+        for w in (None, half)
+    ]
+    assert coverage == [1.0, 0.5]
+
+
 # --- the step -------------------------------------------------------------------------------------------------------
 
 

@@ -6,10 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
-from tiny import make_dataset
+from PIL import Image
+from tiny import CLASSES, make_dataset
 
-from udaseg.data.schema import DatasetError
+from udaseg.data.schema import PSEUDO_MANIFEST, DatasetError, read_manifest, write_dataset
 from udaseg.data.stream import Plan, StreamPlan, draw_row, open_index, plan_dataset, sample_index
 
 
@@ -124,12 +126,31 @@ def test_crops_have_fixed_size_and_show_image_and_label_of_the_same_place(plan: 
 
 
 def test_a_label_id_outside_the_classes_is_named(tmp_path: Path) -> None:
-    from PIL import Image
-
     directory = make_dataset(tmp_path, "source")
     Image.fromarray(np.full((40, 56), 7, np.uint8)).save(tmp_path / "labels" / "003.png")
     with pytest.raises(DatasetError, match=r"003\.png.*\[7\]"):
         open_index(directory).train_ids(3)
+
+
+def test_soft_labels_bring_the_confidence_of_the_same_place(tmp_path: Path) -> None:
+    directory = make_dataset(tmp_path, "target", val=0)
+    rows = read_manifest(directory).to_pylist()
+    (tmp_path / "confidence").mkdir()
+    for row in rows:
+        row["confidence_uri"] = f"confidence/{row['image_id']}.png"
+        code = np.asarray(Image.open(tmp_path / row["label_uri"])).astype(np.uint16) * 20_000 + 7
+        Image.fromarray(code).save(tmp_path / row["confidence_uri"])
+    write_dataset(directory, pa.Table.from_pylist(rows, schema=PSEUDO_MANIFEST), CLASSES)
+    streams = {"target": StreamPlan(directory=directory, labelled=True, soft=True)}
+    plan = Plan(seed=3, batch_size=4, steps=9, crop=(32, 32), short_side=40, scale=(1.0, 1.3), streams=streams)
+    for g in range(20):
+        sample = plan.load(g)
+        assert sample["target_confidence"].dtype == np.uint16
+        assert np.array_equal(sample["target_confidence"], sample["target_label"].astype(np.uint16) * 20_000 + 7)
+    filler = plan.empty()
+    assert {name: (v.dtype, np.shape(v)) for name, v in filler.items()} == {
+        name: (v.dtype, np.shape(v)) for name, v in plan.load(0).items()
+    }
 
 
 def test_a_stream_may_have_a_size_of_its_own(plan: Plan) -> None:

@@ -64,8 +64,9 @@ DOMAIN_OF: dict[str, Domain] = {"source": "source", "target": "target", "templat
 class Stream:
     """How the images of one domain are drawn."""
 
-    labels: Literal["true", "pseudo", "none"]
-    """Which labels the stage reads. True labels of a target are read by oracles alone."""
+    labels: Literal["true", "pseudo", "soft", "none"]
+    """Which labels the stage reads. True labels of a target are read by oracles alone; "soft" are pseudo-labels whose
+    pixels weigh as much in the cross-entropy as they are certain."""
     sampling: Literal["uniform", "rare_class"] = "uniform"
     rare_temperature: float = 0.01
     """T of rare-class sampling, P(c) ~ exp((1 - f_c) / T)."""
@@ -223,7 +224,7 @@ class Recipe:
                     f"{where}.data.group_size is {stage.data.group_size}, but method.group_size {own_group}: "
                     "the method couples samples, so both must be equal"
                 )
-            pseudo = [name for name, stream in stage.data.streams().items() if stream.labels == "pseudo"]
+            pseudo = [name for name, stream in stage.data.streams().items() if stream.labels in ("pseudo", "soft")]
             if stage.pseudo_label is not None and stage.init_from is None and stage.pseudo_label.by is None:
                 raise ConfigError(f"{where}.pseudo_label needs init_from, or by: the network that labels")
             if stage.pseudo_label is not None:
@@ -232,7 +233,7 @@ class Recipe:
                 except ConfigError as error:
                     raise ConfigError(f"{where}.pseudo_label.{error}") from None
             if stage.pseudo_label is not None and "target" not in pseudo:
-                raise ConfigError(f'{where}.pseudo_label is set, but data.target.labels is not "pseudo"')
+                raise ConfigError(f'{where}.pseudo_label is set, but data.target.labels is neither "pseudo" nor "soft"')
             for name, stream in stage.data.streams().items():
                 if stream.sampling == "rare_class" and stream.labels == "none":
                     raise ConfigError(f"{where}.data.{name}.sampling is rare_class, which needs labels")

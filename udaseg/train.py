@@ -27,6 +27,7 @@ from udaseg.data.schema import Classes, exists, join, read_bytes, write_bytes
 from udaseg.dist import average_batch_norm, average_gradients, rank
 from udaseg.models.build import build_segmenter
 from udaseg.models.segmenter import Segmenter
+from udaseg.pseudo_label import decode_confidence
 from udaseg.rng import key_to_seed
 from udaseg.types import Batch
 
@@ -106,7 +107,8 @@ def to_batches(columns: Mapping[str, np.ndarray], data: Data, *, seed: int, devi
     """Streamed uint8 columns as augmented batches on the device, keyed per sample.
 
     Args:
-        columns: "index" (B,), and per stream "<name>_image" (B, H, W, 3) and maybe "<name>_label" (B, H, W).
+        columns: "index" (B,), and per stream "<name>_image" (B, H, W, 3), and maybe "<name>_label" and
+            "<name>_confidence" (B, H, W).
         data: augmentation settings.
         seed: key of the run and stage.
         device: where the batches go.
@@ -115,11 +117,12 @@ def to_batches(columns: Mapping[str, np.ndarray], data: Data, *, seed: int, devi
     batches = {}
     for name, stream in data.streams().items():
         image = torch.tensor(columns[f"{name}_image"]).to(device)  # a copy: Arrow's memory is read-only
-        label = columns.get(f"{name}_label")
+        label, code = columns.get(f"{name}_label"), columns.get(f"{name}_confidence")
         batch = Batch(
             image=image.permute(0, 3, 1, 2).float() / 255,  # channels last, as it comes: convolutions are faster so
             index=index,
             label=None if label is None else torch.tensor(label).to(device).long(),
+            weight=None if code is None else torch.from_numpy(decode_confidence(code)).to(device),
         )
         batch = weak(batch, seed=seed, purpose=name, flip=data.flip, rotation=data.rotation)
         if stream.jitter or stream.blur:

@@ -45,6 +45,8 @@ class StreamPlan:
     split: str = "train"
     labelled: bool
     """Whether labels are read."""
+    soft: bool = False
+    """Whether their confidence is read too."""
     rare_class: bool = False
     """Rare-class sampling instead of uniform."""
     rare_temperature: float = 0.01
@@ -71,11 +73,14 @@ class Plan:
     streams: Mapping[str, StreamPlan]
 
     def load(self, index: int) -> dict[str, np.ndarray]:
-        """The sample at a global index: `<stream>_image` (h, w, 3) uint8 and, if labelled, `<stream>_label` (h, w)."""
+        """The sample at a global index: `<stream>_image` (h, w, 3) uint8; if labelled, `<stream>_label` (h, w) uint8;
+        if soft, `<stream>_confidence` (h, w) uint16, see `udaseg.pseudo_label.encode_confidence`."""
         sample: dict[str, np.ndarray] = {"index": np.int64(index)}  # type: ignore[dict-item]
         for name, stream in self.streams.items():
             row, rare = draw_row(stream, index, self.seed, name)
-            image, label = self._read(stream, row)
+            dataset = open_index(stream.directory)
+            image = Image.fromarray(dataset.image(row))
+            label = Image.fromarray(dataset.train_ids(row)) if stream.labelled else None
             rng = keyed(self.seed, index, f"{name}.crop")
             for attempt in range(10):
                 box = self._crop_box(image.size, stream.short_side or self.short_side, rng)
@@ -89,6 +94,9 @@ class Plan:
             sample[f"{name}_image"] = np.asarray(_resize(image, box, self.crop, Image.Resampling.BILINEAR))
             if cropped is not None:
                 sample[f"{name}_label"] = cropped
+            if stream.soft:
+                confidence = Image.fromarray(dataset.confidence(row))
+                sample[f"{name}_confidence"] = np.asarray(_resize(confidence, box, self.crop, Image.Resampling.NEAREST))
         return sample
 
     def empty(self) -> dict[str, np.ndarray]:
@@ -98,12 +106,9 @@ class Plan:
             sample[f"{name}_image"] = np.zeros((*self.crop, 3), np.uint8)
             if stream.labelled:
                 sample[f"{name}_label"] = np.full(self.crop, IGNORE, np.uint8)
+            if stream.soft:
+                sample[f"{name}_confidence"] = np.zeros(self.crop, np.uint16)
         return sample
-
-    def _read(self, stream: StreamPlan, row: int) -> tuple[Image.Image, Image.Image | None]:
-        index = open_index(stream.directory)
-        image = Image.fromarray(index.image(row))
-        return image, Image.fromarray(index.train_ids(row)) if stream.labelled else None
 
     def _crop_box(
         self, size: tuple[int, int], short_side: int, rng: np.random.Generator
@@ -162,6 +167,10 @@ class Index:
         if (mapped < 0).any():
             raise DatasetError(f"{uri}: label ids {np.unique(raw[mapped < 0]).tolist()} are not in classes.json")
         return mapped.astype(np.uint8)
+
+    def confidence(self, row: int) -> np.ndarray:
+        """(H, W) uint16 confidence codes of a row's pseudo-label."""
+        return read_label(self.uri(row, "confidence_uri"))
 
     @functools.lru_cache(maxsize=64)  # noqa: B019 - an index lives as long as its process
     def rare_classes(self, split: str, temperature: float, min_pixels: int) -> tuple[np.ndarray, list[np.ndarray]]:

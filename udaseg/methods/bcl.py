@@ -10,7 +10,7 @@ verified; they are reconstructions, each a field below.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -95,10 +95,12 @@ class BCL(nn.Module):
 
     def losses(self, batches: Mapping[str, Batch], step: int, total_steps: int) -> Iterator[tuple[Loss, ...]]:
         c, source, target = self.config, batches["source"], batches["target"]
-        assert source.label is not None and target.label is not None
-        target_image, static, soft = self._mix(source, target) if c.mix else (target.image, target.label, None)
+        assert source.label is not None
+        target, soft = self._mix(source, target) if c.mix else (target, None)
+        static = target.label
+        assert static is not None
         out_s = self.student(source.image, "source", source.index)
-        out_t = self.student(target_image, "target", target.index)
+        out_t = self.student(target.image, "target", target.index)
 
         target_label = static
         if c.variant == "paper":
@@ -111,10 +113,11 @@ class BCL(nn.Module):
             num_classes=self.student.num_classes,
             temperature=c.temperature,
         )
-        ce_label, weight = target_label if c.target_ce == "hybrid" else static, None
+        ce_label, weight = target_label if c.target_ce == "hybrid" else static, target.weight
         if soft is not None:
-            weight = torch.where(ce_label == IGNORE, soft.quality, 1.0)
-            ce_label = torch.where(ce_label == IGNORE, soft.label, ce_label)
+            known = ce_label != IGNORE
+            weight = torch.where(known, 1.0 if weight is None else weight, soft.quality)
+            ce_label = torch.where(known, ce_label, soft.label)
         losses = [
             Loss("source_ce", output_cross_entropy(out_s, source.label)),
             Loss("target_ce", output_cross_entropy(out_t, ce_label, weight), c.target_weight),
@@ -129,8 +132,8 @@ class BCL(nn.Module):
             ]
         yield tuple(losses)
 
-    def _mix(self, source: Batch, target: Batch) -> tuple[Tensor, Tensor, _Soft]:
-        """The mixed image (B, 3, H, W), its labels of source and round (B, H, W), and the teacher's for the rest."""
+    def _mix(self, source: Batch, target: Batch) -> tuple[Batch, _Soft]:
+        """The mixed images with the labels of source and round, and the teacher's for the rest."""
         assert self.teacher is not None and source.label is not None and target.label is not None
         confidence, teacher_label = self.teacher.label(target.image)
         mask = class_mask(source.label, source.index, seed=self.seed)
@@ -141,8 +144,9 @@ class BCL(nn.Module):
             purpose="mixed",
             jitter=self.config.mix_jitter,
         )
+        weight = None if target.weight is None else paste(mask, torch.ones_like(target.weight), target.weight)
         soft = _Soft(paste(mask, source.label, teacher_label), confident_share(confidence, self.config.mix_threshold))
-        return image, paste(mask, source.label, target.label), soft
+        return replace(target, image=image, label=paste(mask, source.label, target.label), weight=weight), soft
 
     @torch.no_grad()
     def _hybrid(self, source: Tensor, source_label: Tensor, target: Tensor, static: Tensor) -> Tensor:

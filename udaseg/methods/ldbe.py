@@ -79,7 +79,7 @@ class LDBE(nn.Module):
         drawn = int(keyed(self.seed, step, "place").integers(-c.place_spread, c.place_spread + 1))
         place = min(max(classes // 2 + drawn, 1), classes)
         return (
-            Loss("positive", output_cross_entropy(out, target.label)),
+            Loss("positive", output_cross_entropy(out, target.label, target.weight)),
             Loss("entropy", entropy(out.logits, form=c.entropy), c.entropy_weight),
             Loss("negative", negative_learning(out.logits, place), c.negative_weight),
             Loss("coverage", (target.label != IGNORE).float().mean(), weight=0),
@@ -91,7 +91,7 @@ class LDBE(nn.Module):
         confidence, teacher_label = self.teacher.label(target.image)
         labelled = target.label != IGNORE
         label = torch.where(labelled, target.label, teacher_label)
-        confidence = confidence.masked_fill(labelled, 1.0)
+        confidence = torch.where(labelled, 1.0 if target.weight is None else target.weight, confidence)
 
         mask = class_mask(label, target.index, seed=self.seed, round_up=False)
         image, label, confidence = (paste(mask, x, self._next(x)) for x in (target.image, label, confidence))

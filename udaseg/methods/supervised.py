@@ -39,7 +39,7 @@ class Supervised(nn.Module):
         batch = batches[self.config.stream]
         assert batch.label is not None
         out = self.student(batch.image, self.config.stream, batch.index)
-        yield (Loss("ce", output_cross_entropy(out, batch.label)),)
+        yield (Loss("ce", output_cross_entropy(out, batch.label, batch.weight)),)
 
     def after_step(self) -> None:
         pass
