@@ -10,15 +10,19 @@ Entries of the ledger:
 from __future__ import annotations
 
 import io
+import multiprocessing
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
+import ray
 import torch
 from PIL import Image
 from torch import Tensor
@@ -100,11 +104,12 @@ class Networks:
             network, card = load_model(uri, work.inference.network)
             self.loaded.append((network.to(self.device), card))
         self.pool = ThreadPoolExecutor(THREADS)
+        self.read_image = _ReadApart() if _was_restarted() else read_image
 
     def read(self, row: Mapping[str, Any]) -> np.ndarray | DatasetError:
         """The image of a row, or why there is none."""
         try:
-            image = read_image(row["image_uri"])
+            image = self.read_image(row["image_uri"])
         except DatasetError as error:
             return error
         height, width = image.shape[:2]
@@ -127,6 +132,47 @@ class Networks:
                     yield row, image
 
         return by_size(images(), self.work.inference.batch_size)
+
+
+class _ReadApart:
+    """`read_image` in a process of its own, which a decoder that crashes takes with it in place of this one.
+
+    For an actor that has been lost once: whatever it is that it was lost by comes again with its block.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()  # one image at a time, so that a crash tells whose it was
+        self.process: ProcessPoolExecutor | None = None
+
+    def __call__(self, uri: str) -> np.ndarray:
+        with self.lock:
+            if self.process is None:
+                spawn = multiprocessing.get_context("spawn")
+                self.process = ProcessPoolExecutor(1, spawn, initializer=_end_with, initargs=(os.getpid(),))
+            try:
+                return self.process.submit(read_image, uri).result()
+            except BrokenProcessPool:
+                self.process = None
+                raise DatasetError(f"{uri}: crashes the process that decodes it") from None
+
+
+def _end_with(parent: int) -> None:
+    """End this process soon after its parent, however that ends."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _was_restarted() -> bool:
+    """Whether this process is that of an actor which was lost before."""
+    if not ray.is_initialized():  # asking would start a Ray
+        return False
+    context = ray.get_runtime_context()
+    return context.get_actor_id() is not None and bool(context.was_current_actor_reconstructed)
 
 
 class Labeller(Networks):

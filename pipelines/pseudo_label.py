@@ -43,7 +43,7 @@ from pipelines.label_blocks import Labeller, PrototypeSums, Work, apply_threshol
 from pipelines.session import actor_pool, check_nodes, ensure_ray, track
 from udaseg.config import ConfigError, PseudoLabel
 from udaseg.data.export import Layout
-from udaseg.data.ledger import Ledger, open_ledger
+from udaseg.data.ledger import Ledger, open_ledger, sole_driver
 from udaseg.data.listing import list_images
 from udaseg.data.schema import (
     PSEUDO_MANIFEST,
@@ -106,7 +106,8 @@ def pseudo_label(
 
     Raises:
         ConfigError: a setting lies outside its range.
-        DatasetError: images that cannot be listed, too many that cannot be read, or `out` holds something else.
+        DatasetError: images that cannot be listed, too many that cannot be read, or `out` holds something else or is
+            worked on by another process.
         CheckpointError: a checkpoint cannot be used.
     """
     rules, inference = rules or PseudoLabel(), inference or Inference()
@@ -132,28 +133,36 @@ def pseudo_label(
         "layouts": list(layouts),
     }
     ledger = open_ledger(join(out, "job"), lambda: list_images(images, split), block_size=block_size, job=job)
-    if exists(join(out, "manifest.parquet")):
-        return _print(classes, json.loads(read_bytes(join(out, "report.json"))))
+    if not exists(join(out, "manifest.parquet")):
+        work = Work(
+            checkpoints=checkpoints,
+            out=out,
+            ledger=ledger,
+            classes=classes,
+            rules=rules,
+            inference=inference,
+            layouts=tuple(layouts),
+            truth=_truth(images, classes) if truth else None,
+        )
+        with sole_driver(ledger.directory, scratch=work.scratch):
+            _do(work, source, max_failed)
+    _clear_scratch(out)
+    return _print(classes, json.loads(read_bytes(join(out, "report.json"))))
+
+
+def _do(work: Work, source: str | None, max_failed: float | None) -> None:
+    """Both passes, as far as they are not done, and what is made of them."""
+    ledger, rules, inference, out = work.ledger, work.rules, work.inference, work.out
     ensure_ray()
     check_nodes([row["image_uri"] for row in ledger.rows(0) if exists(row["image_uri"])][:1], out)
     _clear_scratch(out)
-    work = Work(
-        checkpoints=checkpoints,
-        out=out,
-        ledger=ledger,
-        classes=classes,
-        rules=rules,
-        inference=inference,
-        layouts=tuple(layouts),
-        truth=_truth(images, classes) if truth else None,
-    )
     if rules.measure == "prototype":
         assert source is not None
         work = dataclasses.replace(work, prototypes=_prototypes(work, source))
     options, threads = actor_pool(inference.actors, inference.min_actors, gpu=inference.gpu)
     limit = _FailureLimit(max_failed, ledger)
     _run(ledger, "predict", limit, fn=Labeller, fn_constructor_args=(work, threads), **options)
-    tally = _tally(ledger, len(classes))
+    tally = _tally(ledger, len(work.classes))
     thresholds = _thresholds(rules, tally.histogram)
     if rules.rule == "any_class":
         _run(ledger, "label", limit, fn=Labeller, fn_constructor_args=(work, threads, thresholds), **options)
@@ -161,9 +170,7 @@ def pseudo_label(
         _run(ledger, "label", limit, fn=apply_thresholds(work, thresholds), num_cpus=1)
     table, quality = _label_table(ledger, tally, thresholds, source)
     _write_reports(work, tally, quality)
-    _clear_scratch(out)
-    write_dataset(out, table, classes)
-    return _print(classes, json.loads(read_bytes(join(out, "report.json"))))
+    write_dataset(out, table, work.classes)
 
 
 def _absolute(uri: str) -> str:

@@ -6,6 +6,8 @@ import json
 import os
 import pickle
 import struct
+import subprocess
+import sys
 import zipfile
 import zlib
 from pathlib import Path
@@ -15,8 +17,8 @@ import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
-from test_pseudo_label_job import make_checkpoint
-from tiny import make_dataset
+from test_pseudo_label_job import ROOT, make_checkpoint
+from tiny import draw, make_dataset
 
 from pipelines.evaluate import Inference
 from pipelines.label_blocks import Labeller, Work
@@ -60,6 +62,48 @@ def test_a_huge_file_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 50, 3), np.uint8)).save(tmp_path / "a.png")
     with pytest.raises(DatasetError, match=r"a.png: .* bytes; files of more than 1,000 are not read"):
         read_image(str(tmp_path / "a.png"))
+
+
+CRASHING_DECODER = """
+import io, os, signal
+import PIL.Image
+
+decode = PIL.Image.open
+
+def open_or_crash(file, *args, **kwargs):
+    if isinstance(file, io.BytesIO) and file.getvalue().startswith(b"crash"):
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return decode(file, *args, **kwargs)
+
+PIL.Image.open = open_or_crash
+"""
+
+
+@pytest.mark.full
+def test_an_image_that_crashes_its_decoder_is_listed_as_failed(tmp_path: Path) -> None:
+    """Every process of the job has a decoder that ends with a segmentation fault on some files."""
+    (tmp_path / "patch").mkdir()
+    (tmp_path / "patch" / "sitecustomize.py").write_text(CRASHING_DECODER)
+    images, out = tmp_path / "images", tmp_path / "out"
+    images.mkdir()
+    for n in range(12):
+        Image.fromarray(draw("target", n)[0]).save(images / f"{n:03d}.png")
+    for name in ("004", "005", "010"):
+        (images / f"{name}.png").write_bytes(b"crash")
+    words = ["--checkpoint", make_checkpoint(tmp_path / "model", 0), "--images", str(images), "--out", str(out)]
+    job = subprocess.run(
+        [sys.executable, "-m", "pipelines.pseudo_label", *words, "--block-size", "3", "--inference.no-gpu"],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(tmp_path / "patch")},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert job.returncode == 0, job.stderr[-3000:]
+    failed = {row["image_id"]: row["reason"] for row in json.loads((out / "failed.json").read_text())}
+    assert set(failed) == {"004", "005", "010"}
+    assert all("crashes the process that decodes it" in reason for reason in failed.values())
+    assert len(read_manifest(str(out))) == len(list((out / "labels").iterdir())) == 9
 
 
 def test_an_image_that_swells_when_it_is_scaled_is_listed_as_failed(tmp_path: Path) -> None:
