@@ -93,29 +93,7 @@ def prepare(
     """
     if exists(join(out, "manifest.parquet")) and not overwrite:
         raise DatasetError(f"{out}: there is a dataset in this directory already; replace it by --overwrite")
-    if images is not None and layout is None:
-        if root is not None:
-            raise DatasetError("--root belongs to --layout")
-        if splits is not None and split is not None:
-            raise DatasetError("give either --splits or --split")
-        class_list = _read_classes(classes, mapping)
-        label_files = [] if labels is None else files(labels, LABEL_SUFFIXES)
-        pairs = list(match(files(images, IMAGE_SUFFIXES), label_files, split or "train"))
-    elif layout is not None and images is None:
-        if layout not in LAYOUTS:
-            raise DatasetError(f"no layout {layout!r}; there are {', '.join(LAYOUTS)}")
-        if root is None:
-            raise DatasetError("--layout needs --root")
-        if labels or splits or split:
-            raise DatasetError("--labels, --splits and --split belong to --images; a layout has its own")
-        own = LAYOUTS[layout].classes
-        if classes is None and own is None and exists(join(root, "classes.json")):
-            classes = join(root, "classes.json")
-        class_list = _read_classes(classes, mapping, own)
-        pairs = list(LAYOUTS[layout].pairs(root))
-    else:
-        raise DatasetError("give either --images, or --layout and --root")
-
+    pairs, class_list = _find(images, labels, classes, mapping, layout, root, splits, split)
     good, problems = sort_out(pairs)
     if splits is not None:
         good, more = _assign_splits(good, {pair.image_id for pair in pairs if pair.image_uri}, splits)
@@ -140,6 +118,40 @@ def prepare(
         print(f"skipped, as {skipped} lists\n{_listing(problems)}")
     _show(manifest, class_list, title=out)
     return problems
+
+
+def _find(
+    images: str | None,
+    labels: str | None,
+    classes: str | None,
+    mapping: str | None,
+    layout: str | None,
+    root: str | None,
+    splits: str | None,
+    split: str | None,
+) -> tuple[list[Pair], Classes]:
+    """The images with their labels, and their classes; for the arguments see `prepare`."""
+    if images is not None and layout is None:
+        if root is not None:
+            raise DatasetError("--root belongs to --layout")
+        if splits is not None and split is not None:
+            raise DatasetError("give either --splits or --split")
+        class_list = _read_classes(classes, mapping)
+        label_files = [] if labels is None else files(labels, LABEL_SUFFIXES)
+        return list(match(files(images, IMAGE_SUFFIXES), label_files, split or "train")), class_list
+    if layout is not None and images is None:
+        if layout not in LAYOUTS:
+            raise DatasetError(f"no layout {layout!r}; there are {', '.join(LAYOUTS)}")
+        if root is None:
+            raise DatasetError("--layout needs --root")
+        if labels or splits or split:
+            raise DatasetError("--labels, --splits and --split belong to --images; a layout has its own")
+        own = LAYOUTS[layout].classes
+        if classes is None and own is None and exists(join(root, "classes.json")):
+            classes = join(root, "classes.json")
+        class_list = _read_classes(classes, mapping, own)
+        return list(LAYOUTS[layout].pairs(root)), class_list
+    raise DatasetError("give either --images, or --layout and --root")
 
 
 def _read_text(uri: str) -> str:
