@@ -189,4 +189,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from pipelines import evaluate as module  # actors find its classes under this name, not in __main__
+
+    sys.exit(module.main())
