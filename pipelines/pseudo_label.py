@@ -145,6 +145,7 @@ def pseudo_label(
             truth=_truth(images, classes) if truth else None,
         )
         with sole_driver(ledger.directory, scratch=work.scratch):
+            _clear_scratch(out)  # before the next sign of life, which is written there
             _do(work, source, max_failed)
     _clear_scratch(out)
     return _print(classes, json.loads(read_bytes(join(out, "report.json"))))
@@ -155,7 +156,6 @@ def _do(work: Work, source: str | None, max_failed: float | None) -> None:
     ledger, rules, inference, out = work.ledger, work.rules, work.inference, work.out
     ensure_ray()
     check_nodes([row["image_uri"] for row in ledger.rows(0) if exists(row["image_uri"])][:1], out)
-    _clear_scratch(out)
     if rules.measure == "prototype":
         assert source is not None
         work = dataclasses.replace(work, prototypes=_prototypes(work, source))
