@@ -272,35 +272,27 @@ def test_soft_labels_weigh_the_pixels_of_their_term_alone(name: str, term: str) 
     assert all(torch.equal(plain[other].value, soft[other].value) for other in plain if other != term)
 
 
-def test_soft_labels_of_a_mixed_image_leave_what_is_pasted_at_full_weight() -> None:
-    stage = make_stage("bcl_mix")
+def losses_where_all_is_known(name: str, weight: Tensor | None) -> dict[str, Loss]:
+    """Of a target whose every pixel has a label of the round, with that weight."""
+    stage = make_stage(name)
     batches = make_batches(stage)
-    target = batches["target"]
-    assert target.label is not None
-    known = replace(target, label=torch.zeros_like(target.label))
-    weights = {"plain": None, "sure": torch.ones(known.label.shape), "unsure": torch.zeros(known.label.shape)}  # type: ignore[union-attr]
-    ce = {
-        name: collect_frozen(make_state(stage), batches | {"target": replace(known, weight=w)})[
-            "target_ce"
-        ].value.item()
-        for name, w in weights.items()
-    }
+    label = torch.zeros(2, 64, 64, dtype=torch.long)
+    return collect_frozen(
+        make_state(stage), batches | {"target": replace(batches["target"], label=label, weight=weight)}
+    )
+
+
+def test_soft_labels_of_a_mixed_image_leave_what_is_pasted_at_full_weight() -> None:
+    weights = {"plain": None, "sure": torch.ones(2, 64, 64), "unsure": torch.zeros(2, 64, 64)}
+    ce = {name: losses_where_all_is_known("bcl_mix", w)["target_ce"].value.item() for name, w in weights.items()}
     assert ce["sure"] == ce["plain"] and 0 < ce["unsure"] < ce["plain"]
 
 
 def test_soft_labels_decide_how_sure_ldbe_is_of_an_image() -> None:
-    stage = make_stage("ldbe_enhancement")
-    batches = make_batches(stage)
-    target = batches["target"]
-    assert target.label is not None
-    known = replace(target, label=torch.zeros_like(target.label))
-    half = torch.zeros(known.label.shape)  # type: ignore[union-attr]
+    half = torch.zeros(2, 64, 64)
     half[:, :32] = 1
-    coverage = [
-        collect_frozen(make_state(stage), batches | {"target": replace(known, weight=w)})["coverage"].value.item()
-        for w in (None, half)
-    ]
-    assert coverage == [1.0, 0.5]
+    found = [losses_where_all_is_known("ldbe_enhancement", w)["coverage"].value.item() for w in (None, half)]
+    assert found == [1.0, 0.5]
 
 
 # --- the step -------------------------------------------------------------------------------------------------------
