@@ -253,7 +253,8 @@ def _run(ledger: Ledger, phase: str, limit: _FailureLimit, **how: Any) -> None:
 
 def _each_chunk(task: Callable[..., Any], ledger: Ledger, blocks: Sequence[int], *more: Any) -> Iterator[Any]:
     """What a Ray task makes of each chunk of blocks, in their order."""
-    remote = ray.remote(num_cpus=1)(task)
+    anywhere = "DEFAULT"  # unsaid, a trial of a sweep would have its tasks where it has no CPU but its own
+    remote = ray.remote(num_cpus=1, scheduling_strategy=anywhere)(task)
     ends = [*range(0, len(blocks), CHUNK), len(blocks)]
     for reference in [remote.remote(ledger, blocks[a:b], *more) for a, b in pairwise(ends)]:
         yield ray.get(reference)
@@ -271,9 +272,9 @@ class Tally:
     """(K, 8192)."""
     failed: list[tuple[str, str, str]] = field(default_factory=list)
     """Id, URI and reason."""
-    least: list[tuple[float, str]] = field(default_factory=list)
-    """Certainty and id of the least certain images, those first."""
-    most: list[tuple[float, str]] = field(default_factory=list)
+    least: list[tuple[float, str, int]] = field(default_factory=list)
+    """Certainty, id and block of the least certain images, those first."""
+    most: list[tuple[float, str, int]] = field(default_factory=list)
 
     def add(self, other: Tally) -> None:
         self.histogram = self.histogram + other.histogram
@@ -297,7 +298,7 @@ def _tally_chunk(ledger: Ledger, blocks: Sequence[int], classes: int) -> Tally:
         entry = ledger.entry("predict", block)
         histogram = np.zeros((classes, HISTOGRAM_BINS), np.int64)
         histogram.flat[entry["slot"]] = entry["count"]
-        certainties = list(zip(entry["certainty"].tolist(), entry["image_id"], strict=True))
+        certainties = [(c, i, block) for c, i in zip(entry["certainty"].tolist(), entry["image_id"], strict=True)]
         failed = list(zip(entry["failed_id"], entry["failed_uri"], entry["failed_reason"], strict=True))
         total.add(Tally(histogram, failed, certainties, certainties))
     return total
@@ -402,22 +403,15 @@ def _label_chunk(ledger: Ledger, blocks: Sequence[int]) -> tuple[pa.Table, np.nd
 
 def _write_reports(work: Work, tally: Tally, quality: Quality) -> None:
     wanted = list(dict.fromkeys([*tally.least, *reversed(tally.most)]))  # of few images, none twice
-    uris = _uris(work.ledger, {image_id for _, image_id in wanted})
-    examples = [sample(work.out, image_id, uris[image_id], certainty) for certainty, image_id in wanted]
+    examples = []
+    for certainty, image_id, block in wanted:
+        uri = next(row["image_uri"] for row in work.ledger.rows(block) if row["image_id"] == image_id)
+        examples.append(sample(work.out, image_id, uri, certainty))
     failed = [dict(zip(("image_id", "image_uri", "reason"), row, strict=True)) for row in quality.failed]
     write_bytes(join(work.out, "failed.json"), json.dumps(failed, indent=1).encode())
     write_bytes(join(work.out, "report.json"), json.dumps(quality.to_json(work.classes.names), indent=1).encode())
     page = label_page(classes=work.classes, quality=quality, examples=examples, rules=dataclasses.asdict(work.rules))
     write_bytes(join(work.out, "report.html"), page.encode())
-
-
-def _uris(ledger: Ledger, ids: set[str]) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for block in range(ledger.blocks):
-        found |= {row["image_id"]: row["image_uri"] for row in ledger.rows(block) if row["image_id"] in ids}
-        if len(found) == len(ids):
-            break
-    return found
 
 
 def _print(classes: Classes, numbers: dict[str, Any]) -> Shares:

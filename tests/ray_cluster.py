@@ -114,7 +114,10 @@ class RayCluster:
         return found
 
     def add_node(self, cpus: int) -> subprocess.Popen[bytes]:
-        return self._start({}, f"--address={self.address}", f"--num-cpus={cpus}", "--object-store-memory=200000000")
+        # In one folder, as they would share, nodes replace each other's working directories of a job.
+        own = f"--temp-dir={self.folder}/{len(self.processes)}"
+        size = (f"--num-cpus={cpus}", "--object-store-memory=200000000")
+        return self._start({}, f"--address={self.address}", own, *size)
 
     def _start(self, environment: dict[str, str], *options: str) -> subprocess.Popen[bytes]:
         log = Path(self.folder) / f"start-{len(self.processes)}.log"

@@ -12,11 +12,13 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from ray import tune
 from tiny import CLASSES, draw, make_dataset
 
 from pipelines.evaluate import Inference
@@ -64,12 +66,23 @@ def digests(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
+def label_in_a_trial(folder: Path, settings: dict[str, Any]) -> Any:
+    """`pseudo_label` as stages of a sweep call it: in a trial of Ray Tune, which has a CPU and no other."""
+    run = tune.RunConfig(storage_path=str(folder), verbose=0)
+    (result,) = tune.Tuner(lambda config: {"shares": pseudo_label(**settings)}, run_config=run).fit()
+    if result.error:
+        raise result.error
+    return result.metrics["shares"]
+
+
 @pytest.mark.parametrize("rule", ["top1", "any_class"])
 def test_what_is_kept_follows_the_rule(rule: str, checkpoint: str, tmp_path: Path, ray_session: None) -> None:
     dataset = make_dataset(tmp_path / "data", "target", train=5, val=1, labelled=False)
     out = tmp_path / "out"
     rules = PseudoLabel(share=0.3, image_share=0.05, rule=rule)  # type: ignore[arg-type]
-    shares = pseudo_label(checkpoint=checkpoint, images=dataset, out=str(out), split="train", rules=rules, block_size=2)
+    settings: dict[str, Any] = {"checkpoint": checkpoint, "images": dataset, "out": str(out), "split": "train"}
+    settings |= {"rules": rules, "block_size": 2}
+    shares = pseudo_label(**settings) if rule == "top1" else label_in_a_trial(tmp_path, settings)
     rows = read_manifest(str(out), "train").to_pylist()
     assert [row["image_id"] for row in rows] == [f"{n:03d}" for n in range(5)]
     wrong = total = 0
