@@ -37,7 +37,7 @@ from udaseg.config import Model, PseudoLabel
 from udaseg.data.datasets import CITYSCAPES_CLASSES, read_image
 from udaseg.inference import predict
 from udaseg.models.build import build_segmenter
-from udaseg.pseudo_label import (
+from udaseg.thresholds import (
     class_balanced_thresholds,
     confidence_histogram,
     decode_confidence,

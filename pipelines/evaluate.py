@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import ray
@@ -17,61 +17,15 @@ import tyro
 from rich.console import Console
 
 from pipelines.session import actor_pool, ensure_ray, track
-from udaseg.config import ConfigError
+from udaseg.config import ConfigError, Inference
 from udaseg.data.schema import DatasetError, read_classes, read_manifest
 from udaseg.data.stream import open_index
-from udaseg.inference import Blend, by_size, predict
+from udaseg.inference import by_size, predict
 from udaseg.metrics import confusion
-from udaseg.models.segmenter import Domain
 from udaseg.report import confusion_picture, iou_table, summary
-from udaseg.train import CheckpointError, Part, load_model, read_card
+from udaseg.train import CheckpointError, load_model, read_card
 
 FILES = ("metrics.json", "confusion.png")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Inference:
-    """How images are predicted."""
-
-    window: tuple[int, int] | None = None
-    """Height and width of sliding windows in pixels; None = whole images."""
-    overlap: float = 0.5
-    """Share of a window that the next one covers again."""
-    blend: Blend = "mean"
-    """How windows that overlap are averaged: all alike, or tapered toward their edges."""
-    scales: tuple[float, ...] = (1.0,)
-    """Factors on the size that the network was trained at; probabilities are averaged over them."""
-    flip: bool = False
-    """Average over the mirrored image too."""
-    domain: Domain = "target"
-    """Which domain's own parts of the network are used, where it has such."""
-    network: Part = "predictor"
-    """What of a run's checkpoint predicts; a model directory has its predictor alone, mostly the teacher."""
-    batch_size: int = 1
-    """Images of one size that are predicted together."""
-    actors: int = 1
-    """Processes that predict."""
-    min_actors: int | None = None
-    """Begin with as few processes as this and add others while there is work for them; None = always `actors`."""
-    gpu: bool = torch.cuda.is_available()
-    """One GPU an actor."""
-
-    def check(self) -> None:
-        """Raise ConfigError, naming the field, where a number lies outside its range."""
-        if not 0 <= self.overlap < 1:
-            raise ConfigError(f"overlap is {self.overlap}; it must lie in [0, 1)")
-        if self.window is not None and min(self.window) < 1:
-            raise ConfigError(f"window is {self.window}; both sides must be at least 1")
-        if not self.scales or min(self.scales) <= 0:
-            raise ConfigError(f"scales are {self.scales}; there must be one, and all above 0")
-        if self.batch_size < 1:
-            raise ConfigError(f"batch_size is {self.batch_size}; it must be at least 1")
-        if not 1 <= (self.actors if self.min_actors is None else self.min_actors) <= self.actors:
-            raise ConfigError(f"min_actors is {self.min_actors}, actors {self.actors}: 1 <= min_actors <= actors")
-
-    def views(self) -> dict[str, Any]:
-        """The arguments of `udaseg.inference.predict` that these are."""
-        return {name: getattr(self, name) for name in ("window", "overlap", "blend", "scales", "flip", "domain")}
 
 
 class Evaluator:

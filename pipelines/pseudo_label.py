@@ -21,13 +21,12 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import heapq
 import json
 import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -38,15 +37,14 @@ import ray
 import tyro
 from rich.console import Console
 
-from pipelines.evaluate import Inference
-from pipelines.label_blocks import Labeller, PrototypeSums, Work, apply_thresholds, scratch_folder
+from pipelines.label_blocks import Tally, Work, apply_thresholds, count_failed, label_chunk, scratch_folder, tally_chunk
+from pipelines.label_networks import Labeller, PrototypeSums
 from pipelines.session import actor_pool, check_nodes, ensure_ray, track
-from udaseg.config import ConfigError, PseudoLabel
+from udaseg.config import ConfigError, Inference, PseudoLabel
 from udaseg.data.export import Layout
 from udaseg.data.ledger import Ledger, open_ledger, sole_driver
 from udaseg.data.listing import list_images
 from udaseg.data.schema import (
-    PSEUDO_MANIFEST,
     Classes,
     DatasetError,
     digest,
@@ -59,14 +57,12 @@ from udaseg.data.schema import (
     write_dataset,
 )
 from udaseg.label_report import Quality, failure_table, label_page, sample
-from udaseg.pseudo_label import HISTOGRAM_BINS, RELIABILITY_BINS, class_balanced_thresholds
 from udaseg.report import Shares, share_table
+from udaseg.thresholds import class_balanced_thresholds
 from udaseg.train import CARD_FILE, MODEL_FILE, STATE_FILE, CheckpointError, read_card
 
 CHUNK = 128
 """Blocks whose entries one task adds up."""
-EXAMPLES = 4
-"""Images at each end of the report's sheet."""
 PROTOTYPE_IMAGES = 500
 """Images of the source, at even distances, that prototypes are the mean of."""
 
@@ -217,7 +213,7 @@ class _FailureLimit:
         self.failed = 0
         if most is not None:
             before = sorted(ledger.committed("predict"))
-            self.add(sum(_each_chunk(_count_failed, ledger, before)))
+            self.add(sum(_each_chunk(count_failed, ledger, before)))
 
     def add(self, failed: int) -> None:
         self.failed += failed
@@ -260,47 +256,12 @@ def _each_chunk(task: Callable[..., Any], ledger: Ledger, blocks: Sequence[int],
         yield ray.get(reference)
 
 
-def _count_failed(ledger: Ledger, blocks: Sequence[int]) -> int:
-    return sum(len(ledger.entry("predict", block)["failed_id"]) for block in blocks)
-
-
-@dataclass
-class Tally:
-    """What the first pass found, over all blocks; sums of whole numbers, so that their order does not matter."""
-
-    histogram: np.ndarray | Any = 0
-    """(K, 8192)."""
-    failed: list[tuple[str, str, str]] = field(default_factory=list)
-    """Id, URI and reason."""
-    least: list[tuple[float, str, int]] = field(default_factory=list)
-    """Certainty, id and block of the least certain images, those first."""
-    most: list[tuple[float, str, int]] = field(default_factory=list)
-
-    def add(self, other: Tally) -> None:
-        self.histogram = self.histogram + other.histogram
-        self.failed += other.failed
-        self.least = heapq.nsmallest(EXAMPLES, self.least + other.least)
-        self.most = heapq.nlargest(EXAMPLES, self.most + other.most)
-
-
 def _tally(ledger: Ledger, classes: int) -> Tally:
     total = Tally()
-    for part in _each_chunk(_tally_chunk, ledger, range(ledger.blocks), classes):
+    for part in _each_chunk(tally_chunk, ledger, range(ledger.blocks), classes):
         total.add(part)
     if not total.most:
         raise DatasetError(f"none of the images could be read: {total.failed[0][2]}")
-    return total
-
-
-def _tally_chunk(ledger: Ledger, blocks: Sequence[int], classes: int) -> Tally:
-    total = Tally()
-    for block in blocks:
-        entry = ledger.entry("predict", block)
-        histogram = np.zeros((classes, HISTOGRAM_BINS), np.int64)
-        histogram.flat[entry["slot"]] = entry["count"]
-        certainties = [(c, i, block) for c, i in zip(entry["certainty"].tolist(), entry["image_id"], strict=True)]
-        failed = list(zip(entry["failed_id"], entry["failed_uri"], entry["failed_reason"], strict=True))
-        total.add(Tally(histogram, failed, certainties, certainties))
     return total
 
 
@@ -356,7 +317,7 @@ def _prototypes(work: Work, source: str) -> tuple[tuple[np.ndarray, np.ndarray],
 
 def _label_table(ledger: Ledger, tally: Tally, thresholds: np.ndarray, source: str | None) -> tuple[pa.Table, Quality]:
     """The manifest's rows, and how good the labels are."""
-    parts = list(_each_chunk(_label_chunk, ledger, range(ledger.blocks)))
+    parts = list(_each_chunk(label_chunk, ledger, range(ledger.blocks)))
     table = pa.concat_tables([rows for rows, *_ in parts])
     classes = len(tally.histogram)
     balance = None
@@ -373,32 +334,6 @@ def _label_table(ledger: Ledger, tally: Tally, thresholds: np.ndarray, source: s
         failed=tally.failed,
     )
     return table, quality
-
-
-def _label_chunk(ledger: Ledger, blocks: Sequence[int]) -> tuple[pa.Table, np.ndarray, np.ndarray, np.ndarray]:
-    """The manifest's rows of blocks; pixels kept of each class, counts against the truth, reliability."""
-    tables, kept, right, reliability = [], 0, np.zeros(4, np.int64), np.zeros((RELIABILITY_BINS, 3))
-    for block in blocks:
-        entry = ledger.entry("label", block)
-        rows = {row["image_id"]: row for row in ledger.rows(block)}
-        ids = entry["image_id"]
-        pixels = entry["class_pixels"].reshape(len(ids), -1) if len(ids) else np.zeros((0, 1), np.int64)
-        columns = {
-            "image_id": ids,
-            "image_uri": [rows[i]["image_uri"] for i in ids],
-            "label_uri": [f"labels/{i}.png" for i in ids],
-            "confidence_uri": [f"confidence/{i}.png" for i in ids],
-            "height": entry["height"],
-            "width": entry["width"],
-            "class_pixels": list(pixels),
-            "dataset": [rows[i]["dataset"] for i in ids],
-            "split": [rows[i]["split"] for i in ids],
-        }
-        tables.append(pa.table(columns, schema=PSEUDO_MANIFEST))
-        kept = kept + pixels.sum(0)
-        right += entry["right"].reshape(-1, 4).sum(0)
-        reliability += entry["reliability"].reshape(-1, 3)
-    return pa.concat_tables(tables), np.asarray(kept), right, reliability
 
 
 def _write_reports(work: Work, tally: Tally, quality: Quality) -> None:

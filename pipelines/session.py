@@ -14,6 +14,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from udaseg.config import ConfigError
 from udaseg.data.schema import exists, join, read_bytes, remove, write_bytes
 
 Block = TypeVar("Block")
@@ -54,8 +55,6 @@ def check_nodes(files: Sequence[str], out: str) -> None:
 
     Raises ConfigError, naming the node and what it cannot do.
     """
-    from udaseg.config import ConfigError  # not above: it takes tasks that do without it five seconds
-
     nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
     if len(nodes) < 2:
         return

@@ -17,12 +17,11 @@ import tyro
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipelines.evaluate import Inference
 from pipelines.monitor import Monitor
 from pipelines.pseudo_label import pseudo_label
 from pipelines.session import check_nodes, ensure_ray, usable_cores
 from udaseg.cluster import ProgressLog, WorkerJob, read_registered, train_worker
-from udaseg.config import DOMAIN_OF, ConfigError, Recipe, Stage, full_names
+from udaseg.config import DOMAIN_OF, ConfigError, Inference, Recipe, Stage, full_names
 from udaseg.config import from_json as recipe_from_json
 from udaseg.config import to_json as recipe_to_json
 from udaseg.data.schema import (

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ FLOORS: list[tuple[str, ...]] = [
     (
         "udaseg.losses",
         "udaseg.pseudo_label",
+        "udaseg.thresholds",
         "udaseg.mixing",
         "udaseg.augment",
         "udaseg.prototypes",
@@ -92,6 +95,13 @@ def test_methods_never_import_one_another() -> None:
 def test_ray_lives_at_the_edge(module: str) -> None:
     imports_ray = any(_within(name, "ray") for name in _imports(MODULES[module]))
     assert not imports_ray or any(_within(module, room) for room in KNOWS_RAY)
+
+
+def test_tasks_that_need_no_network_start_without_torch() -> None:
+    """It takes five seconds, of each process that a cluster starts for them."""
+    light = ("udaseg.data.stream", "pipelines.prepare", "pipelines.label_blocks")
+    code = f"import sys, {', '.join(light)}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
 def test_config_objects_stop_at_the_methods() -> None:

@@ -22,7 +22,7 @@ from udaseg.losses.feature import feature_distance, majority_label, mmd
 from udaseg.losses.pixel_pair import multi_resolution_contrast, pixel_contrast
 from udaseg.losses.segmentation import cross_entropy, entropy, negative_learning
 from udaseg.prototypes import ClassGaussians
-from udaseg.pseudo_label import union_pseudo_label
+from udaseg.thresholds import union_pseudo_label
 from udaseg.types import IGNORE
 
 GOLDEN = json.loads(Path(os.environ.get("GOLDEN") or Path(__file__).with_name("golden.json")).read_text())

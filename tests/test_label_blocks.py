@@ -13,10 +13,10 @@ from PIL import Image
 from test_pseudo_label_job import make_checkpoint
 from tiny import CLASSES, draw, make_dataset, tiny_recipe
 
-from pipelines.evaluate import Inference
-from pipelines.label_blocks import Labeller, PrototypeSums, Work, apply_thresholds
+from pipelines.label_blocks import Work, apply_thresholds
+from pipelines.label_networks import Labeller, PrototypeSums
 from pipelines.pseudo_label import pseudo_label
-from udaseg.config import Model, PseudoLabel
+from udaseg.config import Inference, Model, PseudoLabel
 from udaseg.data import export
 from udaseg.data.datasets import CITYSCAPES_CLASSES, LAYOUTS, read_image
 from udaseg.data.ledger import open_ledger

@@ -4,16 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from udaseg.pseudo_label import (
+from udaseg.pseudo_label import confident_share, fill, prototype_transfer
+from udaseg.thresholds import (
     HISTOGRAM_BINS,
     class_balanced_thresholds,
     confidence_histogram,
-    confident_share,
     decode_confidence,
     encode_confidence,
-    fill,
     image_threshold,
-    prototype_transfer,
     threshold_top1,
     union_pseudo_label,
 )
@@ -239,7 +237,7 @@ def test_certainty_is_one_minus_the_normalised_entropy() -> None:
 
 def test_reliability_counts_are_those_of_a_loop_and_add_up() -> None:
     from udaseg.label_report import calibration_error
-    from udaseg.pseudo_label import reliability_counts
+    from udaseg.thresholds import reliability_counts
 
     rng = np.random.default_rng(0)
     confidence = np.concatenate([rng.random(500), [0.0, 1.0]]).astype(np.float32)

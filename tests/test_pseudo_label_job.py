@@ -21,15 +21,14 @@ from PIL import Image
 from ray import tune
 from tiny import CLASSES, draw, make_dataset
 
-from pipelines.evaluate import Inference
 from pipelines.pseudo_label import main, pseudo_label
-from udaseg.config import Model, PseudoLabel
+from udaseg.config import Inference, Model, PseudoLabel
 from udaseg.data.datasets import read_image
 from udaseg.data.schema import DatasetError, read_manifest
 from udaseg.data.stream import open_index
 from udaseg.inference import predict
 from udaseg.models.build import build_segmenter
-from udaseg.pseudo_label import image_threshold, union_pseudo_label
+from udaseg.thresholds import image_threshold, union_pseudo_label
 from udaseg.train import ModelCard, load_model, save_model
 
 ROOT = Path(__file__).parents[1]

@@ -20,10 +20,10 @@ from PIL import Image
 from test_pseudo_label_job import ROOT, make_checkpoint
 from tiny import draw, make_dataset
 
-from pipelines.evaluate import Inference
-from pipelines.label_blocks import Labeller, Work
+from pipelines.label_blocks import Work
+from pipelines.label_networks import Labeller
 from pipelines.pseudo_label import main
-from udaseg.config import PseudoLabel
+from udaseg.config import Inference, PseudoLabel
 from udaseg.data import datasets
 from udaseg.data.datasets import files, read_image
 from udaseg.data.ledger import open_ledger

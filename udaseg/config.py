@@ -14,10 +14,9 @@ from typing import Any, Literal
 import typeguard
 
 from udaseg.method import Optim
-from udaseg.models.build import HeadName
-from udaseg.models.segmenter import Domain, PerDomain
+from udaseg.types import Blend, Domain, HeadName, Part, PerDomain
 
-__all__ = ["ConfigError", "Data", "Model", "Optim", "PseudoLabel", "Recipe", "Stage", "Stream", "override"]
+__all__ = ["ConfigError", "Data", "Inference", "Model", "Optim", "PseudoLabel", "Recipe", "Stage", "Stream", "override"]
 
 
 class ConfigError(ValueError):
@@ -129,7 +128,7 @@ class PseudoLabel:
     """Most certain share of each image that is kept whatever its class, in [0, 1]."""
     rule: Literal["top1", "any_class", "fixed", "soft"] = "top1"
     """"top1": the union of both shares. "any_class": the authors' union, which predicts a second time, see
-    `udaseg.pseudo_label.union_pseudo_label`. "fixed": what reaches `threshold`. "soft": all, beside its confidence."""
+    `udaseg.thresholds.union_pseudo_label`. "fixed": what reaches `threshold`. "soft": all, beside its confidence."""
     threshold: float = 0.9
     """Of the rule "fixed", in [0, 1]."""
     measure: Literal["confidence", "entropy", "prototype"] = "confidence"
@@ -138,7 +137,7 @@ class PseudoLabel:
     temperature: float = 0.1
     """Of the cosines to the prototypes, > 0."""
     rare_class: Literal["keep_top", "keep_all"] = "keep_top"
-    """See `udaseg.pseudo_label.class_balanced_thresholds`."""
+    """See `udaseg.thresholds.class_balanced_thresholds`."""
     by: str | None = None
     """Earlier stage, or model directory, whose network labels; None = the one that the stage starts from."""
 
@@ -154,6 +153,57 @@ class PseudoLabel:
             raise ConfigError(f"temperature is {self.temperature}; it must be above 0")
         if self.rule == "any_class" and self.measure == "entropy":
             raise ConfigError("rule any_class looks at probabilities, of which entropy is none; use top1 or fixed")
+
+
+def _has_gpu() -> bool:
+    import torch  # not above: tasks that read a configuration start without it
+
+    return torch.cuda.is_available()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inference:
+    """How images are predicted."""
+
+    window: tuple[int, int] | None = None
+    """Height and width of sliding windows in pixels; None = whole images."""
+    overlap: float = 0.5
+    """Share of a window that the next one covers again."""
+    blend: Blend = "mean"
+    """How windows that overlap are averaged: all alike, or tapered toward their edges."""
+    scales: tuple[float, ...] = (1.0,)
+    """Factors on the size that the network was trained at; probabilities are averaged over them."""
+    flip: bool = False
+    """Average over the mirrored image too."""
+    domain: Domain = "target"
+    """Which domain's own parts of the network are used, where it has such."""
+    network: Part = "predictor"
+    """What of a run's checkpoint predicts; a model directory has its predictor alone, mostly the teacher."""
+    batch_size: int = 1
+    """Images of one size that are predicted together."""
+    actors: int = 1
+    """Processes that predict."""
+    min_actors: int | None = None
+    """Begin with as few processes as this and add others while there is work for them; None = always `actors`."""
+    gpu: bool = field(default_factory=_has_gpu)
+    """One GPU an actor."""
+
+    def check(self) -> None:
+        """Raise ConfigError, naming the field, where a number lies outside its range."""
+        if not 0 <= self.overlap < 1:
+            raise ConfigError(f"overlap is {self.overlap}; it must lie in [0, 1)")
+        if self.window is not None and min(self.window) < 1:
+            raise ConfigError(f"window is {self.window}; both sides must be at least 1")
+        if not self.scales or min(self.scales) <= 0:
+            raise ConfigError(f"scales are {self.scales}; there must be one, and all above 0")
+        if self.batch_size < 1:
+            raise ConfigError(f"batch_size is {self.batch_size}; it must be at least 1")
+        if not 1 <= (self.actors if self.min_actors is None else self.min_actors) <= self.actors:
+            raise ConfigError(f"min_actors is {self.min_actors}, actors {self.actors}: 1 <= min_actors <= actors")
+
+    def views(self) -> dict[str, Any]:
+        """The arguments of `udaseg.inference.predict` that these are."""
+        return {name: getattr(self, name) for name in ("window", "overlap", "blend", "scales", "flip", "domain")}
 
 
 @dataclass(frozen=True, kw_only=True)

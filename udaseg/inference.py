@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Literal, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from udaseg.models.segmenter import Domain, Segmenter
+from udaseg.models.segmenter import Segmenter
 from udaseg.pseudo_label import prototype_logits
-from udaseg.types import SegOutput
+from udaseg.types import Blend, Domain, SegOutput
 from udaseg.windows import window_starts
 
-Blend = Literal["mean", "taper"]
 Key = TypeVar("Key")
 
 

@@ -15,8 +15,8 @@ from rich.table import Table
 
 from udaseg.data.datasets import read_image
 from udaseg.data.schema import Classes, join, read_bytes
-from udaseg.pseudo_label import CODES_PER_NAT, HISTOGRAM_BINS, decode_confidence
 from udaseg.report import Shares, _percent, _share_rows, clear, data_uri, to_image
+from udaseg.thresholds import CODES_PER_NAT, HISTOGRAM_BINS, decode_confidence
 
 _SIDE = 480  # pixels of the long side of an example
 
@@ -26,7 +26,7 @@ class Quality(NamedTuple):
 
     shares: Shares
     histogram: np.ndarray
-    """(K, 8192) of confidence; see `udaseg.pseudo_label.confidence_histogram`."""
+    """(K, 8192) of confidence; see `udaseg.thresholds.confidence_histogram`."""
     source: np.ndarray | None
     """(K,) labelled pixels of the source, where it was given."""
     right: np.ndarray

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-import torch
-from torch import nn
+if TYPE_CHECKING:  # the configuration needs `Optim` alone, and is read where there is no network
+    import torch
+    from torch import nn
 
-from udaseg.models.segmenter import Segmenter
-from udaseg.types import Batch, Loss
+    from udaseg.models.segmenter import Segmenter
+    from udaseg.types import Batch, Loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +82,8 @@ class MethodConfig(Protocol):
 
 def build_optimizer(student: Segmenter, optim: Optim, *, heads: Iterable[nn.Module] = ()) -> torch.optim.Optimizer:
     """SGD or AdamW over a student; its head and a method's own `heads` learn at `head_lr_factor` times the rate."""
+    import torch
+
     backbone, head = student.parameter_groups()
     head = [*head, *(parameter for module in heads for parameter in module.parameters())]
     positions = {id(p) for name, p in student.named_parameters() if "pos_embed" in name}

@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from udaseg.models.segmenter import Domain, Segmenter
-from udaseg.types import SegOutput
+from udaseg.models.segmenter import Segmenter
+from udaseg.types import Domain, SegOutput
 
 
 class EMATeacher(nn.Module):

@@ -12,7 +12,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import safetensors.torch
@@ -27,11 +27,9 @@ from udaseg.data.schema import Classes, exists, join, read_bytes, write_bytes
 from udaseg.dist import average_batch_norm, average_gradients, rank
 from udaseg.models.build import build_segmenter
 from udaseg.models.segmenter import Segmenter
-from udaseg.pseudo_label import decode_confidence
 from udaseg.rng import key_to_seed
-from udaseg.types import Batch
-
-Part = Literal["predictor", "student", "teacher"]
+from udaseg.thresholds import decode_confidence
+from udaseg.types import Batch, Part
 
 MODEL_FILE, CARD_FILE, STATE_FILE = "model.safetensors", "model.json", "state.pt"
 _MAX_CARD = 1 << 20  # bytes

@@ -1,17 +1,24 @@
-"""The three types that pass between data, networks, methods and the training loop."""
+"""The types that pass between data, networks, methods and the training loop, and the words of their settings."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-if TYPE_CHECKING:  # data tasks need `IGNORE` alone, and start two seconds sooner without torch
+if TYPE_CHECKING:  # tasks that need no network start five seconds sooner without torch
     import torch
     from torch import Tensor
 
 IGNORE = 255
 """The train id of pixels without a label; every loss and metric leaves them out."""
+
+
+Domain = Literal["source", "target"]
+HeadName = Literal["aspp", "aspp_gn", "multilevel", "context_aware"]
+PerDomain = Literal["nothing", "stem", "stem+statistics"]
+Blend = Literal["mean", "taper"]
+Part = Literal["predictor", "student", "teacher"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import safetensors.torch
 import timm
@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from udaseg.models.heads import ASPPGroupNormHead, ASPPHead, ContextAwareHead, Head, MultiLevelHead, ProjectionHead
 from udaseg.models.hrda import HRDA
-from udaseg.models.segmenter import PerDomain, Segmenter
-
-HeadName = Literal["aspp", "aspp_gn", "multilevel", "context_aware"]
+from udaseg.models.segmenter import Segmenter
+from udaseg.types import HeadName, PerDomain
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 

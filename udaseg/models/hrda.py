@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from udaseg.models.segmenter import Domain, Seek, Segmenter
+from udaseg.models.segmenter import Seek, Segmenter
 from udaseg.rng import uniforms
-from udaseg.types import SegOutput
+from udaseg.types import Domain, SegOutput
 from udaseg.windows import window_starts
 
 

@@ -9,10 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from udaseg.types import SegOutput
+from udaseg.types import Domain, PerDomain, SegOutput
 
-Domain = Literal["source", "target"]
-PerDomain = Literal["nothing", "stem", "stem+statistics"]
 Seek = Literal["random", "entropy"]
 
 
