@@ -187,7 +187,7 @@ class Labeller(Networks):
         total, first, agree = None, None, None
         for classifier, (_, card) in zip(self.classifiers, self.loaded, strict=True):
             probability = predict(classifier, pixels, short_side=card.short_side, **views)
-            best = probability.argmax(1)
+            best = probability.max(1).indices  # argmax takes six times as long on a CPU
             agree = None if first is None else (best == first) if agree is None else agree & (best == first)
             first = best if first is None else first
             total = probability if total is None else total.add_(probability)

@@ -59,7 +59,7 @@ def score(network: Segmenter, scoring: Scoring, *, short_side: int, device: torc
         size = first[0].numel()
         sums += image_sums(first, second, keyed(row, "score").choice(size, min(size, _PIXELS), replace=False))
         if labelled:
-            here = confusion(index.train_ids(row), first.argmax(0).cpu().numpy(), classes)
+            here = confusion(index.train_ids(row), first.max(0).indices.cpu().numpy(), classes)
             counts += torch.from_numpy(here).to(device)
     miou = {"miou": mean_iou(sum_over_ranks(counts).cpu().numpy())} if labelled else {}
     return miou | scores(sum_over_ranks(sums))
