@@ -19,6 +19,9 @@ from test_pseudo_label_job import digests, make_checkpoint
 from test_s3 import tree
 from tiny import draw, make_dataset
 
+from udaseg.data.ledger import Ledger
+from udaseg.data.schema import join
+
 pytestmark = pytest.mark.full  # minutes in all
 IMAGES = 200
 
@@ -165,7 +168,7 @@ def test_a_killed_job_on_s3_is_resumed(
     out, log = s3("faults", "out"), tmp_path / "log"
     node = cluster.add_node(2)
     run = label(cluster, arguments, out, log)
-    wait_until(lambda: sum(n.startswith("job/predict/") for n in tree(out)) >= 10, run, log)
+    wait_until(lambda: len(Ledger(join(out, "job"), 0, 1).committed("predict")) >= 10, run, log)
     os.killpg(run.pid, signal.SIGKILL)
     run.wait()
     assert sum(n.startswith("job/predict/") for n in tree(out)) < IMAGES // 2
