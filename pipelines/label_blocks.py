@@ -76,6 +76,7 @@ class Work:
 
 
 def scratch_folder(out: str) -> str | None:
+    """The folder for files that are not yet whole; None on an object store."""
     fs, path = filesystem(out)
     return os.path.join(path, ".partial") if fs.type_name == "local" else None
 
@@ -180,6 +181,7 @@ def each_once(
 
 
 def predict_entry(rows: list[dict[str, Any]], done: dict[str, dict[str, Any]], classes: int) -> dict[str, Any]:
+    """A block's entry of phase "predict", from what was done of each image that could be read."""
     good, bad = [row for row in rows if "error" not in row], [row for row in rows if "error" in row]
     parts = [done[row["image_id"]] for row in good]
     histogram = sum((p["histogram"] for p in parts), np.zeros((classes, HISTOGRAM_BINS), np.int64)).ravel()
@@ -198,6 +200,7 @@ def predict_entry(rows: list[dict[str, Any]], done: dict[str, dict[str, Any]], c
 
 
 def label_entry(rows: list[dict[str, Any]], done: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """A block's entry of phase "label"."""
     parts = [done[row["image_id"]] for row in rows]
     return {
         "image_id": [row["image_id"] for row in rows],
@@ -213,6 +216,7 @@ def label_entry(rows: list[dict[str, Any]], done: dict[str, dict[str, Any]]) -> 
 
 
 def count_failed(ledger: Ledger, blocks: Sequence[int]) -> int:
+    """Images of the blocks that could not be read."""
     return sum(len(ledger.entry("predict", block)["failed_id"]) for block in blocks)
 
 
@@ -236,6 +240,7 @@ class Tally:
 
 
 def tally_chunk(ledger: Ledger, blocks: Sequence[int], classes: int) -> Tally:
+    """What the first pass found in the blocks."""
     total = Tally()
     for block in blocks:
         entry = ledger.entry("predict", block)
@@ -286,6 +291,7 @@ def palette_image(label: np.ndarray, classes: Classes) -> Image.Image:
 
 
 def write_png(uri: str, image: Image.Image, scratch: str | None) -> None:
+    """Write an image whole or not at all."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG", compress_level=1)
     write_bytes(uri, buffer.getvalue(), scratch=scratch)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # tasks that need no network start five seconds sooner withou
 IGNORE = 255
 """The train id of pixels without a label; every loss and metric leaves them out."""
 
-
+# What settings and networks both have to spell; the docstrings of those that take them say what each word means.
 Domain = Literal["source", "target"]
 HeadName = Literal["aspp", "aspp_gn", "multilevel", "context_aware"]
 PerDomain = Literal["nothing", "stem", "stem+statistics"]
