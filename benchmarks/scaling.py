@@ -1,7 +1,7 @@
 """What data parallelism and large indices cost.
 
     python -m benchmarks.scaling index [--images 10000 100000 1000000 10000000]
-    python -m benchmarks.scaling workers [--steps 300]
+    python -m benchmarks.scaling workers [--steps 150] [--rounds 3]
     python -m benchmarks.scaling gpu
 
 index: datasets of so many images, whose rows share 64 small files. For each, in a process of its own: what the checks
@@ -9,8 +9,9 @@ before a run and the index take in the driver, the cost of planning a sample, an
 first batch of a plan.
 
 workers: images per second of one worker, it and all of Ray pinned to one core, and of two workers on two cores, one
-thread each; the shares of a step that two workers spend in averaging gradients, in waiting for the other one before it,
-and in waiting for data. For a machine with nothing else to do.
+thread each; beside them the same step in processes apart, without Ray, which is what the machine itself allows; and how
+much of a step rank 0 computes, waits for data, waits for the other rank (where gradients, losses and batch norm
+statistics meet) and averages with it. For a machine with nothing else to do.
 
 gpu: the training step on batches in memory with and without bf16, channels-last and torch.compile: images per second
 and model FLOPs utilisation, FLOPs counted by torch for forward and backward of that very step. Waiting for data on a
@@ -46,7 +47,7 @@ from PIL import Image
 from pipelines.prepare import prepare
 from pipelines.session import ensure_ray
 from pipelines.train import Cluster, check, make_plan, train
-from udaseg.config import Recipe, override
+from udaseg.config import Recipe, Stage, override
 from udaseg.data.schema import MANIFEST, Classes, digest, write_dataset
 from udaseg.data.stream import draw_row, iterate, open_index, plan_dataset
 from udaseg.data.synthetic import write_pair
@@ -186,23 +187,54 @@ def _small(name: str, values: dict[str, Any]) -> Recipe:
 # --- workers --------------------------------------------------------------------------------------------------------
 
 
-def workers(steps: int = 300, recipe: str = "dacs_small") -> None:
-    """Images per second of one worker on one core and of two on two, in the last stage of a recipe."""
+def workers(steps: int = 150, recipe: str = "dacs_small", rounds: int = 3) -> None:
+    """Images per second of one worker on one core and of two on two, in the last stage of a recipe, in turns."""
     cores = sorted(os.sched_getaffinity(0))[:2]
     if len(cores) < 2:
         raise SystemExit("two cores are needed")
-    found = {}
     with tempfile.TemporaryDirectory() as folder:
         data = _pair(Path(folder))
-        for count in (1, 2):
-            with _alone() as process:
-                out = str(Path(folder) / f"run-{count}")
-                found[count] = process.submit(_measure_workers, recipe, steps, count, cores[:count], data, out).result()
-    for count, r in found.items():
-        print(f"{count} worker(s), {count} core(s): {r['speed']:.1f} images/s, waiting for data {r['data']:.1%}")
-    two = found[2]
-    print(f"two against one: {two['speed'] / found[1]['speed']:.2f}")
-    print(f"of a step of two: averaging gradients {two['averaging']:.1%}, waiting for the other {two['other']:.1%}")
+        for number in range(rounds):
+            apart, found = {}, {}
+            for count in (1, 2):
+                with ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn")) as pool:
+                    apart[count] = sum(pool.map(_measure_apart, [recipe] * count, cores[:count]))
+                with _alone() as process:
+                    out = str(Path(folder) / f"run-{number}-{count}")
+                    job = process.submit(_measure_workers, recipe, steps, count, cores[:count], data, out)
+                    found[count] = job.result()
+            for count, r in found.items():
+                print(
+                    f"{count} worker(s): {r['speed']:.1f} images/s; rank 0 computes {r['own']:.0%}, waits for data "
+                    f"{r['data']:.1%}, for the other {r['other']:.1%}, averages {r['averaging']:.1%}; "
+                    f"{count} process(es) apart: {apart[count]:.1f} images/s"
+                )
+            two, bound = (x[2] / x[1] for x in ({n: r["speed"] for n, r in found.items()}, apart))
+            print(f"two against one: {two:.2f}; apart: {bound:.2f}", flush=True)
+
+
+def _measure_apart(name: str, core: int, seconds: float = 15.0) -> float:
+    """Images per second of the step on one worker's share of two, in memory, in a process on a core of its own."""
+    os.sched_setaffinity(0, [core])
+    torch.set_num_threads(1)
+    stage = dataclasses.replace(RECIPES[name]().stages[-1], init_from=None)
+    count = stage.data.batch_size // 2
+    rng = np.random.default_rng(0)
+    columns = _random_columns(stage, count, len(CLASSES), rng)
+    state = build_state(stage, len(CLASSES), seed=1, init=None, device=torch.device("cpu"), bf16=False)
+    times = [time.perf_counter()]
+    while times[-1] < times[0] + seconds:
+        train_step(state, to_batches(columns, stage.data, seed=1, device=torch.device("cpu")), stage, seed=1)
+        times.append(time.perf_counter())
+    return count * len(stage.data.streams()) / float(np.median(np.diff(times)))
+
+
+def _random_columns(stage: Stage, count: int, classes: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    columns: dict[str, np.ndarray] = {"index": np.arange(count)}
+    for stream in stage.data.streams():
+        columns[f"{stream}_image"] = rng.integers(0, 256, (count, *stage.data.crop, 3)).astype(np.uint8)
+        columns[f"{stream}_label"] = rng.integers(0, classes, (count, *stage.data.crop)).astype(np.uint8)
+    return columns
 
 
 def _pair(root: Path) -> dict[str, str | None]:
@@ -232,23 +264,29 @@ def _measure_workers(
     def timed(config: dict[str, Any]) -> dict[str, Any]:
         import torch.distributed as torch_dist
 
-        import udaseg.train as loop
-        from udaseg.dist import rank, world_size
+        import udaseg.train
+        from udaseg.dist import rank
 
-        real = loop.average_gradients
+        real_reduce, real_step = torch_dist.all_reduce, udaseg.train.train_step
+        spent = {"other": 0.0, "averaging": 0.0}
 
-        def average_gradients(parameters: Any) -> None:
+        def all_reduce(tensor: Any) -> None:
             began = time.perf_counter()
-            if world_size() > 1:
-                torch_dist.barrier()
+            torch_dist.barrier()
             met = time.perf_counter()
-            real(parameters)
-            done = time.perf_counter()
+            real_reduce(tensor)
+            spent["other"] += met - began
+            spent["averaging"] += time.perf_counter() - met
+
+        def train_step(*arguments: Any, **named: Any) -> dict[str, float]:
+            values = real_step(*arguments, **named)
             if rank() == 0:
                 with open(notes, "a") as file:
-                    file.write(json.dumps([began, met - began, done - met]) + "\n")
+                    file.write(json.dumps({"time": time.perf_counter(), "own": time.process_time(), **spent}) + "\n")
+            return values
 
-        loop.average_gradients = average_gradients
+        torch_dist.all_reduce = all_reduce
+        udaseg.train.train_step = train_step
         return train_worker(config)
 
     job.train_worker = timed
@@ -265,13 +303,12 @@ def _measure_workers(
     ray.shutdown()
     rows = [json.loads(line) for line in (Path(out) / "metrics.jsonl").read_text().splitlines()]
     rows = [row for row in rows if row["step"] > steps // 3]
-    times = np.array([json.loads(line) for line in Path(notes).read_text().splitlines()])[steps // 3 :]
-    whole_time = times[-1, 0] - times[0, 0]
-    return {
+    lines = [json.loads(line) for line in Path(notes).read_text().splitlines()]
+    first, last = lines[steps // 3], lines[-1]
+    shares = {key: (last[key] - first[key]) / (last["time"] - first["time"]) for key in ("own", "other", "averaging")}
+    return shares | {
         "speed": statistics.median(row["images_per_second"] for row in rows),
         "data": statistics.median(row["data_wait"] for row in rows),
-        "other": times[1:, 1].sum() / whole_time,
-        "averaging": times[1:, 2].sum() / whole_time,
     }
 
 
@@ -288,10 +325,7 @@ def gpu(recipe: str = "dacs", batch_size: int = 8, steps: int = 30, device: str 
     name = torch.cuda.get_device_name(on) if on.type == "cuda" else "CPU"
     peak = next((tflops for key, tflops in PEAK_TFLOPS.items() if key in name), None)
     rng = np.random.default_rng(0)
-    columns: dict[str, np.ndarray] = {"index": np.arange(batch_size)}
-    for stream in stage.data.streams():
-        columns[f"{stream}_image"] = rng.integers(0, 256, (batch_size, *stage.data.crop, 3)).astype(np.uint8)
-        columns[f"{stream}_label"] = rng.integers(0, 19, (batch_size, *stage.data.crop)).astype(np.uint8)
+    columns = _random_columns(stage, batch_size, 19, rng)
     print(f"{name}, {recipe}, batch {batch_size}, crop {stage.data.crop}")
     for bf16, channels_last, compiled in itertools.product((False, True), repeat=3):
         layout = torch.channels_last if channels_last else torch.contiguous_format
