@@ -250,13 +250,10 @@ def write_dataset(directory: str, manifest: pa.Table, classes: Classes) -> None:
     remove(join(directory, "manifest.parquet"))  # an older one does not belong to the new classes and index
     write_bytes(join(directory, "classes.json"), classes.to_json().encode())
     for name, table in (("index.arrow", manifest), ("class_rows.arrow", class_rows(manifest, len(classes)))):
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_file(sink, table.schema) as writer:
-            writer.write_table(table.combine_chunks())
-        write_bytes(join(directory, name), sink.getvalue().to_pybytes())
-    sink = pa.BufferOutputStream()
-    pq.write_table(manifest, sink)
-    write_bytes(join(directory, "manifest.parquet"), sink.getvalue().to_pybytes())
+        with writer(join(directory, name)) as stream, pa.ipc.new_file(stream, table.schema) as file:
+            file.write_table(table.combine_chunks())
+    with writer(join(directory, "manifest.parquet")) as stream:
+        pq.write_table(manifest, stream)
 
 
 def read_classes(directory: str) -> Classes:
