@@ -29,7 +29,6 @@ from itertools import accumulate
 from typing import Annotated, Any, Literal
 
 import optuna
-import pyarrow.fs as pafs
 import ray
 import tyro
 from ray import tune
@@ -46,9 +45,9 @@ from udaseg.config import ConfigError, Recipe, from_json, full_names, override, 
 from udaseg.data.schema import (
     DatasetError,
     absolute,
+    children,
     digest,
     exists,
-    filesystem,
     join,
     read_bytes,
     read_manifest,
@@ -216,15 +215,9 @@ def _settings(space: Space, a: Arguments, out: str) -> str:
         theirs = json.loads(read_bytes(uri))
         if changed := [name for name in mine if theirs.get(name) != mine[name]]:
             raise ConfigError(f"{out}: was begun with other settings ({', '.join(changed)}); choose another --out")
-    elif exists(out) and _list(out):
+    elif children(out):
         raise ConfigError(f"{out}: exists and is no sweep's directory; choose another --out")
     return json.dumps(mine, indent=1)
-
-
-def _list(uri: str) -> list[str]:
-    """The names in a directory, none where it does not exist."""
-    fs, path = filesystem(uri)
-    return [info.base_name for info in fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))]
 
 
 # --- trials ---------------------------------------------------------------------------------------------------------
@@ -303,9 +296,8 @@ def read_curve(run: str, begins: Sequence[int]) -> list[tuple[int, dict[str, flo
 def read_trials(out: str, recipe: Recipe, shared: int) -> list[Trial]:
     """The trials in a sweep's directory, in the order they began."""
     begins, trials = _begins(recipe, shared), []
-    notes = {
-        name: json.loads(read_bytes(join(out, "trials", name, "trial.json"))) for name in _list(join(out, "trials"))
-    }
+    names = [info.base_name for info in children(join(out, "trials"))]
+    notes = {name: json.loads(read_bytes(join(out, "trials", name, "trial.json"))) for name in names}
     for name, note in sorted(notes.items(), key=lambda item: item[1]["began"]):
         own = join(out, "trials", name)
         finished = exists(join(own, "model", CARD_FILE))

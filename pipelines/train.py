@@ -28,6 +28,7 @@ from udaseg.data.schema import (
     Classes,
     DatasetError,
     absolute,
+    children,
     digest,
     exists,
     join,
@@ -335,7 +336,7 @@ def _check_out(config: dict[str, Any], out: str, resume: bool) -> None:
     """Make sure that a run directory is new, or that the run to be resumed has this configuration and data."""
     uri = join(out, "config.json")
     if not exists(uri):
-        if exists(out) and not resume and _has_files(out):
+        if not resume and children(out):
             raise ConfigError(f"{out}: exists and is no run directory; choose another --out")
         return
     if not resume:
@@ -347,15 +348,6 @@ def _check_out(config: dict[str, Any], out: str, resume: bool) -> None:
         )
     if theirs["recipe"] != config["recipe"]:
         raise ConfigError(f"{out}: the configuration differs from the run's, see {uri}; start a new run")
-
-
-def _has_files(uri: str) -> bool:
-    import pyarrow.fs as pafs
-
-    from udaseg.data.schema import filesystem
-
-    fs, path = filesystem(uri)
-    return bool(fs.get_file_info(pafs.FileSelector(path, allow_not_found=True)))
 
 
 def _root_cause(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""Losses in the middle of a labelling, on a cluster of nodes and on S3: the labels are those of an undisturbed job."""
+"""Losses in the middle of a labelling, of nodes or in a bucket: the labels are those of an undisturbed job."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from ray_cluster import BIN, ROOT, RayCluster, ray_cluster
 from test_pseudo_label_job import digests, make_checkpoint
-from test_s3 import tree
+from test_stores import tree
 from tiny import draw, make_dataset
 
 from udaseg.data.ledger import Ledger
@@ -158,14 +158,14 @@ def test_a_lost_node_is_made_good(
     cluster.kill(spare)
 
 
-def test_a_killed_job_on_s3_is_resumed(
-    s3: Callable[[str, str], str],
+def test_a_killed_job_in_a_bucket_is_resumed(
+    store: Callable[[str, str], str],
     cluster: RayCluster,
     arguments: list[str],
     undisturbed: dict[str, str],
     tmp_path: Path,
 ) -> None:
-    out, log = s3("faults", "out"), tmp_path / "log"
+    out, log = store("faults", "out"), tmp_path / "log"
     node = cluster.add_node(2)
     run = label(cluster, arguments, out, log)
     wait_until(lambda: len(Ledger(join(out, "job"), 0, 1).committed("predict")) >= 10, run, log)

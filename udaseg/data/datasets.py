@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow.fs as pafs
 from PIL import Image, UnidentifiedImageError
 
-from udaseg.data.schema import Classes, DatasetError, exists, filesystem, join, read_bytes
+from udaseg.data.schema import Classes, DatasetError, children, exists, filesystem, join, read_bytes
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 LABEL_SUFFIXES = (".png",)
@@ -71,7 +71,7 @@ def _children(folder: str) -> list[pafs.FileInfo]:
     if fs.get_file_info(path).type != pafs.FileType.Directory:
         raise DatasetError(f"{folder}: no such folder")
     try:
-        return fs.get_file_info(pafs.FileSelector(path))
+        return children(folder)
     except OSError as error:  # a folder that may not be read, a chain of links without an end
         raise DatasetError(f"{folder}: cannot be listed: {error}") from None
 
@@ -79,7 +79,8 @@ def _children(folder: str) -> list[pafs.FileInfo]:
 def walk(folder: str, suffixes: Sequence[str], *, _above: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:
     """(path below `folder` less its suffix, URI) of each file in or below it that ends in one of `suffixes`.
 
-    One folder after the other is listed, so that a walk holds the names of one folder, however many there are below.
+    One folder after the other is listed, so that a walk holds the names of one folder, however many there are below
+    (on `gs://` those of all folders below it, see `udaseg.data.schema.children`).
     The order is fixed: the files of a folder by name, then its folders by name. Links to folders are followed; hidden
     files and folders, whose names begin with a dot, are passed over.
 
@@ -90,14 +91,14 @@ def walk(folder: str, suffixes: Sequence[str], *, _above: tuple[str, ...] = ()) 
     real = os.path.realpath(path) if isinstance(fs, pafs.LocalFileSystem) else path
     if real in _above:
         raise DatasetError(f"{folder}: a symbolic link that leads back to {real}, in which it lies; remove it")
-    children = [i for i in _children(folder) if not i.base_name.startswith(".")]
+    visible = [i for i in _children(folder) if not i.base_name.startswith(".")]
     found = []
-    for info in children:
+    for info in visible:
         suffix = next((s for s in suffixes if info.base_name.lower().endswith(s.lower())), None)
         if info.is_file and suffix:
             found.append((info.base_name[: -len(suffix)], info.base_name))
     yield from ((name, join(folder, base_name)) for name, base_name in sorted(found))
-    for below in sorted(i.base_name for i in children if i.type == pafs.FileType.Directory):
+    for below in sorted(i.base_name for i in visible if i.type == pafs.FileType.Directory):
         for name, uri in walk(join(folder, below), suffixes, _above=(*_above, real)):
             yield f"{below}/{name}", uri
 

@@ -29,10 +29,9 @@ from itertools import chain, count, islice
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from udaseg.data.schema import DatasetError, exists, filesystem, join, read_bytes, remove, write_bytes, writer
+from udaseg.data.schema import DatasetError, children, exists, filesystem, join, read_bytes, remove, write_bytes, writer
 
 HEARTBEAT = 5.0
 """Seconds between the signs of life of the process that works on a job."""
@@ -66,8 +65,7 @@ class Ledger:
 
     def committed(self, phase: str) -> set[int]:
         """The blocks that a phase has done."""
-        fs, path = filesystem(join(self.directory, phase))
-        infos = fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+        infos = children(join(self.directory, phase))
         names = (info.base_name.removesuffix(".parquet") for info in infos if info.is_file)
         return {int(name) for name in names if name.isdigit()}
 

@@ -211,6 +211,19 @@ def writer(uri: str, *, scratch: str | None = None) -> Iterator[pa.NativeFile]:
         raise
 
 
+def children(uri: str) -> list[pafs.FileInfo]:
+    """The files and folders in a folder, none where it does not exist. Raises OSError where it cannot be listed."""
+    fs, path = filesystem(uri)
+    if fs.type_name != "gcs":
+        return fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+    # One level of a Google bucket, as Arrow lists it, lacks the folders that no object stands for (apache/arrow#35993).
+    infos = fs.get_file_info(pafs.FileSelector(path, allow_not_found=True, recursive=True))
+    below = {info.path: info.path[len(path) + 1 :].partition("/") for info in infos}
+    folders = dict.fromkeys(name for name, deeper, _ in below.values() if deeper)
+    here = [i for i in infos if not below[i.path][1] and i.base_name not in folders]
+    return [*here, *(pafs.FileInfo(posixpath.join(path, name), pafs.FileType.Directory) for name in folders)]
+
+
 def remove(uri: str) -> None:
     """Delete the file at `uri` where there is one."""
     fs, path = filesystem(uri)
@@ -218,23 +231,21 @@ def remove(uri: str) -> None:
         fs.delete_file(path)
 
 
-def class_rows(manifest: pa.Table, num_classes: int) -> pa.Table:
-    """Per split and class, the rows (int32) that contain the class, most pixels first (ties in row order)."""
-    splits = np.asarray(manifest["split"].to_pylist(), dtype=object)
-    counts = np.zeros((manifest.num_rows, num_classes), np.int64)
-    pixels = manifest["class_pixels"].combine_chunks()
-    labelled = np.asarray(pixels.is_valid())
-    if labelled.any():
-        counts[labelled] = np.asarray(pixels.drop_null().flatten()).reshape(-1, num_classes)
-    out: list[dict[str, object]] = []
-    for split in sorted(set(splits)):
-        rows = np.flatnonzero(splits == split)
+def class_rows(manifest: pa.Table, splits: Mapping[str, tuple[int, int]], num_classes: int) -> Iterator[pa.RecordBatch]:
+    """Per split and class, the rows (int32) that contain the class, most pixels first (ties in row order).
+
+    Args:
+        manifest: rows of MANIFEST; those of a split lie together.
+        splits: the first row of each split and the one after its last.
+        num_classes: K.
+    """
+    for split, (start, stop) in splits.items():
+        class_pixels = manifest["class_pixels"].slice(start, stop - start)
         for class_id in range(num_classes):
-            here = counts[rows, class_id]
-            order = np.argsort(-here, kind="stable")[: int((here > 0).sum())]
-            rows_here = rows[order].astype(np.int32)
-            out.append({"split": split, "class_id": class_id, "rows": rows_here, "pixels": here[order]})
-    return pa.Table.from_pylist(out, schema=CLASS_ROWS)
+            pixels = pc.list_element(class_pixels, class_id).fill_null(0).to_numpy()
+            rows = np.argsort(-pixels, kind="stable")[: np.count_nonzero(pixels)]
+            values = ([split], [class_id], [(start + rows).astype(np.int32)], [pixels[rows]])
+            yield pa.record_batch([pa.array(v, f.type) for v, f in zip(values, CLASS_ROWS, strict=True)], CLASS_ROWS)
 
 
 def write_dataset(directory: str, manifest: pa.Table, classes: Classes) -> None:
@@ -242,16 +253,20 @@ def write_dataset(directory: str, manifest: pa.Table, classes: Classes) -> None:
 
     Rows are sorted by split and image id, so that each split is one range of rows, which the index's metadata names.
     """
-    manifest = manifest.sort_by([("split", "ascending"), ("image_id", "ascending")])
-    splits = pc.value_counts(manifest["split"].combine_chunks()).to_pylist()
-    ends = np.cumsum([entry["counts"] for entry in splits]).tolist()
-    ranges = {entry["values"]: [end - entry["counts"], end] for entry, end in zip(splits, ends, strict=True)}
-    manifest = manifest.replace_schema_metadata({"splits": json.dumps(ranges)})
+    order = pc.sort_indices(manifest, [("split", "ascending"), ("image_id", "ascending")]).to_numpy()
+    if (np.diff(order.astype(np.int64)) < 0).any():  # listed folders are in order, and need no copy
+        manifest = manifest.take(order)
+    sizes = {entry["values"]: entry["counts"] for entry in pc.value_counts(manifest["split"]).to_pylist()}
+    ends = np.cumsum([*sizes.values()]).tolist()
+    splits = {split: (end - size, end) for (split, size), end in zip(sizes.items(), ends, strict=True)}
+    manifest = manifest.replace_schema_metadata({"splits": json.dumps(splits)})
     remove(join(directory, "manifest.parquet"))  # an older one does not belong to the new classes and index
     write_bytes(join(directory, "classes.json"), classes.to_json().encode())
-    for name, table in (("index.arrow", manifest), ("class_rows.arrow", class_rows(manifest, len(classes)))):
-        with writer(join(directory, name)) as stream, pa.ipc.new_file(stream, table.schema) as file:
-            file.write_table(table.combine_chunks())
+    with writer(join(directory, "index.arrow")) as stream, pa.ipc.new_file(stream, manifest.schema) as file:
+        file.write_table(manifest.combine_chunks())
+    with writer(join(directory, "class_rows.arrow")) as stream, pa.ipc.new_file(stream, CLASS_ROWS) as file:
+        for batch in class_rows(manifest, splits, len(classes)):
+            file.write_batch(batch)
     with writer(join(directory, "manifest.parquet")) as stream:
         pq.write_table(manifest, stream)
 

@@ -1,4 +1,4 @@
-"""Images, checkpoint and labels on a real S3 server: what comes out is what local files give, byte for byte."""
+"""Images, checkpoint and labels in buckets of S3's and Google's kind: what comes out is what local files give."""
 
 from __future__ import annotations
 
@@ -10,12 +10,17 @@ import pyarrow.fs as pafs
 import pytest
 from PIL import Image
 from test_pseudo_label_job import make_checkpoint
-from tiny import draw
+from tiny import draw, make_dataset, tiny_recipe
 
+from pipelines.evaluate import evaluate
 from pipelines.pseudo_label import main
+from pipelines.train import Cluster, train
 from udaseg.data.datasets import files
 from udaseg.data.schema import exists, filesystem, join, read_bytes, read_manifest, remove, write_bytes
 from udaseg.data.stream import open_index
+from udaseg.train import MODEL_FILE
+
+DOMAINS = ("source", "target")
 
 
 def upload(folder: Path, uri: str) -> None:
@@ -31,11 +36,11 @@ def tree(uri: str) -> dict[str, bytes]:
     return {name: fs.open_input_stream(info.path).read() for name, info in found.items()}
 
 
-def test_a_bucket_is_listed_as_a_folder_is(s3: Callable[[str, str], str], tmp_path: Path) -> None:
+def test_a_bucket_is_listed_as_a_folder_is(store: Callable[[str, str], str], tmp_path: Path) -> None:
     for name in ("b.png", "a/x y+z%.png", "a/b/c.jpg", "a.txt", ".hidden/d.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (2, 2)).save(tmp_path / name, "PNG")
-    uri = s3("listing", "below/here")
+    uri = store("listing", "below/here")
     upload(tmp_path, uri)
     local, remote = files(str(tmp_path), [".png", ".jpg"]), files(uri, [".png", ".jpg"])
     assert [name for name, _ in remote] == [name for name, _ in local] == ["a/b/c", "a/x y+z%", "b"]
@@ -43,8 +48,8 @@ def test_a_bucket_is_listed_as_a_folder_is(s3: Callable[[str, str], str], tmp_pa
 
 
 @pytest.mark.full
-def test_labels_on_s3_are_those_of_local_files(
-    s3: Callable[[str, str], str], tmp_path: Path, ray_session: None
+def test_labels_in_a_bucket_are_those_of_local_files(
+    store: Callable[[str, str], str], tmp_path: Path, ray_session: None
 ) -> None:
     images, checkpoint = tmp_path / "images", tmp_path / "model"
     make_checkpoint(checkpoint, 0)
@@ -52,11 +57,11 @@ def test_labels_on_s3_are_those_of_local_files(
     for n in range(6):
         Image.fromarray(draw("target", n)[0]).save(images / "drive" / f"{n} +%.png")
     (images / "broken.png").write_bytes(b"broken")
-    upload(images, s3("fleet", "images"))
-    upload(checkpoint, s3("fleet", "model"))
+    upload(images, store("fleet", "images"))
+    upload(checkpoint, store("fleet", "model"))
     more = ["--block-size", "2", "--inference.no-gpu", "--layouts", "coco_stuff"]
-    out = s3("labels", "first/run")
-    there = ["--images", s3("fleet", "images"), "--checkpoint", s3("fleet", "model"), "--out", out, *more]
+    out = store("labels", "first/run")
+    there = ["--images", store("fleet", "images"), "--checkpoint", store("fleet", "model"), "--out", out, *more]
     assert main(there) == 0
     assert main(["--images", str(images), "--checkpoint", str(checkpoint), "--out", str(tmp_path / "out"), *more]) == 0
 
@@ -76,3 +81,24 @@ def test_labels_on_s3_are_those_of_local_files(
         remove(join(out, *name.split("/")))
     assert main(there) == 0
     assert tree(out) == remote
+
+
+@pytest.mark.full
+def test_a_run_in_a_bucket_is_that_of_local_files(
+    store: Callable[[str, str], str], tmp_path: Path, ray_session: None
+) -> None:
+    """All stages of BCL, their labelling included, and the same command once more, which finds nothing left to do."""
+    recipe, cluster = tiny_recipe("bcl_paper_small", steps=2), Cluster(workers=1, gpu=False, threads=1)
+    here = {domain: make_dataset(tmp_path / domain, domain, labelled=domain == "source") for domain in DOMAINS}
+    there = {domain: store("domains", domain) for domain in DOMAINS}
+    for domain in DOMAINS:
+        upload(tmp_path / domain, there[domain])
+    out = store("runs", "bcl")
+    local = train(recipe, **here, out=str(tmp_path / "run"), cluster=cluster)
+    remote = train(recipe, **there, out=out, cluster=cluster)
+    assert read_bytes(join(remote, MODEL_FILE)) == read_bytes(join(local, MODEL_FILE))
+    assert np.array_equal(evaluate([remote], there["source"]), evaluate([local], here["source"]))
+    before = tree(out)
+    assert {"metrics.jsonl", "pseudo_labels/2-round-1/manifest.parquet"} <= before.keys()
+    train(recipe, **there, out=out, cluster=cluster, resume=True)
+    assert tree(out) == before
