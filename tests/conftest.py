@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 
+import pyarrow.fs as pafs
 import pytest
 
 # Ray and its libraries read these once, when they are imported.
@@ -62,51 +64,51 @@ def two_ranks() -> Iterator[TwoRanks]:
 @pytest.fixture(scope="session")
 def s3() -> Iterator[Callable[[str, str], str]]:
     """A real S3 server on this machine: a function of bucket and key that makes the bucket and returns the URI."""
-    import logging
+    with server("moto.server", "--host", "127.0.0.1", "--port") as port:
+        query = f"endpoint_override=http://127.0.0.1:{port}&region=us-east-1"
 
-    import pyarrow.fs as pafs
-    from moto.server import ThreadedMotoServer
+        def uri(bucket: str, key: str) -> str:
+            pafs.FileSystem.from_uri(f"s3://{bucket}/?{query}&allow_bucket_creation=true")[0].create_dir(bucket)
+            return f"s3://{bucket}/{key}?{query}"
 
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # else it tells of every request
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    query = f"endpoint_override=http://{host}:{port}&region=us-east-1"
-
-    def uri(bucket: str, key: str) -> str:
-        pafs.FileSystem.from_uri(f"s3://{bucket}/?{query}&allow_bucket_creation=true")[0].create_dir(bucket)
-        return f"s3://{bucket}/{key}?{query}"
-
-    yield uri
-    server.stop()
+        yield uri
 
 
 @pytest.fixture(scope="session")
 def gs() -> Iterator[Callable[[str, str], str]]:
-    """As `s3`, of a server that speaks as Google's does; a process, since Arrow waits for Google and holds the GIL."""
+    """As `s3`, of a server that speaks as Google's does."""
+    with server("gcp_storage_emulator", "start", "--in-memory", "--quiet", "--host", "127.0.0.1", "--port") as port:
+        query = f"scheme=http&endpoint_override=127.0.0.1%3A{port}&retry_limit_seconds=60"
+
+        def uri(bucket: str, key: str) -> str:
+            body, kind = json.dumps({"name": bucket}).encode(), {"Content-Type": "application/json"}
+            try:
+                urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{port}/storage/v1/b", body, kind))
+            except urllib.error.HTTPError as error:
+                assert error.code == 409, error  # it is there
+            return f"gs://anonymous@{bucket}/{key}?{query}"
+
+        yield uri
+
+
+@contextlib.contextmanager
+def server(*words: str) -> Iterator[int]:
+    """A module that serves on the port that it is given last; a process, since Arrow may wait for it with the GIL."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    words = ("start", "--host", "127.0.0.1", "--port", port, "--in-memory", "--quiet")
-    server = subprocess.Popen([sys.executable, "-m", "gcp_storage_emulator", *words], stderr=subprocess.DEVNULL)
-
-    def uri(bucket: str, key: str) -> str:
-        body, kind = json.dumps({"name": bucket}).encode(), {"Content-Type": "application/json"}
-        request = urllib.request.Request(f"http://127.0.0.1:{port}/storage/v1/b", body, kind)
-        for _ in range(100):
-            try:
-                urllib.request.urlopen(request)
+        port = int(free.getsockname()[1])
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen([sys.executable, "-m", *words, str(port)], **quiet)  # type: ignore[call-overload]
+    try:
+        for _ in range(300):
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
                 break
-            except urllib.error.HTTPError as error:
-                assert error.code == 409  # the bucket is there
-                break
-            except urllib.error.URLError:  # the server is not
-                time.sleep(0.1)
-        return f"gs://anonymous@{bucket}/{key}?scheme=http&endpoint_override=127.0.0.1%3A{port}&retry_limit_seconds=60"
-
-    yield uri
-    server.kill()
-    server.wait()
+            assert process.poll() is None, f"{words[0]} ended"
+            time.sleep(0.1)
+        yield port
+    finally:
+        process.kill()
+        process.wait()
 
 
 @pytest.fixture(params=["s3", "gs"])
