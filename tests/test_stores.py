@@ -29,11 +29,15 @@ def upload(folder: Path, uri: str) -> None:
             write_bytes(join(uri, *path.relative_to(folder).parts), path.read_bytes())
 
 
-def tree(uri: str) -> dict[str, bytes]:
+def listed(uri: str) -> dict[str, pafs.FileInfo]:
     fs, root = filesystem(uri)
     infos = fs.get_file_info(pafs.FileSelector(root, recursive=True, allow_not_found=True))
-    found = {i.path[len(root) + 1 :]: i for i in infos if i.is_file}
-    return {name: fs.open_input_stream(info.path).read() for name, info in found.items()}
+    return {info.path[len(root) + 1 :]: info for info in infos if info.is_file}
+
+
+def tree(uri: str) -> dict[str, bytes]:
+    fs, _ = filesystem(uri)
+    return {name: fs.open_input_stream(info.path).read() for name, info in listed(uri).items()}
 
 
 def test_a_bucket_is_listed_as_a_folder_is(store: Callable[[str, str], str], tmp_path: Path) -> None:
@@ -83,22 +87,30 @@ def test_labels_in_a_bucket_are_those_of_local_files(
     assert tree(out) == remote
 
 
+RECIPE, ONE = tiny_recipe("bcl_paper_small", steps=2), Cluster(workers=1, gpu=False, threads=1)
+
+
+@pytest.fixture(scope="module")
+def local_run(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Path:
+    """A folder with a pair of domains and a run on them."""
+    folder = tmp_path_factory.mktemp("local")
+    pair = {domain: make_dataset(folder / domain, domain, labelled=domain == "source") for domain in DOMAINS}
+    train(RECIPE, **pair, out=str(folder / "run"), cluster=ONE)
+    return folder
+
+
 @pytest.mark.full
-def test_a_run_in_a_bucket_is_that_of_local_files(
-    store: Callable[[str, str], str], tmp_path: Path, ray_session: None
-) -> None:
+def test_a_run_in_a_bucket_is_that_of_local_files(store: Callable[[str, str], str], local_run: Path) -> None:
     """All stages of BCL, their labelling included, and the same command once more, which finds nothing left to do."""
-    recipe, cluster = tiny_recipe("bcl_paper_small", steps=2), Cluster(workers=1, gpu=False, threads=1)
-    here = {domain: make_dataset(tmp_path / domain, domain, labelled=domain == "source") for domain in DOMAINS}
-    there = {domain: store("domains", domain) for domain in DOMAINS}
+    pair, out = {domain: store("domains", domain) for domain in DOMAINS}, store("runs", "bcl")
     for domain in DOMAINS:
-        upload(tmp_path / domain, there[domain])
-    out = store("runs", "bcl")
-    local = train(recipe, **here, out=str(tmp_path / "run"), cluster=cluster)
-    remote = train(recipe, **there, out=out, cluster=cluster)
-    assert read_bytes(join(remote, MODEL_FILE)) == read_bytes(join(local, MODEL_FILE))
-    assert np.array_equal(evaluate([remote], there["source"]), evaluate([local], here["source"]))
-    before = tree(out)
-    assert {"metrics.jsonl", "pseudo_labels/2-round-1/manifest.parquet"} <= before.keys()
-    train(recipe, **there, out=out, cluster=cluster, resume=True)
-    assert tree(out) == before
+        upload(local_run / domain, pair[domain])
+    model = train(RECIPE, **pair, out=out, cluster=ONE)
+    local = local_run / "run" / "model"
+    assert read_bytes(join(model, MODEL_FILE)) == (local / MODEL_FILE).read_bytes()
+    assert np.array_equal(evaluate([model], pair["source"]), evaluate([str(local)], str(local_run / "source")))
+    before = {name: info.size for name, info in listed(out).items()}
+    assert {"metrics.jsonl", "pseudo_labels/1-round-0/manifest.parquet"} <= before.keys()
+    train(RECIPE, **pair, out=out, cluster=ONE, resume=True)
+    assert {name: info.size for name, info in listed(out).items()} == before
+    assert read_bytes(join(model, MODEL_FILE)) == (local / MODEL_FILE).read_bytes()
