@@ -8,18 +8,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 import pytest
 import safetensors.torch
 import torch
 from ray_cluster import RayCluster, ray_cluster
-from tiny import make_dataset
+from tiny import make_dataset, plain_loop
 from two_ranks import TwoRanks
 
-from pipelines.train import make_plan, parse
-from udaseg.data.schema import digest
-from udaseg.rng import key_to_seed
-from udaseg.train import build_state, to_batches, train_step
+from pipelines.train import parse
 
 SMALL = (
     *("--steps", "2", "--model.backbone", "resnet10t", "--model.head-channels", "16", "--data.batch-size", "4"),
@@ -79,7 +75,7 @@ def test_a_run_makes_the_cluster_grow_and_survives_a_lost_node(
     assert "succeeded" in done.stdout and "source 80/80" in done.stdout
     assert [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()][-1] == 80
 
-    expected, _ = two_ranks.run(plain_loop, (*words, "--out", str(out)))
+    expected, _ = two_ranks.run(on_two_ranks, (*words, "--out", str(out)))
     trained = safetensors.torch.load_file(out / "model" / "model.safetensors")
     assert trained.keys() == expected.keys()
     assert not [name for name, tensor in trained.items() if not torch.equal(tensor, expected[name])]
@@ -87,20 +83,9 @@ def test_a_run_makes_the_cluster_grow_and_survives_a_lost_node(
     wait_until(lambda: cluster.raylets() == [head], "back to the head alone")
 
 
-def plain_loop(rank: int, words: tuple[str, ...]) -> dict[str, torch.Tensor]:
-    """The network that a recipe of one stage ends with, from its samples and steps alone."""
+def on_two_ranks(rank: int, words: tuple[str, ...]) -> dict[str, torch.Tensor]:
     arguments = parse(words)
-    recipe, stage = arguments.recipe, arguments.recipe.stages[0]
-    seed = key_to_seed(recipe.seed, 0, digest(arguments.source))
-    plan = make_plan(stage, {"source": arguments.source}, seed)
-    state = build_state(stage, 3, seed=seed, init=None, device=torch.device("cpu"), bf16=recipe.bf16)
-    share = plan.batch_size // 2
-    for step in range(stage.steps):
-        first = step * plan.batch_size + rank * share
-        samples = [plan.load(index) for index in range(first, first + share)]
-        columns = {name: np.stack([sample[name] for sample in samples]) for name in samples[0]}
-        train_step(state, to_batches(columns, stage.data, seed=seed, device=torch.device("cpu")), stage, seed=seed)
-    return dict(state.method.predictor.state_dict())
+    return plain_loop(arguments.recipe, arguments.source, rank, 2)
 
 
 def test_a_job_that_fails_says_why(cluster: RayCluster, data: dict[str, str], tmp_path: Path) -> None:

@@ -7,13 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import torch
 from PIL import Image
+from torch import Tensor
 
+from pipelines.train import make_plan
 from udaseg.config import Recipe, override
-from udaseg.data.schema import MANIFEST, Classes, write_dataset
+from udaseg.data.schema import MANIFEST, Classes, digest, read_classes, write_dataset
 from udaseg.recipes import RECIPES
-from udaseg.rng import keyed
+from udaseg.rng import key_to_seed, keyed
+from udaseg.train import build_state, to_batches, train_step
 
+CPU = torch.device("cpu")
 CLASSES = Classes(names=("ground", "sky", "box"), palette=((128, 64, 128), (70, 130, 180), (0, 0, 142)))
 
 
@@ -80,3 +85,18 @@ def tiny_recipe(name: str, *, steps: int = 4, **values: object) -> Recipe:
         recipe = override(recipe, fits)
     recipe = override(recipe, {key.replace("__", "."): value for key, value in values.items()})
     return replace(recipe, name=name)
+
+
+def plain_loop(recipe: Recipe, source: str, rank: int = 0, ranks: int = 1) -> dict[str, Tensor]:
+    """The network that a recipe of one stage, on the source alone, ends with: its samples and steps without a job."""
+    (stage,) = recipe.stages
+    seed = key_to_seed(recipe.seed, 0, digest(source))
+    plan = make_plan(stage, {"source": source}, seed)
+    state = build_state(stage, len(read_classes(source)), seed=seed, init=None, device=CPU, bf16=recipe.bf16)
+    share = plan.batch_size // ranks
+    for step in range(stage.steps):
+        first = step * plan.batch_size + rank * share
+        samples = [plan.load(index) for index in range(first, first + share)]
+        columns = {name: np.stack([sample[name] for sample in samples]) for name in samples[0]}
+        train_step(state, to_batches(columns, stage.data, seed=seed, device=CPU), stage, seed=seed)
+    return dict(state.method.predictor.state_dict())
