@@ -96,10 +96,12 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def actor_pool(actors: int, min_actors: int | None = None, *, gpu: bool) -> tuple[dict[str, Any], int]:
-    """Options of `map_batches` for a pool of predicting actors, and the torch threads of each."""
-    compute = ray.data.ActorPoolStrategy(min_size=min_actors or actors, max_size=actors)
-    return {"compute": compute, "num_cpus": 1, "num_gpus": 1 if gpu else 0}, max(1, usable_cores() // actors)
+def actor_pool(actors: int | None, min_actors: int | None = None, *, gpu: bool) -> tuple[dict[str, Any], int]:
+    """Options of `map_batches` for a pool of predicting actors, and the torch threads of each; see `Inference`."""
+    # Cores in one process wait for one another: two processes of a thread label 1.4 times what one of two threads does.
+    most = actors or (1 if gpu else min(4, usable_cores()))
+    compute = ray.data.ActorPoolStrategy(min_size=min(min_actors or actors or 1, most), max_size=most)
+    return {"compute": compute, "num_cpus": 1, "num_gpus": 1 if gpu else 0}, max(1, usable_cores() // most)
 
 
 def track(blocks: Iterable[Block], total: int, what: str, size: Callable[[Block], int] = _rows) -> Iterator[Block]:

@@ -181,10 +181,10 @@ class Inference:
     """What of a run's checkpoint predicts; a model directory has its predictor alone, mostly the teacher."""
     batch_size: int = 1
     """Images of one size that are predicted together."""
-    actors: int = 1
-    """Processes that predict."""
+    actors: int | None = None
+    """Processes that predict; None = one on a GPU, else as many as this machine has cores, up to 4."""
     min_actors: int | None = None
-    """Begin with as few processes as this and add others while there is work for them; None = always `actors`."""
+    """Begin with as few processes as this and add others while there is work for them; None = `actors`, or 1."""
     gpu: bool = field(default_factory=_has_gpu)
     """One GPU an actor."""
 
@@ -198,7 +198,8 @@ class Inference:
             raise ConfigError(f"scales are {self.scales}; there must be one, and all above 0")
         if self.batch_size < 1:
             raise ConfigError(f"batch_size is {self.batch_size}; it must be at least 1")
-        if not 1 <= (self.actors if self.min_actors is None else self.min_actors) <= self.actors:
+        least = 1 if self.min_actors is None else self.min_actors
+        if least < 1 or (self.actors is not None and self.actors < least):
             raise ConfigError(f"min_actors is {self.min_actors}, actors {self.actors}: 1 <= min_actors <= actors")
 
     def views(self) -> dict[str, Any]:

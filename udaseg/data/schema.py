@@ -218,10 +218,10 @@ def children(uri: str) -> list[pafs.FileInfo]:
         return fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))
     # One level of a Google bucket, as Arrow lists it, lacks the folders that no object stands for (apache/arrow#35993).
     infos = fs.get_file_info(pafs.FileSelector(path, allow_not_found=True, recursive=True))
-    below = {info.path: info.path[len(path) + 1 :].partition("/") for info in infos}
-    folders = dict.fromkeys(name for name, deeper, _ in below.values() if deeper)
-    here = [i for i in infos if not below[i.path][1] and i.base_name not in folders]
-    return [*here, *(pafs.FileInfo(posixpath.join(path, name), pafs.FileType.Directory) for name in folders)]
+    named = [(info, info.path[len(path) + 1 :]) for info in infos]
+    files = [info for info, name in named if info.is_file and "/" not in name]
+    folders = dict.fromkeys(name.partition("/")[0] for info, name in named if "/" in name or not info.is_file)
+    return [*files, *(pafs.FileInfo(posixpath.join(path, name), pafs.FileType.Directory) for name in folders)]
 
 
 def remove(uri: str) -> None:
