@@ -225,7 +225,7 @@ def test_inputs_that_cannot_be_used_are_refused(
     words = ("--checkpoint", checkpoint, "--images", str(tmp_path / "empty"))
     assert "no file" in refused(*words)
     assert "share" in refused(*words, "--rules.share", "1.5")
-    assert "min_actors" in refused(*words, "--inference.min-actors", "3")
+    assert "min_actors" in refused(*words, "--inference.actors", "2", "--inference.min-actors", "3")
     assert "--source" in refused(*words, "--rules.measure", "prototype")
     assert "checkpoints" in refused(*words, "--inference.network", "teacher")
     assert not (tmp_path / "out").exists()
