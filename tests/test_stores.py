@@ -16,7 +16,7 @@ from pipelines.evaluate import evaluate
 from pipelines.pseudo_label import main
 from pipelines.train import Cluster, train
 from udaseg.data.datasets import files
-from udaseg.data.schema import exists, filesystem, join, read_bytes, read_manifest, remove, write_bytes
+from udaseg.data.schema import children, exists, filesystem, join, read_bytes, read_manifest, remove, write_bytes
 from udaseg.data.stream import open_index
 from udaseg.train import MODEL_FILE
 
@@ -85,6 +85,15 @@ def test_labels_in_a_bucket_are_those_of_local_files(
         remove(join(out, *name.split("/")))
     assert main(there) == 0
     assert tree(out) == remote
+
+
+def test_a_google_bucket_lists_folders_that_no_object_stands_for(gs: Callable[[str, str], str]) -> None:
+    uri = gs("folders", "here")
+    for name in ("b.png", "b.png/inside.png", "a/deeper/c.png"):
+        write_bytes(join(uri, *name.split("/")), b"")
+    found = [(info.base_name, info.is_file) for info in children(uri)]
+    assert sorted(found) == [("a", False), ("b.png", False), ("b.png", True)]
+    assert children(join(uri, "nowhere")) == []
 
 
 RECIPE, ONE = tiny_recipe("bcl_paper_small", steps=2), Cluster(workers=1, gpu=False, threads=1)
