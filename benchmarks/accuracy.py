@@ -24,15 +24,17 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.evaluate import evaluate
-from pipelines.prepare import prepare
-from pipelines.session import ensure_ray
-from pipelines.train import train
-from udaseg.config import Recipe, override
-from udaseg.data.schema import exists, read_classes
-from udaseg.metrics import gap_closed
+from udaseg.config import Recipe
+from udaseg.data.classes import read_classes
+from udaseg.data.storage import exists
+from udaseg.evaluation.metrics import gap_closed
+from udaseg.jobs.evaluate import evaluate
+from udaseg.jobs.prepare import prepare
+from udaseg.jobs.ray_session import ensure_ray
+from udaseg.jobs.train import train
+from udaseg.overrides import override
 from udaseg.recipes import RECIPES
-from udaseg.report import summary
+from udaseg.reports.adaptation import summary
 
 WARM_STEPS, ADAPT_STEPS = 800, 400
 SETTINGS = {

@@ -21,13 +21,15 @@ import numpy as np
 import torch
 import tyro
 
-from pipelines.prepare import prepare
-from pipelines.session import ensure_ray, usable_cores
-from pipelines.train import Cluster, make_plan, train
-from udaseg.config import override
 from udaseg.data.synthetic import write_pair
+from udaseg.job_config import Cluster
+from udaseg.jobs.prepare import prepare
+from udaseg.jobs.ray_session import ensure_ray, usable_cores
+from udaseg.jobs.train import make_plan, train
+from udaseg.overrides import override
 from udaseg.recipes import RECIPES
-from udaseg.train import build_state, to_batches, train_step
+from udaseg.training.batches import to_batches
+from udaseg.training.step import build_state, train_step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +101,7 @@ def main() -> None:
 
 def _strong_share(held: list[dict[str, np.ndarray]], stage: object, device: torch.device) -> float:
     """Median seconds of the strong view of one batch."""
-    from udaseg.augment import strong
+    from udaseg.components.augment import strong
 
     seconds = []
     for n in range(16):

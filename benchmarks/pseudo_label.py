@@ -31,20 +31,16 @@ import torch
 import tyro
 from PIL import Image
 
-from pipelines.pseudo_label import pseudo_label
-from pipelines.session import ensure_ray, usable_cores
+from udaseg.checkpoints.directory import ModelCard, load_model, save_model
+from udaseg.components.thresholds import class_balanced_thresholds, threshold_top1
 from udaseg.config import Model, PseudoLabel
-from udaseg.data.datasets import CITYSCAPES_CLASSES, read_image
-from udaseg.inference import predict
+from udaseg.data.confidence import confidence_histogram, decode_confidence, encode_confidence
+from udaseg.data.images import read_image
+from udaseg.data.taxonomies import CITYSCAPES_CLASSES
+from udaseg.jobs.pseudo_label.job import pseudo_label
+from udaseg.jobs.ray_session import ensure_ray, usable_cores
 from udaseg.models.build import build_segmenter
-from udaseg.thresholds import (
-    class_balanced_thresholds,
-    confidence_histogram,
-    decode_confidence,
-    encode_confidence,
-    threshold_top1,
-)
-from udaseg.train import ModelCard, load_model, save_model
+from udaseg.models.inference import predict
 
 
 @dataclass(frozen=True, kw_only=True)

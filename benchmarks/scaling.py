@@ -44,15 +44,22 @@ import torch
 import tyro
 from PIL import Image
 
-from pipelines.prepare import prepare
-from pipelines.session import ensure_ray
-from pipelines.train import Cluster, check, make_plan, train
-from udaseg.config import Recipe, Stage, override
-from udaseg.data.schema import MANIFEST, Classes, digest, write_dataset
-from udaseg.data.stream import draw_row, iterate, open_index, plan_dataset
+from udaseg.config import Recipe, Stage
+from udaseg.data.classes import Classes
+from udaseg.data.index import open_index
+from udaseg.data.manifest import MANIFEST, digest, write_dataset
+from udaseg.data.plan import draw_row
 from udaseg.data.synthetic import write_pair
+from udaseg.job_config import Cluster
+from udaseg.jobs.preflight import check
+from udaseg.jobs.prepare import prepare
+from udaseg.jobs.ray_session import ensure_ray
+from udaseg.jobs.stream import iterate, plan_dataset
+from udaseg.jobs.train import make_plan, train
+from udaseg.overrides import override
 from udaseg.recipes import RECIPES
-from udaseg.train import build_state, to_batches, train_step
+from udaseg.training.batches import to_batches
+from udaseg.training.step import build_state, train_step
 
 CLASSES = Classes(names=("ground", "sky", "box"), palette=((128, 64, 128), (70, 130, 180), (0, 0, 142)))
 PEAK_TFLOPS = {"H100": 989, "H200": 989, "A100": 312, "L4": 121}
@@ -254,8 +261,8 @@ def _measure_workers(
     name: str, steps: int, count: int, cores: list[int], data: dict[str, str | None], out: str
 ) -> dict[str, float]:
     """One run on these cores, Ray's own processes included; its first third warms up and does not count."""
-    import pipelines.train as job
-    from udaseg.cluster import train_worker
+    import udaseg.jobs.train as job
+    from udaseg.jobs.worker import train_worker
 
     os.sched_setaffinity(0, cores)
     ensure_ray(num_cpus=count + 2)
@@ -264,10 +271,10 @@ def _measure_workers(
     def timed(config: dict[str, Any]) -> dict[str, Any]:
         import torch.distributed as torch_dist
 
-        import udaseg.train
-        from udaseg.dist import rank
+        import udaseg.checkpoints.directory
+        from udaseg.distributed import rank
 
-        real_reduce, real_step = torch_dist.all_reduce, udaseg.train.train_step
+        real_reduce, real_step = torch_dist.all_reduce, udaseg.training.step.train_step
         spent = {"other": 0.0, "averaging": 0.0}
 
         def all_reduce(tensor: Any) -> None:
@@ -286,7 +293,7 @@ def _measure_workers(
             return values
 
         torch_dist.all_reduce = all_reduce
-        udaseg.train.train_step = train_step
+        udaseg.training.step.train_step = train_step
         return train_worker(config)
 
     job.train_worker = timed

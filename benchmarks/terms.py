@@ -20,11 +20,14 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from pipelines.train import make_plan
-from udaseg.config import Recipe, override
-from udaseg.data.schema import read_classes
+from udaseg.checkpoints.directory import read_card, read_weights
+from udaseg.config import Recipe
+from udaseg.data.classes import read_classes
+from udaseg.jobs.train import make_plan
+from udaseg.overrides import override
 from udaseg.recipes import RECIPES
-from udaseg.train import RunState, build_state, read_card, read_weights, to_batches, train_step
+from udaseg.training.batches import to_batches
+from udaseg.training.step import RunState, build_state, train_step
 from udaseg.types import Batch
 
 

@@ -9,24 +9,14 @@ import pytest
 import torch
 
 from pipelines.train import parse
-from udaseg.config import (
-    ConfigError,
-    Data,
-    PseudoLabel,
-    Recipe,
-    Stage,
-    Stream,
-    from_json,
-    full_names,
-    override,
-    to_json,
-)
-from udaseg.method import Optim
+from udaseg.config import Data, Optim, PseudoLabel, Recipe, Stage, Stream
+from udaseg.errors import ConfigError
 from udaseg.methods.bcl import BCL
 from udaseg.methods.dacs import DACS
 from udaseg.methods.dsp import DSP
+from udaseg.overrides import from_json, full_names, override, to_json
 from udaseg.recipes import RECIPES
-from udaseg.train import build_state
+from udaseg.training.step import build_state
 
 
 def _bcl_stages(recipe: Recipe) -> list[Stage]:

@@ -11,29 +11,29 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS: list[tuple[str, ...]] = [
-    ("udaseg.types", "udaseg.rng", "udaseg.dist", "udaseg.windows"),
+    ("udaseg.types", "udaseg.rng", "udaseg.distributed", "udaseg.models.windows"),
     (
         "udaseg.losses",
-        "udaseg.pseudo_label",
-        "udaseg.thresholds",
-        "udaseg.mixing",
-        "udaseg.augment",
-        "udaseg.prototypes",
-        "udaseg.teacher",
-        "udaseg.self_training",
-        "udaseg.metrics",
+        "udaseg.components.pseudo_label",
+        "udaseg.components.thresholds",
+        "udaseg.components.mixing",
+        "udaseg.components.augment",
+        "udaseg.components.prototypes",
+        "udaseg.models.teacher",
+        "udaseg.components.cross_domain_mix",
+        "udaseg.evaluation.metrics",
         "udaseg.models",
         "udaseg.data",
     ),
-    ("udaseg.method", "udaseg.inference", "udaseg.selection"),
+    ("udaseg.methods.base", "udaseg.models.inference", "udaseg.evaluation.model_selection"),
     ("udaseg.methods",),
     ("udaseg.config",),
-    ("udaseg.recipes", "udaseg.train", "udaseg.report"),
-    ("udaseg.scoring", "udaseg.sweep_report", "udaseg.label_report"),
-    ("udaseg.cluster",),
+    ("udaseg.recipes", "udaseg.checkpoints.directory", "udaseg.reports.adaptation"),
+    ("udaseg.evaluation.checkpoint_scores", "udaseg.reports.sweep", "udaseg.reports.pseudo_label"),
+    ("udaseg.jobs.worker",),
     ("pipelines", "tune_spaces"),
 ]
-KNOWS_RAY = ("udaseg.data.stream", "udaseg.cluster", "pipelines", "tune_spaces")
+KNOWS_RAY = ("udaseg.jobs.stream", "udaseg.jobs.worker", "pipelines", "tune_spaces")
 
 
 def _within(module: str, room: str) -> bool:
@@ -99,7 +99,7 @@ def test_ray_lives_at_the_edge(module: str) -> None:
 
 def test_tasks_that_need_no_network_start_without_torch() -> None:
     """It takes five seconds, of each process that a cluster starts for them."""
-    light = ("udaseg.data.stream", "pipelines.prepare", "pipelines.label_blocks")
+    light = ("udaseg.jobs.stream", "pipelines.prepare", "pipelines.label_blocks")
     code = f"import sys, {', '.join(light)}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 

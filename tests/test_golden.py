@@ -17,12 +17,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from udaseg.components.feature_distance import feature_distance, majority_label
+from udaseg.components.prototypes import ClassGaussians
+from udaseg.components.thresholds import union_pseudo_label
 from udaseg.losses.contrastive import bidirectional_contrast, distribution_contrast
-from udaseg.losses.feature import feature_distance, majority_label, mmd
+from udaseg.losses.feature import mmd
 from udaseg.losses.pixel_pair import multi_resolution_contrast, pixel_contrast
 from udaseg.losses.segmentation import cross_entropy, entropy, negative_learning
-from udaseg.prototypes import ClassGaussians
-from udaseg.thresholds import union_pseudo_label
 from udaseg.types import IGNORE
 
 GOLDEN = json.loads(Path(os.environ.get("GOLDEN") or Path(__file__).with_name("golden.json")).read_text())

@@ -17,19 +17,23 @@ import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
-from test_pseudo_label_job import ROOT, make_checkpoint
-from tiny import draw, make_dataset
+from tiny import draw, make_checkpoint, make_dataset
 
-from pipelines.label_blocks import Work
-from pipelines.label_networks import Labeller
 from pipelines.pseudo_label import main
+from udaseg.checkpoints.directory import load_model, read_card
 from udaseg.config import Inference, PseudoLabel
-from udaseg.data import datasets
-from udaseg.data.datasets import files, read_image
-from udaseg.data.ledger import open_ledger
+from udaseg.data import layouts as datasets
+from udaseg.data.classes import read_classes
+from udaseg.data.folders import files
+from udaseg.data.images import read_image
 from udaseg.data.listing import list_images
-from udaseg.data.schema import MANIFEST, DatasetError, read_classes, read_manifest, write_dataset
-from udaseg.train import CheckpointError, load_model, read_card
+from udaseg.data.manifest import MANIFEST, read_manifest, write_dataset
+from udaseg.errors import CheckpointError, DatasetError
+from udaseg.jobs.ledger import open_ledger
+from udaseg.jobs.pseudo_label.actors import PredictActor
+from udaseg.jobs.pseudo_label.tasks import Work
+
+ROOT = Path(__file__).parents[1]
 
 
 def png(width: int, height: int) -> bytes:
@@ -124,7 +128,7 @@ def test_an_image_that_swells_when_it_is_scaled_is_listed_as_failed(tmp_path: Pa
         rules=PseudoLabel(),
         inference=Inference(gpu=False),
     )
-    counts = Labeller(work, 1)({"block": np.array([0])})
+    counts = PredictActor(work, 1)({"block": np.array([0])})
     assert counts["images"].tolist() == [1] and counts["failed"].tolist() == [2]
     entry = ledger.entry("predict", 0)
     assert entry["image_id"] == ["fine"] and entry["failed_id"] == ["bomb", "line"]

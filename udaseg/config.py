@@ -2,25 +2,44 @@
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import json
-import types
-import typing
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
-import typeguard
+if TYPE_CHECKING:  # the configuration needs `Optim` alone, and is read where there is no network
+    pass
+from dataclasses import field
 
-from udaseg.method import Optim
-from udaseg.types import Blend, Domain, HeadName, Part, PerDomain
-
-__all__ = ["ConfigError", "Data", "Inference", "Model", "Optim", "PseudoLabel", "Recipe", "Stage", "Stream", "override"]
+from udaseg.errors import ConfigError
+from udaseg.types import Blend, Domain, HeadName, NetworkRole, PerDomain
 
 
-class ConfigError(ValueError):
-    """A configuration that cannot be run; the message names the field and what to do."""
+@dataclass(frozen=True, kw_only=True)
+class Optim:
+    """The optimiser of a stage. The learning rate is a pure function of the step."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 2.5e-4
+    """Base learning rate, of the backbone."""
+    head_lr_factor: float = 10.0
+    """Head learning rate / base learning rate."""
+    momentum: float = 0.9
+    """Of SGD."""
+    weight_decay: float = 5e-4
+    decay_vectors: bool = True
+    """Whether biases, scales and shifts of norms, and position embeddings decay too."""
+    power: float = 0.9
+    """lr * (1 - step / horizon) ** power."""
+    horizon: float = 1.0
+    """The step at which the learning rate would reach 0, in units of the stage's steps; >= 1."""
+    warmup_steps: int = 0
+    """Steps of linear warm-up."""
+    clip: float = 0.0
+    """Largest norm of the averaged gradient; 0 = not clipped."""
+
+    def lr_factor(self, step: int, total_steps: int) -> float:
+        """What every learning rate is multiplied with at `step` in [0, total_steps)."""
+        decay = (1 - step / (total_steps * self.horizon)) ** self.power
+        return decay * min(1.0, (step + 1) / (self.warmup_steps + 1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +147,8 @@ class PseudoLabel:
     """Most certain share of each image that is kept whatever its class, in [0, 1]."""
     rule: Literal["top1", "any_class", "fixed", "soft"] = "top1"
     """"top1": the union of both shares. "any_class": the authors' union, which predicts a second time, see
-    `udaseg.thresholds.union_pseudo_label`. "fixed": what reaches `threshold`. "soft": all, beside its confidence."""
+    `udaseg.components.thresholds.union_pseudo_label`. "fixed": what reaches `threshold`. "soft": all, beside its
+    confidence."""
     threshold: float = 0.9
     """Of the rule "fixed", in [0, 1]."""
     measure: Literal["confidence", "entropy", "prototype"] = "confidence"
@@ -137,7 +157,7 @@ class PseudoLabel:
     temperature: float = 0.1
     """Of the cosines to the prototypes, > 0."""
     rare_class: Literal["keep_top", "keep_all"] = "keep_top"
-    """See `udaseg.thresholds.class_balanced_thresholds`."""
+    """See `udaseg.components.thresholds.class_balanced_thresholds`."""
     by: str | None = None
     """Earlier stage, or model directory, whose network labels; None = the one that the stage starts from."""
 
@@ -177,7 +197,7 @@ class Inference:
     """Average over the mirrored image too."""
     domain: Domain = "target"
     """Which domain's own parts of the network are used, where it has such."""
-    network: Part = "predictor"
+    network: NetworkRole = "predictor"
     """What of a run's checkpoint predicts; a model directory has its predictor alone, mostly the teacher."""
     batch_size: int = 1
     """Images of one size that are predicted together."""
@@ -203,7 +223,7 @@ class Inference:
             raise ConfigError(f"min_actors is {self.min_actors}, actors {self.actors}: 1 <= min_actors <= actors")
 
     def views(self) -> dict[str, Any]:
-        """The arguments of `udaseg.inference.predict` that these are."""
+        """The arguments of `udaseg.models.inference.predict` that these are."""
         return {name: getattr(self, name) for name in ("window", "overlap", "blend", "scales", "flip", "domain")}
 
 
@@ -290,111 +310,3 @@ class Recipe:
                     raise ConfigError(f"{where}.data.{name}.sampling is rare_class, which needs labels")
         if self.checkpoint_every < 1 or self.keep_checkpoints < 1 or self.log_every < 1:
             raise ConfigError("checkpoint_every, keep_checkpoints and log_every must be at least 1")
-
-
-# --- overrides ------------------------------------------------------------------------------------------------------
-
-
-def full_names(recipe: Recipe, name: str) -> list[str]:
-    """The fields that an override's name stands for: `method.x` is `stages.i.method.x` of every stage that has it.
-
-    Raises ConfigError, with the nearest names, where no field is meant.
-    """
-    leaves = [path for path, _ in _leaves(recipe)]
-    if name in leaves:
-        return [name]
-    everywhere = [path for path in leaves if path.split(".")[0] == "stages" and path.split(".", 2)[2] == name]
-    if everywhere:
-        return everywhere
-    short = sorted({path.split(".", 2)[2] if path.startswith("stages.") else path for path in leaves})
-    close = difflib.get_close_matches(name, [*short, *leaves], n=3, cutoff=0.5)
-    hint = f"; did you mean {', '.join(close)}?" if close else ""
-    raise ConfigError(f"recipe {recipe.name!r} has no field {name!r}{hint}")
-
-
-def override(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
-    """A copy of the recipe with other values, e.g. `override(recipe, {"method.temperature": 0.07})`.
-
-    Raises ConfigError where a name is misspelt or a value is of another type than the field.
-    """
-    for name, value in values.items():
-        for path in full_names(recipe, name):
-            recipe = _set(recipe, path.split("."), value, path)
-    return recipe
-
-
-def to_json(recipe: Recipe) -> str:
-    """The recipe with every field, as JSON that `from_json` reads."""
-    return json.dumps(dataclasses.asdict(recipe), indent=1)
-
-
-def from_json(text: str, recipes: Mapping[str, Any], origin: str) -> Recipe:
-    """The recipe that `to_json` wrote. `recipes` maps names to the functions that build them.
-
-    Raises ConfigError, naming `origin`, where it names an unknown recipe or field.
-    """
-    try:
-        raw = json.loads(text)
-        recipe: Recipe = recipes[raw["name"]]()
-    except (json.JSONDecodeError, TypeError, KeyError) as error:
-        raise ConfigError(f"{origin}: not a configuration of a known recipe ({error!r})") from None
-    if len(raw.get("stages", recipe.stages)) != len(recipe.stages):
-        raise ConfigError(f"{origin}: {len(raw['stages'])} stages; recipe {recipe.name!r} has {len(recipe.stages)}")
-    try:
-        return override(recipe, dict(_flatten(raw)) | {"name": recipe.name})
-    except ConfigError as error:
-        raise ConfigError(f"{origin}: {error}") from None
-
-
-def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted name, value) of every field that is no section of its own."""
-    if dataclasses.is_dataclass(value):
-        items = [(f.name, getattr(value, f.name)) for f in dataclasses.fields(value)]
-    elif isinstance(value, tuple) and any(dataclasses.is_dataclass(v) for v in value):
-        items = [(str(i), v) for i, v in enumerate(value)]
-    else:
-        yield prefix, value
-        return
-    for name, item in items:
-        yield from _leaves(item, f"{prefix}.{name}" if prefix else name)
-
-
-def _flatten(raw: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(raw, dict):
-        items = list(raw.items())
-    elif isinstance(raw, list) and any(isinstance(v, dict) for v in raw):
-        items = [(str(i), v) for i, v in enumerate(raw)]
-    else:
-        yield prefix, raw
-        return
-    for name, item in items:
-        yield from _flatten(item, f"{prefix}.{name}" if prefix else name)
-
-
-def _set(value: Any, path: list[str], new: Any, full: str) -> Any:
-    if isinstance(value, tuple):
-        i = int(path[0])
-        return (*value[:i], _set(value[i], path[1:], new, full), *value[i + 1 :])
-    if len(path) > 1:
-        return dataclasses.replace(value, **{path[0]: _set(getattr(value, path[0]), path[1:], new, full)})
-    expected = typing.get_type_hints(type(value))[path[0]]
-    if isinstance(new, list):
-        new = tuple(new)
-    if expected is float and isinstance(new, int) and not isinstance(new, bool):
-        new = float(new)
-    numbers = new if isinstance(new, tuple) else (new,) if expected in (int, float) else ()
-    if any(isinstance(number, bool) for number in numbers):  # Python counts True as 1
-        raise ConfigError(f"{full} is {new!r}; it must be {_type_name(expected)}")
-    try:
-        typeguard.check_type(new, expected)
-    except typeguard.TypeCheckError:
-        raise ConfigError(f"{full} is {new!r}; it must be {_type_name(expected)}") from None
-    return dataclasses.replace(value, **{path[0]: new})
-
-
-def _type_name(expected: Any) -> str:
-    if typing.get_origin(expected) is Literal:
-        return "one of " + ", ".join(map(repr, typing.get_args(expected)))
-    if isinstance(expected, types.UnionType):
-        return " or ".join(map(_type_name, typing.get_args(expected)))
-    return getattr(expected, "__name__", None) if isinstance(expected, type) else str(expected)  # type: ignore[return-value]

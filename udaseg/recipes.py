@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from udaseg.components.masked_consistency import MIC
 from udaseg.config import Data, Model, Optim, PseudoLabel, Recipe, Stage, Stream
 from udaseg.methods.adabn import AdaBN
 from udaseg.methods.bcl import BCL
@@ -20,7 +21,6 @@ from udaseg.methods.ldbe import LDBE
 from udaseg.methods.sdca import SDCA
 from udaseg.methods.supervised import Supervised
 from udaseg.methods.vfm import VFM
-from udaseg.self_training import MIC
 
 _DEEPLAB = Model(backbone="resnet101", pretrained=True, output_stride=8, head="aspp", frozen_norm_affine=True)
 _DAFORMER = Model(

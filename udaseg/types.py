@@ -18,7 +18,7 @@ Domain = Literal["source", "target"]
 HeadName = Literal["aspp", "aspp_gn", "multilevel", "context_aware"]
 PerDomain = Literal["nothing", "stem", "stem+statistics"]
 Blend = Literal["mean", "taper"]
-Part = Literal["predictor", "student", "teacher"]
+NetworkRole = Literal["predictor", "student", "teacher"]
 
 
 @dataclass(frozen=True, slots=True)

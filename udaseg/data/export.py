@@ -7,10 +7,10 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from udaseg.data.datasets import CITYSCAPES_CLASSES
-from udaseg.data.schema import Classes
+from udaseg.data.classes import Classes
+from udaseg.data.taxonomies import CITYSCAPES_CLASSES
 
-Layout = Literal["cityscapes", "coco_stuff"]
+ExportFormat = Literal["cityscapes", "coco_stuff"]
 
 
 class Names(NamedTuple):
@@ -21,7 +21,7 @@ class Names(NamedTuple):
     """Path -> (256,) uint8 lookup of train ids; None = as they are."""
 
 
-def names(layout: Layout, image_id: str, split: str, suffix: str, classes: Classes) -> Names:
+def names(layout: ExportFormat, image_id: str, split: str, suffix: str, classes: Classes) -> Names:
     """The files of an image.
 
     Cityscapes' tools look for <split>/<city>/<name>; an image that lies in no folder gets the city "fleet". Label ids

@@ -8,12 +8,14 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from udaseg.data.datasets import IMAGE_SUFFIXES, walk
-from udaseg.data.schema import DatasetError, exists, filesystem, join, read_manifest, resolve
+from udaseg.data.folders import IMAGE_SUFFIXES, walk
+from udaseg.data.manifest import read_manifest
+from udaseg.data.storage import exists, filesystem, join, resolve
+from udaseg.errors import DatasetError
 
 
 def list_images(images: str, split: str | None = None) -> Iterator[dict[str, Any]]:
-    """Rows of `udaseg.data.ledger.LISTING` of a dataset directory, or of a bare folder whose images are its "train".
+    """Rows of `udaseg.jobs.ledger.LISTING` of a dataset directory, or of a bare folder whose images are its "train".
 
     Raises DatasetError where there are none, two have the same id, or one would lead out of the output folder.
     """

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from udaseg.dist import mean_over_ranks
+from udaseg.distributed import mean_over_ranks
 from udaseg.types import IGNORE
 
 

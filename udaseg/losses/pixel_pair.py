@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from udaseg.dist import mean_over_ranks
+from udaseg.distributed import mean_over_ranks
 
 PairWeight = Callable[[slice], Tensor]
 """Rows of anchors -> (rows, M) weights of their pairs."""

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from udaseg.dist import mean_over_ranks
+from udaseg.distributed import mean_over_ranks
 from udaseg.types import IGNORE, SegOutput
 
 Reduction = Literal["valid", "all", "nonzero"]

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from udaseg.method import Optim
+from udaseg.config import Optim
 from udaseg.models.segmenter import Segmenter
 from udaseg.types import Batch, Loss
 

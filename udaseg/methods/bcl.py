@@ -17,16 +17,48 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from udaseg.augment import strong
+from udaseg.components.augment import strong
+from udaseg.components.mixing import class_mask, paste
+from udaseg.components.pseudo_label import confident_share, hybrid_label, prototype_transfer
+from udaseg.config import Optim
+from udaseg.distributed import sum_over_ranks
 from udaseg.losses.contrastive import bidirectional_contrast, downscale_label, masked_average_pool
 from udaseg.losses.segmentation import EntropyForm, entropy, output_cross_entropy
-from udaseg.method import Optim, build_optimizer
-from udaseg.mixing import class_mask, paste
+from udaseg.methods.base import build_optimizer
 from udaseg.models.segmenter import Segmenter
-from udaseg.prototypes import DomainBias
-from udaseg.pseudo_label import confident_share, fill, prototype_transfer
-from udaseg.teacher import EMATeacher
+from udaseg.models.teacher import EMATeacher
 from udaseg.types import IGNORE, Batch, Loss
+
+
+class DomainBias(nn.Module):
+    """BCL's calibration: how far target prototypes lie from source prototypes, class by class, as a running mean.
+
+    bias[c] <- m * bias[c] + (1 - m) * mean over pairs of (target prototype - source prototype), where both exist. The
+    additive form and m are a reconstruction: the paper's formula could not be read, and the released code has none.
+    """
+
+    bias: Tensor
+
+    def __init__(self, num_classes: int, channels: int, *, momentum: float) -> None:
+        super().__init__()
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum is {momentum}; it must lie in [0, 1)")
+        self.momentum = momentum
+        self.register_buffer("bias", torch.zeros(num_classes, channels))
+
+    def calibrated(self, prototypes: Tensor) -> Tensor:
+        """(B, K, A) source prototypes moved toward the target; detached."""
+        return prototypes.detach() + self.bias
+
+    @torch.no_grad()
+    def update(self, source: Tensor, target: Tensor, shared: Tensor) -> None:
+        """Take in the pairs of all ranks: prototypes (B, K, A), and shared (B, K) bool where both domains have one."""
+        weight = shared.to(source.dtype)
+        total = sum_over_ranks(torch.einsum("bk,bka->ka", weight, target - source))
+        count = sum_over_ranks(weight.sum(0))
+        seen = (count > 0)[:, None]
+        mean = total / count.clamp_min(1)[:, None]
+        self.bias.copy_(torch.where(seen, self.momentum * self.bias + (1 - self.momentum) * mean, self.bias))
 
 
 class _Soft(NamedTuple):
@@ -160,7 +192,7 @@ class BCL(nn.Module):
             temperature=self.config.temperature,
             threshold=self.config.transfer_threshold,
         )
-        hybrid = fill(static, dynamic)
+        hybrid = hybrid_label(static, dynamic)
         target_prototypes, in_target = masked_average_pool(target, downscale_label(hybrid, size), classes)
         self.domain_bias.update(prototypes, target_prototypes, in_source & in_target)
         return hybrid

@@ -11,14 +11,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from udaseg.components.cross_domain_mix import mix
+from udaseg.components.feature_distance import thing_distance
+from udaseg.components.masked_consistency import MIC
+from udaseg.config import Optim
 from udaseg.losses.contrastive import downscale_label
 from udaseg.losses.pixel_pair import multi_resolution_contrast, pixel_contrast
 from udaseg.losses.segmentation import Reduction, output_cross_entropy
-from udaseg.method import Optim, build_optimizer
+from udaseg.methods.base import build_optimizer
 from udaseg.models.heads import ContextAwareHead
 from udaseg.models.segmenter import Segmenter
-from udaseg.self_training import MIC, mix, thing_distance
-from udaseg.teacher import EMATeacher, FrozenCopy
+from udaseg.models.teacher import EMATeacher, FrozenNetwork
 from udaseg.types import IGNORE, Batch, Loss, SegOutput
 
 
@@ -81,7 +84,7 @@ class CLUDA(nn.Module):
             student.feature_channels, 1, branches=(), channels=config.attention_channels, dropout=0.0
         )
         self.teacher = EMATeacher(student, momentum=config.teacher_momentum)
-        self.beginning = FrozenCopy(student) if config.feature_weight else None
+        self.beginning = FrozenNetwork(student) if config.feature_weight else None
 
     @property
     def predictor(self) -> nn.Module:

@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from torch import nn
 from torch.optim import Optimizer
 
+from udaseg.components.cross_domain_mix import mix
+from udaseg.components.feature_distance import thing_distance
+from udaseg.components.masked_consistency import MIC
+from udaseg.config import Optim
 from udaseg.losses.segmentation import Reduction, output_cross_entropy
-from udaseg.method import Optim, build_optimizer
+from udaseg.methods.base import build_optimizer
 from udaseg.models.segmenter import Segmenter
-from udaseg.self_training import MIC, mix, thing_distance
-from udaseg.teacher import EMATeacher, FrozenCopy
+from udaseg.models.teacher import EMATeacher, FrozenNetwork
 from udaseg.types import Batch, Loss
 
 
@@ -60,7 +63,7 @@ class DAFormer(nn.Module):
         self.config, self.seed = config, seed
         self.student = student
         self.teacher = EMATeacher(student, momentum=config.teacher_momentum)
-        self.beginning = FrozenCopy(student) if config.feature_weight else None
+        self.beginning = FrozenNetwork(student) if config.feature_weight else None
 
     @property
     def predictor(self) -> nn.Module:

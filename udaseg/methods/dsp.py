@@ -10,15 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from udaseg.augment import strong
+from udaseg.components.augment import strong
+from udaseg.components.masked_consistency import MIC
+from udaseg.components.mixing import class_mask, paste, rare_mask, soft_paste
+from udaseg.components.pseudo_label import confident_share
+from udaseg.config import Optim
 from udaseg.losses.feature import mmd, upsampled_mean
 from udaseg.losses.segmentation import Reduction, output_cross_entropy
-from udaseg.method import Optim, build_optimizer
-from udaseg.mixing import class_mask, paste, rare_mask, soft_paste
+from udaseg.methods.base import build_optimizer
 from udaseg.models.segmenter import Segmenter
-from udaseg.pseudo_label import confident_share
-from udaseg.self_training import MIC
-from udaseg.teacher import EMATeacher
+from udaseg.models.teacher import EMATeacher
 from udaseg.types import Batch, Loss
 
 

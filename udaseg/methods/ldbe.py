@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from udaseg.components.mixing import class_mask, paste
+from udaseg.config import Optim
 from udaseg.losses.segmentation import EntropyForm, entropy, negative_learning, output_cross_entropy
-from udaseg.method import Optim, build_optimizer
-from udaseg.mixing import class_mask, paste
+from udaseg.methods.base import build_optimizer
 from udaseg.models.segmenter import Segmenter
+from udaseg.models.teacher import EMATeacher
 from udaseg.rng import keyed
-from udaseg.teacher import EMATeacher
 from udaseg.types import IGNORE, Batch, Loss
 
 

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from udaseg.components.prototypes import ClassGaussians
+from udaseg.config import Optim
 from udaseg.losses.contrastive import distribution_contrast, downscale_label
 from udaseg.losses.segmentation import lovasz_softmax, output_cross_entropy
-from udaseg.method import Optim, build_optimizer
+from udaseg.methods.base import build_optimizer
 from udaseg.models.segmenter import Segmenter
-from udaseg.prototypes import ClassGaussians
 from udaseg.types import IGNORE, Batch, Loss, SegOutput
 
 

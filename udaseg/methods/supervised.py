@@ -9,8 +9,9 @@ from typing import Literal
 from torch import nn
 from torch.optim import Optimizer
 
+from udaseg.config import Optim
 from udaseg.losses.segmentation import output_cross_entropy
-from udaseg.method import Optim, build_optimizer
+from udaseg.methods.base import build_optimizer
 from udaseg.models.segmenter import Segmenter
 from udaseg.types import Batch, Loss
 

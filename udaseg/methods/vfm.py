@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from torch import nn
 from torch.optim import Optimizer
 
+from udaseg.components.cross_domain_mix import mix
+from udaseg.components.masked_consistency import MIC
+from udaseg.config import Optim
 from udaseg.losses.contrastive import bidirectional_contrast
 from udaseg.losses.segmentation import Reduction, output_cross_entropy
-from udaseg.method import Optim, build_optimizer
+from udaseg.methods.base import build_optimizer
 from udaseg.models.segmenter import Segmenter
-from udaseg.self_training import MIC, mix
-from udaseg.teacher import EMATeacher
+from udaseg.models.teacher import EMATeacher
 from udaseg.types import IGNORE, Batch, Loss
 
 

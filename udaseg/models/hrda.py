@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from udaseg.models.segmenter import Seek, Segmenter
+from udaseg.models.segmenter import DetailCropBy, Segmenter
+from udaseg.models.windows import window_starts
 from udaseg.rng import uniforms
 from udaseg.types import Domain, SegOutput
-from udaseg.windows import window_starts
 
 
 class HRDA(Segmenter):
@@ -55,9 +55,13 @@ class HRDA(Segmenter):
         return self.run(_half(self._padded(image)), domain)[0]
 
     def forward(
-        self, image: Tensor, domain: Domain = "target", index: Tensor | None = None, seek: Seek = "random"
+        self,
+        image: Tensor,
+        domain: Domain = "target",
+        index: Tensor | None = None,
+        detail_crop_by: DetailCropBy = "random",
     ) -> SegOutput:
-        """See `Segmenter`. `seek` places the crop at random or where the context's entropy is highest."""
+        """See `Segmenter`. `detail_crop_by` places the crop at random or where the context's entropy is highest."""
         height, width = image.shape[-2:]
         image = self._padded(image)
         size = (min(self.detail_crop[0], image.shape[2]), min(self.detail_crop[1], image.shape[3]))
@@ -69,7 +73,11 @@ class HRDA(Segmenter):
             detail = self._everywhere(image, size, domain, shape)
             share = attention.sigmoid()
         else:
-            at = self._most_uncertain(context, size) if seek == "entropy" else self._random(image, size, domain, index)
+            at = (
+                self._most_uncertain(context, size)
+                if detail_crop_by == "entropy"
+                else self._random(image, size, domain, index)
+            )
             crop = torch.stack([x[:, i : i + size[0], j : j + size[1]] for x, (i, j) in zip(image, at, strict=True)])
             _, logits, crop_embedding, _ = self.run(crop, domain)
             cells = at // self.stride

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from udaseg.types import Domain, PerDomain, SegOutput
 
-Seek = Literal["random", "entropy"]
+DetailCropBy = Literal["random", "entropy"]
 
 
 class Segmenter(nn.Module):
@@ -68,7 +68,11 @@ class Segmenter(nn.Module):
                     self.target_buffers.register_buffer(_key(name), buffer.detach().clone())
 
     def forward(
-        self, image: Tensor, domain: Domain = "target", index: Tensor | None = None, seek: Seek = "random"
+        self,
+        image: Tensor,
+        domain: Domain = "target",
+        index: Tensor | None = None,
+        detail_crop_by: DetailCropBy = "random",
     ) -> SegOutput:
         """The output for images of one domain.
 
@@ -76,7 +80,7 @@ class Segmenter(nn.Module):
             image: (B, 3, H, W) in [0, 1].
             domain: whose parts of the network are used.
             index: (B,) global sample indices, keys of what the network draws for a sample; only `HRDA` draws.
-            seek: how `HRDA` chooses its detail crop.
+            detail_crop_by: how `HRDA` chooses its detail crop.
         """
         features, coarse, embedding, _ = self.run(image, domain)
         aux = {"coarse_logits": coarse}

@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from udaseg.components.augment import strong, weak
+from udaseg.rng import uniforms
+from udaseg.types import IGNORE, Batch
+
+
+def _batch(size: int = 8, height: int = 32, width: int = 48) -> Batch:
+    """Images, labels and weights that all say the same, each in its own way."""
+    label = torch.from_numpy(np.random.default_rng(0).integers(0, 19, (size, height // 8, width // 8)))
+    label = label.repeat_interleave(8, 1).repeat_interleave(8, 2)
+    shade = (label + 1).float() / 20
+    return Batch(
+        image=shade[:, None].repeat(1, 3, 1, 1), index=torch.arange(10, 10 + size), label=label, weight=shade.clone()
+    )
+
+
+def _pick(batch: Batch, order: torch.Tensor) -> Batch:
+    assert batch.label is not None and batch.weight is not None
+    return Batch(
+        image=batch.image[order], index=batch.index[order], label=batch.label[order], weight=batch.weight[order]
+    )
+
+
+def _equal(a: Batch, b: Batch) -> bool:
+    assert a.label is not None and a.weight is not None and b.label is not None and b.weight is not None
+    return (
+        torch.equal(a.image, b.image)
+        and torch.equal(a.index, b.index)
+        and torch.equal(a.label, b.label)
+        and torch.equal(a.weight, b.weight)
+    )
+
+
+def test_flip_moves_image_label_and_weight_together() -> None:
+    batch = _batch()
+    out = weak(batch, seed=0, purpose="source")
+    assert batch.label is not None and out.label is not None and out.weight is not None
+    flips = [torch.equal(b, a.flip(-1)) for a, b in zip(batch.image, out.image, strict=True)]
+    assert 0 < sum(flips) < len(flips)
+    assert all(torch.equal(b, a.flip(-1) if f else a) for a, b, f in zip(batch.label, out.label, flips, strict=True))
+    assert torch.equal(out.weight, (out.label + 1).float() / 20)
+    assert torch.equal(out.image[:, 0], out.weight)
+
+
+def test_flip_probability_zero_and_one() -> None:
+    batch = _batch()
+    assert _equal(weak(batch, seed=0, purpose="x", flip=0.0), batch)
+    assert torch.equal(weak(batch, seed=0, purpose="x", flip=1.0).image, batch.image.flip(-1))
+
+
+def test_rotation_moves_image_label_and_weight_together() -> None:
+    batch = _batch(6)
+    out = weak(batch, seed=0, purpose="source", flip=0.0, rotation=30.0)
+    assert out.label is not None and out.weight is not None and batch.label is not None
+    assert not torch.equal(out.label, batch.label)
+    inside = out.label != IGNORE
+    torch.testing.assert_close(out.weight[inside], (out.label[inside] + 1).float() / 20)
+    assert not out.weight[~inside].any(), "what turns in from outside weighs nothing"
+    agree = (out.image[:, 0] - out.weight).abs() < 1e-4  # images are bilinear, so they differ at borders
+    assert agree[inside].float().mean() > 0.6
+    assert inside[:, 12:20, 20:28].all() and not inside[:, 0, 0].all()
+
+
+def test_rotation_turns_by_the_angle_around_the_centre() -> None:
+    """A square turned by 90 degrees is a permutation of its pixels, to compare with `rot90`."""
+    label = torch.arange(49).view(1, 7, 7)
+    quarter = [abs(abs(2 * uniforms(s, np.array([0]), "weak.x", 2)[0, 1] - 1) - 0.5) < 1e-3 for s in range(2000)]
+    seed = quarter.index(True)
+    batch = Batch(image=(label / 49.0)[:, None].repeat(1, 3, 1, 1), index=torch.tensor([0]), label=label)
+    out = weak(batch, seed=seed, purpose="x", flip=0.0, rotation=180.0)
+    assert out.label is not None
+    turned = [torch.rot90(label, times, (1, 2)) for times in (1, 3)]
+    assert any(torch.equal(out.label, t) for t in turned)
+    assert any(torch.allclose(out.image[:, 0], t / 49.0, atol=0.05) for t in turned)
+
+
+def test_labels_are_never_interpolated() -> None:
+    label = torch.zeros(16, 32, 32, dtype=torch.int64)
+    label[:, :, 16:] = 18
+    batch = Batch(image=torch.rand(16, 3, 32, 32), index=torch.arange(16), label=label)
+    out = weak(batch, seed=1, purpose="x", rotation=45.0)
+    assert out.label is not None
+    assert out.label.dtype == torch.int64
+    assert set(out.label.unique().tolist()) == {0, 18, IGNORE}
+    assert out.weight is None
+
+
+def test_ignored_pixels_stay_ignored() -> None:
+    batch = Batch(image=torch.rand(4, 3, 16, 16), index=torch.arange(4), label=torch.full((4, 16, 16), IGNORE))
+    out = weak(batch, seed=1, purpose="x", rotation=45.0)
+    assert out.label is not None and (out.label == IGNORE).all()
+
+
+@pytest.mark.parametrize("rotation", [0.0, 20.0])
+def test_weak_view_of_a_sample_does_not_depend_on_its_company(rotation: float) -> None:
+    batch = _batch()
+    whole = weak(batch, seed=3, purpose="target", rotation=rotation)
+    order = torch.tensor([5, 2, 7])
+    assert _equal(weak(_pick(batch, order), seed=3, purpose="target", rotation=rotation), _pick(whole, order))
+    for i in range(8):
+        one = torch.tensor([i])
+        assert _equal(weak(_pick(batch, one), seed=3, purpose="target", rotation=rotation), _pick(whole, one))
+
+
+def test_streams_and_seeds_draw_differently() -> None:
+    batch = _batch(16)
+    views = [weak(batch, seed=s, purpose=p).image for s, p in [(0, "source"), (0, "target"), (1, "source")]]
+    assert not torch.equal(views[0], views[1]) and not torch.equal(views[0], views[2])
+
+
+def test_the_batch_itself_is_left_as_it_was() -> None:
+    batch, kept = _batch(), _batch()
+    weak(batch, seed=0, purpose="x", rotation=20.0)
+    strong(batch.image, batch.index, seed=0, purpose="x", jitter_probability=1.0, blur_probability=1.0)
+    assert _equal(batch, kept)
+
+
+# --- the photometric view -------------------------------------------------------------------------------------------
+
+
+def _images(size: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
+    image = torch.from_numpy(np.random.default_rng(0).random((size, 3, 24, 32), dtype=np.float32))
+    image[0, :, :12], image[0, :, 12:], image[1] = 0, 1, 0.5  # black, white and grey have no hue
+    return image, torch.arange(100, 100 + size)
+
+
+@pytest.mark.parametrize("jitter", [0.25, 0.5])
+def test_strong_view_stays_in_range(jitter: float) -> None:
+    image, index = _images(16)
+    out = strong(image, index, seed=0, purpose="x", jitter=jitter, jitter_probability=1.0, blur_probability=0.5)
+    assert torch.isfinite(out).all() and out.min() >= 0 and out.max() <= 1
+    assert not torch.equal(out, image)
+
+
+def test_strong_view_is_a_function_of_the_key() -> None:
+    image, index = _images()
+    once = strong(image, index, seed=5, purpose="mixed")
+    assert torch.equal(strong(image, index, seed=5, purpose="mixed"), once)
+    assert not torch.equal(strong(image, index, seed=6, purpose="mixed"), once)
+    assert not torch.equal(strong(image, index, seed=5, purpose="other"), once)
+
+
+def test_strong_view_of_a_sample_does_not_depend_on_its_company() -> None:
+    image, index = _images()
+    whole = strong(image, index, seed=5, purpose="mixed")
+    for order in (torch.tensor([6, 1, 3]), torch.arange(7, -1, -1), torch.tensor([4])):
+        assert torch.equal(strong(image[order], index[order], seed=5, purpose="mixed"), whole[order])
+
+
+def test_shares_of_jittered_and_blurred_images() -> None:
+    image, index = torch.rand(200, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(200)
+    for jitter, blur in [(0.8, 0.0), (0.0, 0.5)]:
+        out = strong(image, index, seed=0, purpose="x", jitter_probability=jitter, blur_probability=blur)
+        changed = float((out != image).flatten(1).any(1).float().mean())
+        assert changed == pytest.approx(jitter + blur, abs=0.1)
+    off = strong(image, index, seed=0, purpose="x", jitter_probability=0.0, blur_probability=0.0)
+    assert torch.equal(off, image)
+    assert torch.equal(strong(image, index, seed=0, purpose="x", jitter=0.0, blur_probability=0.0), image)
+
+
+def test_blur_smooths_and_keeps_the_mean() -> None:
+    image, index = _images()
+    out = strong(image, index, seed=0, purpose="x", jitter=0.0, blur_probability=1.0)
+    assert (out[2:].var((2, 3)) < image[2:].var((2, 3))).all()
+    torch.testing.assert_close(out.mean((2, 3)), image.mean((2, 3)), rtol=0.05, atol=0.02)
+    torch.testing.assert_close(out[1], image[1])

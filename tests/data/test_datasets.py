@@ -1,0 +1,397 @@
+"""Each dataset of the field as a miniature: its folders, file names, label encoding and splits."""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from udaseg.data.classes import Classes, read_classes
+from udaseg.data.folders import sort_out
+from udaseg.data.images import decode_label, inspect
+from udaseg.data.index import open_index
+from udaseg.data.layouts import LAYOUTS
+from udaseg.data.manifest import read_manifest
+from udaseg.data.plan import Plan, StreamPlan
+from udaseg.data.taxonomies import CITYSCAPES_CLASSES, remap
+from udaseg.errors import DatasetError
+from udaseg.jobs.prepare import prepare
+
+SIZE = (12, 16)  # height, width
+
+
+def grey_png(label: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(label.astype(np.uint8)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def palette_png(label: np.ndarray) -> bytes:
+    """As GTA5's: ids are indices of a palette of colours."""
+    image = Image.fromarray(label.astype(np.uint8))
+    image.putpalette(np.random.default_rng(0).integers(0, 256, 768).tolist())
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    return stream.getvalue()
+
+
+def rgb16_png(label: np.ndarray) -> bytes:
+    """As SYNTHIA's: three channels of 16 bits, class, instance and 0. Pillow cannot write it; rows use filter 1."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    pixels = np.stack([label, label * 0 + 700, label * 0], -1).astype(">u2")
+    row_bytes = pixels.view(np.uint8).reshape(len(label), -1)
+    differences = row_bytes - np.pad(row_bytes, ((0, 0), (6, 0)))[:, :-6]
+    data = zlib.compress(np.pad(differences, ((0, 0), (1, 0)), constant_values=1).tobytes())
+    header = struct.pack(">IIBBBBB", label.shape[1], label.shape[0], 16, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+def put(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+def put_image(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (*SIZE, 3), dtype=np.uint8)).save(path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mini:
+    """A miniature of a dataset. In patterns, `head` and `rest` are an id's parts at its first /."""
+
+    images: str
+    labels: str
+    rows: dict[str, str]
+    """Image id -> split."""
+    unlabelled: tuple[str, ...] = ()
+    """Splits without labels."""
+    ids: int
+    """How many ids its labels may hold; 255 comes on top."""
+    raw_ids: list[int | None]
+    """Per train id the id in the labels."""
+    encode: Callable[[np.ndarray], bytes] = grey_png
+    left_alone: tuple[str, ...] = ()
+    """Files that no pair may have."""
+
+    def files(self, image_id: str) -> tuple[str, str | None]:
+        """Its image and label."""
+        split, (head, _, rest) = self.rows[image_id], image_id.partition("/")
+        image, label = (p.format(id=image_id, split=split, head=head, rest=rest) for p in (self.images, self.labels))
+        return image, None if split in self.unlabelled else label
+
+    def build(self, root: Path) -> dict[str, np.ndarray | None]:
+        """Write its files; the labels, which hold all ids, by image id."""
+        labels: dict[str, np.ndarray | None] = {}
+        for i, image_id in enumerate(self.rows):
+            image, label = self.files(image_id)
+            put_image(root / image)
+            labels[image_id] = None
+            if label is not None:
+                ids = np.resize(np.array([*range(self.ids), 255]), SIZE[0] * SIZE[1])
+                labels[image_id] = np.random.default_rng(i).permutation(ids).reshape(SIZE)
+                put(root / label, self.encode(labels[image_id]))
+        for path in self.left_alone:
+            put(root / path, b"")
+        return labels
+
+    def counts(self, label: np.ndarray) -> list[int]:
+        """Pixels per train id."""
+        return [0 if raw is None else int((label == raw).sum()) for raw in self.raw_ids]
+
+
+CITY = [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33]
+MINIS = {
+    "cityscapes": Mini(
+        images="leftImg8bit/{split}/{id}_leftImg8bit.png",
+        labels="gtFine/{split}/{id}_gtFine_labelIds.png",
+        rows={
+            "ulm/ulm_000000_000019": "train",
+            "lindau/lindau_000000_000019": "val",
+            "bonn/bonn_000000_000019": "test",
+        },
+        ids=34,
+        raw_ids=CITY,
+        left_alone=(
+            "gtFine/train/ulm/ulm_000000_000019_gtFine_color.png",
+            "gtFine/train/ulm/ulm_000000_000019_gtFine_instanceIds.png",
+            "gtFine/train/ulm/ulm_000000_000019_gtFine_labelTrainIds.png",
+        ),
+    ),
+    "gta5": Mini(
+        images="images/{id}.png",
+        labels="labels/{id}.png",
+        rows={"00001": "train", "00002": "train"},
+        ids=35,
+        raw_ids=CITY,
+        encode=palette_png,
+    ),
+    "synthia": Mini(
+        images="RGB/{id}.png",
+        labels="GT/LABELS/{id}.png",
+        rows={"0000000": "train", "0000001": "train"},
+        ids=23,
+        raw_ids=[3, 4, 2, 21, 5, 7, 15, 9, 6, 16, 1, 10, 17, 8, 18, 19, 20, 12, 11],
+        encode=rgb16_png,
+        left_alone=("GT/COLOR/0000000.png",),
+    ),
+    "acdc": Mini(
+        images="rgb_anon/{head}/{split}/{rest}_rgb_anon.png",
+        labels="gt/{head}/{split}/{rest}_gt_labelIds.png",
+        rows={
+            "fog/GOPR01/GOPR01_frame_000001": "train",
+            "fog/GOPR01/GOPR01_frame_000002": "val",
+            "fog/GOPR01/GOPR01_frame_000003": "test",
+            "night/GOPR01/GOPR01_frame_000001": "train",
+        },
+        unlabelled=("test",),
+        ids=34,
+        raw_ids=CITY,
+        left_alone=(
+            "rgb_anon/fog/train_ref/GOPR01/GOPR01_frame_000001_rgb_ref_anon.png",
+            "gt/fog/train_ref/GOPR01/GOPR01_frame_000001_gt_ref_labelIds.png",
+            "gt/fog/train/GOPR01/GOPR01_frame_000001_gt_labelColor.png",
+            "gt/fog/train/GOPR01/GOPR01_frame_000001_gt_labelTrainIds.png",
+            "gt/fog/train/GOPR01/GOPR01_frame_000001_gt_invIds.png",
+        ),
+    ),
+    "dark_zurich": Mini(
+        images="rgb_anon/{split}/night/{id}_rgb_anon.png",
+        labels="gt/{split}/night/{id}_gt_labelIds.png",
+        rows={"GOPR0351/GOPR0351_frame_000001": "train", "GOPR0356/GOPR0356_frame_000321": "val"},
+        unlabelled=("train",),
+        ids=34,
+        raw_ids=CITY,
+        left_alone=(
+            "rgb_anon/train/day/GOPR0345/GOPR0345_frame_000001_rgb_anon.png",
+            "rgb_anon/train/twilight/GOPR0347/GOPR0347_frame_000001_rgb_anon.png",
+            "rgb_anon/val_ref/day/GOPR0356_ref/GOPR0356_frame_000321_ref_rgb_anon.png",
+            "gt/val/night/GOPR0356/GOPR0356_frame_000321_gt_labelTrainIds.png",
+        ),
+    ),
+    "bdd100k": Mini(
+        images="images/10k/{split}/{id}.jpg",
+        labels="labels/sem_seg/masks/{split}/{id}.png",
+        rows={"0a0a0b1a-7c39d841": "train", "7d2f7975-e0c1c5a7": "val", "ac6d4f42-00000000": "test"},
+        unlabelled=("test",),
+        ids=19,
+        raw_ids=[*range(19)],
+        left_alone=("labels/sem_seg/colormaps/train/0a0a0b1a-7c39d841.png", "images/100k/train/0000f77c-6257be58.jpg"),
+    ),
+    "idd": Mini(
+        images="leftImg8bit/{split}/{id}_leftImg8bit.png",
+        labels="gtFine/{split}/{id}_gtFine_labelids.png",
+        rows={"201/000001": "train", "285/000259": "val", "9/000002": "test"},
+        unlabelled=("test",),
+        ids=40,
+        raw_ids=[0, 3, 29, 20, 21, 26, 25, 24, 32, 5, 33, 6, 8, 12, 13, 14, 17, 9, 10],
+        left_alone=(
+            "gtFine/train/201/000001_gtFine_polygons.json",
+            "gtFine/train/201/000001_gtFine_labellevel3Ids.png",
+            "gtFine/train/201/000001_gtFine_instanceids.png",
+        ),
+    ),
+    "camvid": Mini(
+        images="{split}/{id}.png",
+        labels="{split}annot/{id}.png",
+        rows={"0001TP_006690": "train", "0016E5_07959": "val", "0001TP_008550": "test"},
+        ids=12,
+        raw_ids=[3, 4, 1, None, 7, 2, None, 6, 5, None, 0, 9, None, 8, None, None, None, None, None],
+    ),
+}
+
+
+def test_every_dataset_has_a_miniature() -> None:
+    assert {"folders", *MINIS} == set(LAYOUTS)
+
+
+@pytest.mark.parametrize("name", MINIS)
+def test_layout(tmp_path: Path, name: str) -> None:
+    mini, classes = MINIS[name], LAYOUTS[name].classes
+    labels = mini.build(tmp_path)
+    pairs = list(LAYOUTS[name].pairs(str(tmp_path)))
+    assert sort_out(pairs) == (pairs, [])
+    found = {pair.image_id: (pair.split, pair.image_uri, pair.label_uri) for pair in pairs}
+    files = {i: [file and f"{tmp_path}/{file}" for file in mini.files(i)] for i in mini.rows}
+    assert len(pairs) == len(found) and found == {i: (split, *files[i]) for i, split in mini.rows.items()}
+    assert classes is not None and classes.names == CITYSCAPES_CLASSES.names
+    for pair in pairs:
+        facts = inspect(str(pair.image_uri), pair.label_uri, classes.lookup(), 19)
+        label = labels[pair.image_id]
+        assert (facts.height, facts.width) == SIZE
+        counts = None if facts.class_pixels is None else facts.class_pixels.tolist()
+        assert counts == (None if label is None else mini.counts(label))
+
+
+def test_idd_part_2_has_jpeg(tmp_path: Path) -> None:
+    replace(MINIS["idd"], images="leftImg8bit/{split}/{id}_leftImg8bit.jpg").build(tmp_path)
+    assert {pair.image_id for pair in LAYOUTS["idd"].pairs(str(tmp_path))} == set(MINIS["idd"].rows)
+
+
+def test_cityscapes_test_labels_are_all_ignored(tmp_path: Path) -> None:
+    MINIS["cityscapes"].build(tmp_path)
+    test = next(pair for pair in LAYOUTS["cityscapes"].pairs(str(tmp_path)) if pair.split == "test")
+    put(Path(str(test.label_uri)), grey_png(np.random.default_rng(0).integers(0, 4, SIZE)))
+    facts = inspect(str(test.image_uri), test.label_uri, CITYSCAPES_CLASSES.lookup(), 19)
+    assert facts.class_pixels is not None and facts.class_pixels.tolist() == [0] * 19
+
+
+def test_palette_is_that_of_cityscapes() -> None:
+    palettes = {layout.classes.palette for layout in LAYOUTS.values() if layout.classes}
+    assert len(palettes) == 1
+    colours = dict(zip(CITYSCAPES_CLASSES.names, palettes.pop(), strict=True))
+    assert (colours["road"], colours["sky"], colours["bicycle"]) == ((128, 64, 128), (70, 130, 180), (119, 11, 32))
+
+
+@pytest.mark.parametrize(
+    ("name", "missing", "message"),
+    [
+        ("gta5", ["labels"], "labels: no such folder"),
+        ("synthia", ["GT"], "GT/LABELS: no such folder"),
+        ("acdc", ["rgb_anon/night/train"], "rgb_anon/night: no folder <split> in this folder"),
+        ("dark_zurich", ["rgb_anon/train/night", "rgb_anon/val/night"], "rgb_anon: no folder <split>/night in this"),
+        ("idd", ["gtFine/train/201/000001_gtFine_labelids.png"], "gtFine/train: no file in .* _gtFine_labelids.png"),
+        ("camvid", ["valannot"], "valannot: no such folder"),
+    ],
+)
+def test_refuses_what_is_not_there(tmp_path: Path, name: str, missing: list[str], message: str) -> None:
+    MINIS[name].build(tmp_path)
+    for i, path in enumerate(missing):
+        (tmp_path / path).rename(tmp_path / f"gone{i}")
+    with pytest.raises(DatasetError, match=message):
+        list(LAYOUTS[name].pairs(str(tmp_path)))
+
+
+def test_ids_beyond_a_dataset_are_refused(tmp_path: Path) -> None:
+    put_image(tmp_path / "a.png")
+    put(tmp_path / "l.png", rgb16_png(np.full(SIZE, 300)))  # 300 = 44 + 256: both bytes count
+    lookup = LAYOUTS["synthia"].classes.lookup()  # type: ignore[union-attr]
+    with pytest.raises(DatasetError, match=r"l.png: label ids outside the class list: 300 \(192 pixels\)"):
+        inspect(str(tmp_path / "a.png"), str(tmp_path / "l.png"), lookup, 19)
+
+
+def test_decodes_the_first_of_three_16_bit_channels() -> None:
+    ids = np.random.default_rng(0).integers(0, 65536, (40, 30))
+    label = decode_label(rgb16_png(ids))
+    assert label.dtype == np.uint16 and np.array_equal(label, ids)
+    with pytest.raises(DatasetError, match="cannot be decoded"):
+        decode_label(rgb16_png(ids)[:-60])
+
+
+# -- through `udaseg prepare`
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_gta5_labels_of_another_size(tmp_path: Path) -> None:
+    root, out = tmp_path / "gta5", str(tmp_path / "out")
+    labels = MINIS["gta5"].build(root)
+    put_image(root / "images/15188.png")
+    put(root / "labels/15188.png", palette_png(np.full((10, 16), 7)))
+    message = "labels/15188.png: label is 16 x 10 pixels (width x height), its image 16 x 12"
+    with pytest.raises(DatasetError) as refusal:
+        prepare(layout="gta5", root=str(root), out=out)
+    assert message in str(refusal.value)
+    skipped = prepare(layout="gta5", root=str(root), out=out, on_error="skip")
+    assert [problem.image_id for problem in skipped] == ["15188"] and message in skipped[0].text
+    rows = read_manifest(out, "train").to_pylist()
+    assert {row["image_id"]: row["class_pixels"] for row in rows} == {
+        i: MINIS["gta5"].counts(label) for i, label in labels.items() if label is not None
+    }
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_synthia_streams(tmp_path: Path) -> None:
+    mini, out = MINIS["synthia"], str(tmp_path / "out")
+    labels = mini.build(tmp_path / "synthia")
+    prepare(layout="synthia", root=str(tmp_path / "synthia"), out=out)
+    index = open_index(out)
+    for row, label in enumerate(labels.values()):  # sorted by id, as the rows are
+        assert label is not None
+        expected = np.full(SIZE, 255)
+        for train, raw in enumerate(mini.raw_ids):
+            expected[label == raw] = train
+        assert np.array_equal(index.train_ids(row), expected)
+    stream = StreamPlan(directory=out, labelled=True)
+    plan = Plan(seed=0, batch_size=1, steps=1, crop=SIZE, short_side=12, scale=(1, 1), streams={"source": stream})
+    seen = plan.load(0)["source_label"]  # the crop is the whole image
+    assert any(np.array_equal(seen, index.train_ids(row)) for row in (0, 1))
+
+
+# -- mapping files
+
+COARSE = {
+    "names": ["ground", "thing"],
+    "palette": [[1, 2, 3], [4, 5, 6]],
+    "map": dict.fromkeys(CITYSCAPES_CLASSES.names, None)
+    | {"road": "ground", "sidewalk": "ground", "car": "thing", "person": "thing"},
+}
+
+
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize("name", ["idd", "bdd100k"])  # one with a table of ids, one whose labels hold train ids
+def test_mapping(tmp_path: Path, name: str) -> None:
+    labels = MINIS[name].build(tmp_path / name)
+    (tmp_path / "coarse.json").write_text(json.dumps(COARSE))
+    out = str(tmp_path / "out")
+    prepare(layout=name, root=str(tmp_path / name), mapping=str(tmp_path / "coarse.json"), out=out)
+    classes = read_classes(out)
+    assert classes.names == ("ground", "thing") and classes.palette == ((1, 2, 3), (4, 5, 6))
+    for row in read_manifest(out).to_pylist():
+        label = labels[row["image_id"]]
+        if label is None:
+            assert row["class_pixels"] is None
+        else:
+            counts = MINIS[name].counts(label)
+            assert row["class_pixels"] == [counts[0] + counts[1], counts[11] + counts[13]]
+
+
+def test_mapping_of_a_class_list_of_ones_own() -> None:
+    own = Classes(names=("a", "b"), palette=((0, 0, 0), (1, 1, 1)), raw_to_train={5: 0, 6: 1, 7: 255})
+    mapping = {"names": ["x", "y"], "palette": [[0, 0, 0], [9, 9, 9]], "map": {"a": "y", "b": None}}
+    assert remap(own, json.dumps(mapping), "m.json").raw_to_train == {5: 1, 6: 255, 7: 255}
+
+
+def change(**entries: object) -> dict[str, object]:
+    return COARSE | {"map": COARSE["map"] | entries}  # type: ignore[operator]
+
+
+MAP = dict(COARSE["map"])  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"names": ["x"], "map": {}}, "m.json: not a class list"),
+        ({"names": ["x"], "palette": [[0, 0, 0]]}, 'm.json: it needs "map"'),
+        ({**COARSE, "map": ["road"]}, 'm.json: it needs "map"'),
+        (
+            {**COARSE, "map": {name: MAP[name] for name in MAP if name not in ("sky", "bus")}},
+            "m.json: map lacks 'sky', 'bus'; give a name, or null to ignore it",
+        ),
+        (change(tram="thing"), "m.json: map has 'tram', but the dataset's are 'road', 'sidewalk'"),
+        (change(sky="air"), "m.json: map has 'sky': 'air', which is not one of names"),
+        (change(sky=["thing"]), r"m.json: map has 'sky': \['thing'\], which is not one of names"),
+    ],
+)
+def test_refuses_a_mapping_before_any_work(tmp_path: Path, content: object, message: str) -> None:
+    (tmp_path / "m.json").write_text(json.dumps(content))
+    for source in ({"layout": "gta5", "root": str(tmp_path / "nowhere")}, {"images": str(tmp_path / "nowhere")}):
+        (tmp_path / "classes.json").write_text(CITYSCAPES_CLASSES.to_json())
+        with pytest.raises(DatasetError, match=message):
+            prepare(
+                **source,  # type: ignore[arg-type]
+                classes=str(tmp_path / "classes.json"),
+                mapping=str(tmp_path / "m.json"),
+                out=str(tmp_path / "out"),
+            )

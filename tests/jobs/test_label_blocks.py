@@ -1,0 +1,191 @@
+"""What tasks do with a block, without Ray: prototypes, agreement, teacher and student, names for other tools."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny import CLASSES, draw, make_checkpoint, make_dataset, tiny_recipe
+
+from udaseg.checkpoints.directory import ModelCard, load_model, save_model
+from udaseg.components.prototypes import PrototypeClassifier
+from udaseg.config import Inference, Model, PseudoLabel
+from udaseg.data import export
+from udaseg.data.images import read_image
+from udaseg.data.layouts import LAYOUTS
+from udaseg.data.listing import list_images
+from udaseg.data.taxonomies import CITYSCAPES_CLASSES
+from udaseg.jobs.ledger import open_ledger
+from udaseg.jobs.pseudo_label.actors import PredictActor, PrototypeActor
+from udaseg.jobs.pseudo_label.job import pseudo_label
+from udaseg.jobs.pseudo_label.tasks import Work, apply_thresholds
+from udaseg.losses.contrastive import downscale_label
+from udaseg.models.inference import predict
+from udaseg.training.step import build_state
+
+BLOCK = {"block": np.array([0])}
+
+
+def work(tmp_path: Path, *checkpoints: str, **values: Any) -> Work:
+    """A job over a dataset of four images in one block."""
+    dataset = make_dataset(tmp_path / "data", "source", train=4, val=0)
+    ledger = open_ledger(str(tmp_path / "job"), lambda: list_images(dataset), block_size=8, job={})
+    settings = {"rules": PseudoLabel(), "inference": Inference(gpu=False)} | values
+    return Work(checkpoints=checkpoints, out=str(tmp_path / "out"), ledger=ledger, classes=CLASSES, **settings)
+
+
+def pixels(n: int) -> torch.Tensor:
+    return torch.tensor(draw("source", n)[0]).permute(2, 0, 1)[None].float() / 255
+
+
+def png(tmp_path: Path, kind: str, n: int) -> np.ndarray:
+    return np.asarray(Image.open(tmp_path / "out" / kind / f"{n:03d}.png"))
+
+
+def loop_prototypes(checkpoint: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """(K, A) mean features of the cells of each class of the four images, and (K,) how many cells."""
+    network, _ = load_model(checkpoint)
+    features, labels = [], []
+    for n in range(4):
+        with torch.no_grad():
+            feature = network(pixels(n), "source").embedding
+        label = torch.tensor(draw("source", n)[1])[None].long()
+        labels.append(downscale_label(label, (feature.shape[2], feature.shape[3])).flatten())
+        features.append(feature[0].flatten(1).T)
+    x, y = torch.cat(features), torch.cat(labels)
+    return torch.stack([x[y == k].mean(0) for k in range(3)]), torch.bincount(y, minlength=3)
+
+
+def test_prototypes_are_the_mean_features_of_labelled_cells(tmp_path: Path) -> None:
+    checkpoints = [make_checkpoint(tmp_path / str(seed), seed) for seed in (0, 1)]
+    job = work(tmp_path, *checkpoints, truth=CLASSES, inference=Inference(gpu=False, batch_size=3))
+    PrototypeActor(job, 1)(BLOCK)
+    entry = job.ledger.entry("prototypes", 0)
+    counts = entry["count"].reshape(2, 3)
+    for n, checkpoint in enumerate(checkpoints):
+        expected, cells = loop_prototypes(checkpoint)
+        assert np.array_equal(counts[n], cells.numpy())
+        got = np.split(entry["sum"], 2)[n].reshape(3, -1) / counts[n][:, None]
+        np.testing.assert_allclose(got, expected.numpy(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.full
+def test_a_job_labels_by_prototypes(tmp_path: Path, ray_session: None) -> None:
+    checkpoint = make_checkpoint(tmp_path / "model", 0)
+    dataset = make_dataset(tmp_path / "data", "source", train=4, val=0)
+    pseudo_label(
+        checkpoint=checkpoint,
+        images=dataset,
+        out=str(tmp_path / "out"),
+        source=dataset,
+        rules=PseudoLabel(measure="prototype", rule="fixed", threshold=0.4, temperature=0.5),
+        inference=Inference(gpu=False),
+        block_size=2,
+    )
+    prototypes, _ = loop_prototypes(checkpoint)
+    network, card = load_model(checkpoint)
+    classifier = PrototypeClassifier(network, prototypes, torch.ones(3, dtype=torch.bool), 0.5)
+    kept = 0.0
+    for n in range(4):
+        confidence, label = predict(classifier, pixels(n), short_side=card.short_side)[0].max(0)
+        expected = np.where(confidence >= 0.4, label, 255)
+        assert (png(tmp_path, "labels", n) != expected).mean() < 0.01
+        kept += float((expected != 255).mean()) / 4
+    assert 0.05 < kept < 0.95, "or nothing is tested"
+
+
+@pytest.mark.parametrize("rule", ["soft", "any_class"])
+def test_what_networks_disagree_on_is_dropped_by_every_rule(rule: Any, tmp_path: Path) -> None:
+    checkpoints = [make_checkpoint(tmp_path / str(seed), seed) for seed in (0, 1)]
+    job = work(tmp_path, *checkpoints, rules=PseudoLabel(rule=rule, image_share=1.0))
+    PredictActor(job, 1)(BLOCK)
+    thresholds = np.zeros(3, np.float32)
+    if rule == "any_class":
+        PredictActor(job, 1, thresholds)(BLOCK)
+    else:
+        apply_thresholds(job, thresholds)(BLOCK)
+    networks = [load_model(uri) for uri in checkpoints]
+    for n in range(4):
+        first, second = (predict(n_, pixels(n), short_side=card.short_side)[0].argmax(0) for n_, card in networks)
+        agree = (first == second).numpy()
+        assert 0 < agree.mean() < 1, "or nothing is tested"
+        assert np.array_equal(png(tmp_path, "labels", n) != 255, agree)
+        assert np.array_equal(png(tmp_path, "labels", n)[agree], first.numpy()[agree])
+
+
+def test_the_teacher_and_the_student_of_a_checkpoint_predict(tmp_path: Path) -> None:
+    recipe = tiny_recipe("dacs_small")
+    stage = recipe.stages[-1]
+    state = build_state(stage, 3, seed=0, init=None, device=torch.device("cpu"), bf16=False)
+    with torch.no_grad():
+        for parameter in state.method.teacher.network.parameters():
+            parameter.mul_(0.9)
+    folder = tmp_path / "checkpoint"
+    card = ModelCard(model=stage.model, classes=CLASSES, short_side=40, recipe="none", stage="none", step=0)
+    save_model(folder, state.method.predictor, card)
+    state.save(folder / "state.pt")
+    image = pixels(0)
+    got = {}
+    for part in ("student", "teacher"):
+        network, _ = load_model(str(folder), part)  # type: ignore[arg-type]
+        mine = state.method.student if part == "student" else state.method.teacher.network
+        got[part] = predict(network, image, short_side=40)
+        assert torch.allclose(got[part], predict(mine.eval(), image, short_side=40), atol=1e-5)
+    assert not torch.allclose(got["student"], got["teacher"], atol=1e-3)
+    assert not load_model(str(folder), "teacher")[0].training
+
+
+def test_a_block_that_is_entered_is_not_done_again(tmp_path: Path) -> None:
+    job = work(tmp_path, make_checkpoint(tmp_path / "model", 0))
+    actor = PredictActor(job, 1)
+    first = actor(BLOCK)
+    written = (tmp_path / "out" / "predictions" / "000.png").stat().st_mtime_ns
+    assert {k: v.tolist() for k, v in actor(BLOCK).items()} == {k: v.tolist() for k, v in first.items()}
+    assert (tmp_path / "out" / "predictions" / "000.png").stat().st_mtime_ns == written
+
+
+def test_cityscapes_folders_are_read_back_as_cityscapes(tmp_path: Path) -> None:
+    """By our own reader of the official layout, with Cityscapes' label ids."""
+    classes = replace(CITYSCAPES_CLASSES, raw_to_train={})
+    label = np.array([[0, 13, 18], [255, 1, 2]], np.uint8)
+    for image_id in ("zurich/zurich_000001_leftImg8bit", "lonely"):
+        names = export.names("cityscapes", image_id, "train", ".png", classes)
+        for path, lookup in names.labels.items():
+            (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(label if lookup is None else lookup[label]).save(tmp_path / path)
+        (tmp_path / names.image).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (3, 2)).save(tmp_path / names.image)
+    pairs = sorted(LAYOUTS["cityscapes"].pairs(str(tmp_path)))
+    assert [pair.image_id for pair in pairs] == ["fleet/lonely", "zurich/zurich_000001"]
+    for pair in pairs:
+        assert pair.image_uri and pair.label_uri and read_image(pair.image_uri).shape == (2, 3, 3)
+        raw = np.asarray(Image.open(pair.label_uri))
+        assert raw.tolist() == [[7, 26, 33], [0, 8, 11]]
+        assert np.array_equal(CITYSCAPES_CLASSES.lookup()[raw], label)
+
+
+def test_other_classes_keep_their_train_ids(tmp_path: Path) -> None:
+    names = export.names("cityscapes", "a/b", "val", ".jpg", CLASSES)
+    assert names.image == "leftImg8bit/val/a/b_leftImg8bit.png" and set(names.labels.values()) == {None}
+    coco = export.names("coco_stuff", "a/b", "val", ".jpg", CLASSES)
+    assert coco.image == "images/val/a/b.jpg" and list(coco.labels) == ["annotations/val/a/b.png"]
+    assert export.suffix_of("s3://bucket/a/b.jpg?region=x") == ".jpg"
+
+
+def test_a_network_of_two_scales_labels_too(tmp_path: Path) -> None:
+    from udaseg.models.build import build_segmenter
+
+    torch.manual_seed(0)
+    network = build_segmenter(3, backbone="resnet10t", head_channels=16, detail_crop=(32, 32))
+    model = Model(backbone="resnet10t", head_channels=16, detail_crop=(32, 32))
+    card = ModelCard(model=model, classes=CLASSES, short_side=40, recipe="none", stage="none", step=0)
+    save_model(tmp_path / "model", network, card)
+    job = work(tmp_path, str(tmp_path / "model"), inference=Inference(gpu=False, batch_size=2, window=(32, 32)))
+    PredictActor(job, 1)(BLOCK)
+    expected = predict(network.eval(), pixels(2), short_side=40, window=(32, 32))[0].argmax(0).numpy()
+    assert (png(tmp_path, "predictions", 2) == expected).mean() > 0.99

@@ -1,0 +1,155 @@
+"""The books of a job: blocks, entries, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from udaseg.errors import DatasetError
+from udaseg.jobs import ledger as ledger_module
+from udaseg.jobs.ledger import Ledger, exclusive_driver, open_ledger
+
+
+def rows(count: int, prefix: str = "") -> Iterator[dict[str, Any]]:
+    for n in range(count):
+        yield {
+            "image_id": f"{prefix}{n}",
+            "image_uri": f"/{n}.png",
+            "label_uri": None,
+            "dataset": "d",
+            "split": "train",
+        }
+
+
+def books(folder: Path, count: int = 10, **job: Any) -> Ledger:
+    return open_ledger(str(folder / "job"), lambda: rows(count), block_size=4, job=job)
+
+
+def test_blocks_are_the_listing_in_its_order(tmp_path: Path) -> None:
+    ledger = books(tmp_path)
+    assert (ledger.images, ledger.blocks) == (10, 3)
+    ids = [[row["image_id"] for row in ledger.rows(block)] for block in range(3)]
+    assert ids == [["0", "1", "2", "3"], ["4", "5", "6", "7"], ["8", "9"]]
+
+
+def test_a_job_finds_its_books_again(tmp_path: Path) -> None:
+    first = books(tmp_path, rules={"share": 0.1}, scales=(1.0,))
+    before = (tmp_path / "job" / "listing.parquet").read_bytes()
+    again = open_ledger(
+        str(tmp_path / "job"), lambda: rows(10), block_size=99, job={"rules": {"share": 0.1}, "scales": [1.0]}
+    )
+    assert again == first, "the blocks stay as they were cut"
+    assert (tmp_path / "job" / "listing.parquet").read_bytes() == before
+
+
+def test_another_job_is_refused_and_the_difference_named(tmp_path: Path) -> None:
+    books(tmp_path, rules={"share": 0.1})
+    with pytest.raises(DatasetError, match=r'other rules \(\{"share": 0.1\}, now \{"share": 0.2\}\)'):
+        books(tmp_path, rules={"share": 0.2})
+    with pytest.raises(DatasetError, match="other images"):
+        books(tmp_path, 11, rules={"share": 0.1})
+    with pytest.raises(DatasetError, match="other truth"):
+        books(tmp_path, rules={"share": 0.1}, truth=True)
+
+
+def test_no_images_leave_no_books(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="no images"):
+        books(tmp_path, 0)
+    assert not (tmp_path / "job").exists()
+
+
+def test_entries_come_back_as_they_were_written(tmp_path: Path) -> None:
+    ledger = books(tmp_path)
+    entry = {
+        "image_id": ["a", "b"],
+        "nothing": [],
+        "height": np.array([3, 4], np.int32),
+        "sum": np.array([0.1, 1e300]),
+        "empty": np.array([], np.int64),
+    }
+    assert ledger.committed("predict") == set()
+    ledger.commit("predict", 2, entry)
+    assert ledger.committed("predict") == {2} and ledger.committed("label") == set()
+    assert ledger.is_committed("predict", 2) and not ledger.is_committed("predict", 1)
+    back = ledger.entry("predict", 2)
+    assert back["image_id"] == ["a", "b"] and back["nothing"] == []
+    for name in ("height", "sum", "empty"):
+        assert back[name].dtype == entry[name].dtype and np.array_equal(back[name], entry[name])  # type: ignore[attr-defined]
+
+
+def test_an_entry_is_the_same_bytes_whoever_writes_it(tmp_path: Path) -> None:
+    ledger = books(tmp_path)
+    for phase in ("one", "two"):
+        ledger.commit(phase, 0, {"image_id": ["a"], "count": np.arange(1000)}, scratch=str(tmp_path / "scratch"))
+    one, two = (tmp_path / "job" / phase / "00000000.parquet" for phase in ("one", "two"))
+    assert one.read_bytes() == two.read_bytes()
+    assert not list((tmp_path / "scratch").iterdir())
+
+
+def test_what_was_left_half_written_is_no_entry(tmp_path: Path) -> None:
+    ledger = books(tmp_path)
+    ledger.commit("predict", 0, {"image_id": []})
+    (tmp_path / "job" / "predict" / "00000001.parquet.0123.tmp").write_bytes(b"half")
+    assert ledger.committed("predict") == {0}
+
+
+# --- one driver at a time -------------------------------------------------------------------------------------------
+
+DRIVER = """
+import sys, time
+from udaseg.data import ledger
+ledger.HEARTBEAT = 0.05
+with ledger.exclusive_driver(sys.argv[1]):
+    print("at work", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process at work on the books in `tmp_path`/out/job."""
+    words = [sys.executable, "-c", DRIVER, str(tmp_path / "out" / "job")]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "at work\n"
+        yield process
+        process.kill()
+
+
+def test_a_second_driver_is_refused_while_the_first_works(
+    other: subprocess.Popen[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger_module, "HEARTBEAT", 0.5)
+    busy = pytest.raises(DatasetError, match=rf"out: process {other.pid} on .* works on it")
+    with busy, exclusive_driver(str(tmp_path / "out" / "job")):
+        pass
+    assert (tmp_path / "out" / "job" / "driver.json").exists(), "the first one's name stays"
+
+
+def test_a_killed_driver_is_followed_at_once(other: subprocess.Popen[str], tmp_path: Path) -> None:
+    other.kill()
+    other.wait()
+    began = time.monotonic()
+    with exclusive_driver(str(tmp_path / "out" / "job")):
+        assert json.loads((tmp_path / "out" / "job" / "driver.json").read_bytes())["pid"] == os.getpid()
+    assert time.monotonic() - began < ledger_module.HEARTBEAT
+    assert list((tmp_path / "out" / "job").iterdir()) == []
+
+
+def test_a_driver_of_another_machine_is_followed_when_it_is_silent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger_module, "HEARTBEAT", 0.05)
+    owner = {"host": {"name": "elsewhere", "address": 1}, "pid": os.getppid(), "beat": 3}
+    (tmp_path / "driver.json").write_text(json.dumps(owner))
+    began = time.monotonic()
+    with exclusive_driver(str(tmp_path)):
+        assert time.monotonic() - began >= 4 * 0.05

@@ -1,0 +1,170 @@
+"""The plan: one sequence of samples whatever the number of workers and wherever a run starts again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+from tiny import CLASSES, make_dataset
+
+from udaseg.data.index import open_index
+from udaseg.data.manifest import PSEUDO_MANIFEST, read_manifest, write_dataset
+from udaseg.data.plan import Plan, StreamPlan, draw_row
+from udaseg.errors import DatasetError
+from udaseg.jobs.stream import plan_dataset, sample_index
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    folder = tmp_path_factory.mktemp("pair")
+    return Plan(
+        seed=3,
+        batch_size=4,
+        steps=9,
+        crop=(32, 32),
+        short_side=40,
+        scale=(1.0, 1.3),
+        streams={
+            "source": StreamPlan(directory=make_dataset(folder / "source", "source", train=7), labelled=True),
+            "target": StreamPlan(directory=make_dataset(folder / "target", "target"), labelled=False),
+        },
+    )
+
+
+def stream(plan: Plan, *, start: int, world_size: int) -> dict[int, dict[str, np.ndarray]]:
+    """Every sample that the workers get, by index, checked to arrive at the step and rank where it belongs."""
+    shards = plan_dataset(plan, start=start, world_size=world_size).streaming_split(world_size, equal=True)
+    share = plan.batch_size // world_size
+    seen: dict[int, dict[str, np.ndarray]] = {}
+    import threading
+
+    def consume(rank: int) -> None:
+        for n, rows in enumerate(shards[rank].iter_batches(batch_size=share, batch_format="numpy")):
+            step = start + n
+            if step >= plan.steps:
+                assert (rows["index"] == -1).all()
+                continue
+            first = step * plan.batch_size + rank * share
+            assert rows["index"].tolist() == list(range(first, first + share))
+            for i, index in enumerate(rows["index"].tolist()):
+                seen[index] = {name: column[i] for name, column in rows.items()}
+
+    threads = [threading.Thread(target=consume, args=(rank,)) for rank in range(world_size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return seen
+
+
+def test_same_samples_at_one_and_two_workers_and_after_a_restart(plan: Plan, ray_session: None) -> None:
+    expected = {index: plan.load(index) for index in range(plan.steps * plan.batch_size)}
+    for start, world_size in ((0, 1), (0, 2), (5, 2), (5, 4)):
+        seen = stream(plan, start=start, world_size=world_size)
+        assert sorted(seen) == list(range(start * plan.batch_size, plan.steps * plan.batch_size))
+        for index, sample in seen.items():
+            assert sample.keys() == expected[index].keys()
+            assert all(np.array_equal(sample[name], expected[index][name]) for name in sample), index
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+@pytest.mark.parametrize("steps_per_block", [1, 3])
+def test_every_rank_gets_its_share_of_every_step(world_size: int, steps_per_block: int) -> None:
+    batch, start = 8, 5
+    share = batch // world_size
+    rows = np.arange(3 * world_size * steps_per_block * share)
+    index = sample_index(rows, start=start, batch_size=batch, world_size=world_size, steps_per_block=steps_per_block)
+    assert sorted(index) == list(range(start * batch, start * batch + len(rows)))
+    blocks = index.reshape(-1, steps_per_block * share)
+    for rank in range(world_size):
+        mine = blocks[rank::world_size].reshape(-1, share)
+        for n, samples in enumerate(mine):
+            first = (start + n) * batch + rank * share
+            assert samples.tolist() == list(range(first, first + share))
+
+
+def test_uniform_sampling_sees_every_image_once_a_pass_in_another_order(plan: Plan) -> None:
+    source = plan.streams["source"]
+    passes = [[draw_row(source, p * 7 + i, plan.seed, "source")[0] for i in range(7)] for p in range(3)]
+    assert all(sorted(rows) == list(range(7)) for rows in passes)
+    assert passes[0] != passes[1] != passes[2]
+
+
+def test_streams_of_one_sample_are_drawn_independently(plan: Plan) -> None:
+    assert not np.array_equal(plan.load(0)["source_image"], plan.load(0)["target_image"])
+    assert "target_label" not in plan.load(0)
+
+
+def test_rare_class_sampling_follows_the_formula(plan: Plan) -> None:
+    directory = plan.streams["source"].directory
+    index = open_index(directory)
+    pixels = np.array(index.table["class_pixels"].to_pylist()[:7], np.float64)
+    share = pixels.sum(0) / pixels.sum()
+    expected = np.exp((1 - share) / 0.1)
+    expected /= expected.sum()
+    probability, rows = index.rare_classes("train", 0.1, 150)
+    assert np.allclose(probability, expected)
+    for k in range(3):
+        assert sorted(rows[k].tolist()) == np.flatnonzero(pixels[:, k] >= 150).tolist()
+    rare = StreamPlan(directory=directory, labelled=True, rare_class=True, rare_temperature=0.1, rare_min_pixels=150)
+    drawn = [draw_row(rare, g, 0, "source")[1] for g in range(4000)]
+    assert np.allclose(np.bincount(drawn, minlength=3) / 4000, expected, atol=0.03)
+
+
+def test_rare_class_sampling_says_when_no_image_has_enough_pixels(plan: Plan) -> None:
+    with pytest.raises(DatasetError, match="rare_min_pixels"):
+        open_index(plan.streams["source"].directory).rare_classes("train", 0.01, 10**9)
+
+
+def test_crops_have_fixed_size_and_show_image_and_label_of_the_same_place(plan: Plan) -> None:
+    samples = [plan.load(g) for g in range(20)]
+    assert all(s["source_image"].shape == (32, 32, 3) and s["source_label"].shape == (32, 32) for s in samples)
+    red = np.stack([s["source_image"][..., 0].astype(int) - s["source_image"][..., 2] for s in samples])
+    box = np.stack([s["source_label"] == 2 for s in samples])
+    assert red[box].mean() > 100 and red[~box].mean() < 0  # boxes are red, all else is not
+
+
+def test_a_label_id_outside_the_classes_is_named(tmp_path: Path) -> None:
+    directory = make_dataset(tmp_path, "source")
+    Image.fromarray(np.full((40, 56), 7, np.uint8)).save(tmp_path / "labels" / "003.png")
+    with pytest.raises(DatasetError, match=r"003\.png.*\[7\]"):
+        open_index(directory).train_ids(3)
+
+
+def test_soft_labels_bring_the_confidence_of_the_same_place(tmp_path: Path) -> None:
+    directory = make_dataset(tmp_path, "target", val=0)
+    rows = read_manifest(directory).to_pylist()
+    (tmp_path / "confidence").mkdir()
+    for row in rows:
+        row["confidence_uri"] = f"confidence/{row['image_id']}.png"
+        code = np.asarray(Image.open(tmp_path / row["label_uri"])).astype(np.uint16) * 20_000 + 7
+        Image.fromarray(code).save(tmp_path / row["confidence_uri"])
+    write_dataset(directory, pa.Table.from_pylist(rows, schema=PSEUDO_MANIFEST), CLASSES)
+    streams = {"target": StreamPlan(directory=directory, labelled=True, soft=True)}
+    plan = Plan(seed=3, batch_size=4, steps=9, crop=(32, 32), short_side=40, scale=(1.0, 1.3), streams=streams)
+    for g in range(20):
+        sample = plan.load(g)
+        assert sample["target_confidence"].dtype == np.uint16
+        assert np.array_equal(sample["target_confidence"], sample["target_label"].astype(np.uint16) * 20_000 + 7)
+    filler = plan.empty()
+    assert {name: (v.dtype, np.shape(v)) for name, v in filler.items()} == {
+        name: (v.dtype, np.shape(v)) for name, v in plan.load(0).items()
+    }
+
+
+def test_a_stream_may_have_a_size_of_its_own(plan: Plan) -> None:
+    """At twice the short side a crop of 32 pixels shows half as much of the image: boxes are twice as large."""
+    target = plan.streams["source"]
+    scale = {"scale": (1.0, 1.0), "streams": {"source": target, "target": replace(target, short_side=80)}}
+    larger = replace(plan, **scale)  # type: ignore[arg-type]
+    share = {name: np.mean([larger.load(g)[f"{name}_label"] == 2 for g in range(200)]) for name in plan.streams}
+    width = {
+        name: max(max((larger.load(g)[f"{name}_label"] == 2).sum(1).max() for g in range(60)), 0)
+        for name in plan.streams
+    }
+    assert width["source"] <= 17 < width["target"] <= 32, "a box is 16 pixels wide"
+    assert share["target"] > 0.1

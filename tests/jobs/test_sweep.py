@@ -1,0 +1,509 @@
+"""Sweeps: the spaces, the scores that rank trials without labels, and whole sweeps on a real Ray of their own."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import io
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ray import tune
+from rich.console import Console
+from tiny import make_dataset, tiny_recipe
+from two_ranks import TwoRanks
+
+from pipelines.sweep import Arguments
+from pipelines.train import parse
+from udaseg.components.augment import strong
+from udaseg.data.index import open_index
+from udaseg.errors import ConfigError, DatasetError
+from udaseg.evaluation.checkpoint_scores import Scoring, score
+from udaseg.evaluation.metrics import confusion, mean_iou
+from udaseg.evaluation.model_selection import (
+    SCORES,
+    agreement,
+    image_sums,
+    mean_entropy,
+    mutual_information,
+    neighbourhood_density,
+    scores,
+    spearman,
+)
+from udaseg.job_config import Cluster
+from udaseg.jobs import sweep as job
+from udaseg.jobs.sweep import Space, load_space, shared_stages, spaces
+from udaseg.jobs.trials import concurrency, trial_resources
+from udaseg.models.build import build_segmenter
+from udaseg.models.inference import predict
+from udaseg.overrides import full_names, override
+from udaseg.recipes import RECIPES
+from udaseg.reports.sweep import Trial, rank_correlations, sweep_page, trial_table
+
+ROOT = Path(__file__).parents[2]
+ONE = Cluster(gpu=False, threads=1)
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("pair")
+    return {
+        "source": make_dataset(folder / "source", "source"),
+        "target": make_dataset(folder / "target", "target"),
+        "unlabelled": make_dataset(folder / "unlabelled", "target", labelled=False),
+    }
+
+
+# --- spaces ---------------------------------------------------------------------------------------------------------
+
+
+def test_all_the_spaces_are_there() -> None:
+    assert {"temperature", "thresholds", "prototype_momentum", "joint"} <= set(spaces())
+
+
+@pytest.mark.parametrize("name", spaces())
+def test_a_space_fits_its_recipe(name: str) -> None:
+    space = load_space(name)
+    recipe = RECIPES[space.recipe]()
+    assert space.recipe.endswith("_small"), "it works on a CPU"
+    assert (importlib.import_module(f"tune_spaces.{name}").__doc__ or "").strip()
+    for seed in range(20):
+        values = {field: domain.sample(random_state=seed) for field, domain in space.values.items()}
+        override(recipe, values).check()
+    assert shared_stages(recipe, space.values) == 1, "the warm start is trained once"
+
+
+def test_stages_before_the_first_that_is_touched_are_shared() -> None:
+    recipe = RECIPES["bcl_small"]()
+    assert shared_stages(recipe, ["stages.2.method.temperature"]) == 2
+    assert shared_stages(recipe, ["stages.2.method.temperature", "pseudo_label.share"]) == 1
+    assert shared_stages(recipe, ["method.temperature", "optim.lr"]) == 0
+    assert shared_stages(recipe, ["seed"]) == 0
+
+
+def test_concurrency_comes_from_the_resources() -> None:
+    one = trial_resources(Cluster(workers=1, gpu=False))
+    assert concurrency({"CPU": 3.0}, one) == 1
+    assert concurrency({"CPU": 11.0, "memory": 1e9}, one) == 3
+    four = trial_resources(Cluster(workers=4, gpu=True, cpus_per_worker=2))
+    assert four == {"CPU": 10, "GPU": 4}
+    assert concurrency({"CPU": 64.0, "GPU": 8.0}, four) == 2
+    assert concurrency({"CPU": 19.0, "GPU": 8.0}, four) == 1
+    with pytest.raises(ConfigError, match=r"4 GPU, the cluster has 2.*--cluster\.workers"):
+        concurrency({"CPU": 64.0, "GPU": 2.0}, four)
+
+
+# --- scores ---------------------------------------------------------------------------------------------------------
+
+
+def predictions(seed: int, count: int = 30, classes: int = 4, sharp: float = 2.0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return (sharp * torch.randn(count, classes, generator=generator, dtype=torch.float64)).softmax(1)
+
+
+def entropy_of(p: list[float]) -> float:
+    return -sum(x * math.log(x) for x in p if x > 0)
+
+
+def test_scores_against_loops() -> None:
+    p, q = predictions(0), predictions(1)
+    rows, others = p.tolist(), q.tolist()
+    conditional = sum(map(entropy_of, rows)) / len(rows)
+    marginal = [sum(row[k] for row in rows) / len(rows) for k in range(4)]
+    same = [row.index(max(row)) == other.index(max(other)) for row, other in zip(rows, others, strict=True)]
+    assert float(mean_entropy(p)) == pytest.approx(conditional)
+    assert float(mutual_information(p)) == pytest.approx(entropy_of(marginal) - conditional)
+    assert float(agreement(p, q)) == pytest.approx(sum(same) / len(same))
+
+    density = 0.0
+    for i, row in enumerate(rows):
+        weights = []
+        for j, other in enumerate(rows):
+            if i != j:
+                cosine = sum(a * b for a, b in zip(row, other, strict=True)) / (math.hypot(*row) * math.hypot(*other))
+                weights.append(math.exp(cosine / 0.05))
+        density += entropy_of([w / sum(weights) for w in weights]) / len(rows)
+    assert float(neighbourhood_density(p)) == pytest.approx(density)
+
+
+def test_scores_know_good_from_bad() -> None:
+    """Two tight clusters against predictions all over the place, and against everything in one class."""
+    clusters = torch.eye(4, dtype=torch.float64)[[0, 1] * 20]
+    vague = predictions(2, count=40, sharp=0.1)
+    collapsed = torch.eye(4, dtype=torch.float64)[[0] * 40]
+    assert float(mean_entropy(clusters)) == 0 < float(mean_entropy(vague))
+    assert float(mutual_information(clusters)) == pytest.approx(math.log(2))
+    assert float(mutual_information(vague)) < 0.1 and float(mutual_information(collapsed)) == 0  # fools entropy
+    assert float(neighbourhood_density(clusters)) == pytest.approx(math.log(19), abs=1e-3)
+    spread = torch.eye(40, dtype=torch.float64)[:40]
+    assert float(neighbourhood_density(spread)) == pytest.approx(math.log(39))  # all neighbours are equally far
+
+
+def test_sums_of_images_add_up() -> None:
+    shape = (4, 5, 6)
+    images = [predictions(i).T.reshape(shape) for i in range(3)]
+    views = [predictions(10 + i).T.reshape(shape) for i in range(3)]
+    pixels = np.arange(0, 30, 2)
+    found = scores(sum(image_sums(p, v, pixels) for p, v in zip(images, views, strict=True)))  # type: ignore[arg-type]
+    flat, other = (torch.cat([x.flatten(1).T for x in several]) for several in (images, views))
+    assert list(found) == list(SCORES)
+    assert found["entropy"] == pytest.approx(float(mean_entropy(flat)))
+    assert found["information"] == pytest.approx(float(mutual_information(flat)))
+    assert found["agreement"] == pytest.approx(float(agreement(flat, other)))
+    densities = [float(neighbourhood_density(p.flatten(1).T[pixels])) for p in images]
+    assert found["snd"] == pytest.approx(sum(densities) / 3)
+
+
+def test_spearman() -> None:
+    assert spearman([1, 2, 3, 4], [10, 20, 30, 400]) == pytest.approx(1)
+    assert spearman([1, 2, 3, 4], [4, 3, 2, -9]) == pytest.approx(-1)
+    assert spearman([3, 1, 4, 1, 5], [2, 7, 1, 8, 2]) == pytest.approx(
+        np.corrcoef([2, 0.5, 3, 0.5, 4], [1.5, 3, 0, 4, 1.5])[0, 1]
+    )
+    assert math.isnan(spearman([1, 1, 1], [1, 2, 3])) and math.isnan(spearman([1], [2]))
+    with pytest.raises(ValueError, match="pairs"):
+        spearman([1, 2], [1])
+
+
+def score_tiny(rank: int, directory: str, images: int) -> dict[str, float]:
+    torch.manual_seed(0)
+    network = build_segmenter(3, backbone="resnet10t", head_channels=16)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    found = score(network, Scoring(directory=directory, images=images), short_side=40, device=torch.device("cpu"))
+    assert network.training and all(torch.equal(v, before[name]) for name, v in network.state_dict().items())
+    return found
+
+
+def test_a_network_is_scored_as_by_a_plain_loop_and_left_as_it_is(pair: dict[str, str]) -> None:
+    torch.manual_seed(0)
+    network = build_segmenter(3, backbone="resnet10t", head_channels=16).eval()
+    index = open_index(pair["target"])
+    start, stop = index.rows("val")
+    assert stop - start == 4
+    counts, flat, views = np.zeros((3, 3), np.int64), [], []
+    for row in (start, stop - 1):  # two at even distances
+        image = torch.tensor(index.image(row)).permute(2, 0, 1)[None].float() / 255
+        view = strong(image, torch.tensor([row]), seed=0, purpose="score", jitter_probability=1, blur_probability=1)
+        assert not torch.equal(image, view)
+        first, second = (predict(network, x, short_side=40)[0].double() for x in (image, view))
+        counts += confusion(index.train_ids(row), first.argmax(0).numpy(), 3)
+        flat.append(first.flatten(1).T)
+        views.append(second.flatten(1).T)
+    found = score_tiny(0, pair["target"], images=2)
+    assert set(found) == {"miou", *SCORES}
+    assert found["miou"] == pytest.approx(mean_iou(counts))
+    assert found["entropy"] == pytest.approx(float(mean_entropy(torch.cat(flat))))
+    assert found["information"] == pytest.approx(float(mutual_information(torch.cat(flat))))
+    assert found["agreement"] == pytest.approx(float(agreement(torch.cat(flat), torch.cat(views))))
+    unlabelled = score_tiny(0, pair["unlabelled"], images=2)
+    assert set(unlabelled) == set(SCORES) and unlabelled["snd"] == found["snd"]
+
+
+def test_two_ranks_score_as_one(two_ranks: TwoRanks, pair: dict[str, str]) -> None:
+    one = score_tiny(0, pair["target"], images=3)
+    for found in two_ranks.run(score_tiny, pair["target"], 3):
+        assert found == pytest.approx(one, rel=1e-9)
+
+
+# --- results --------------------------------------------------------------------------------------------------------
+
+MODES = {"miou": "max", "entropy": "min", "information": "max"}
+TRIALS = [
+    Trial(
+        id=f"t{i}",
+        values={"method.temperature": 0.1 * (i + 1), "method.<kind>": ("a", "b")[i % 2]},
+        state="finished" if i < 2 else "stopped",
+        curve=[
+            (10 * s, {"miou": 0.1 * i + 0.01 * s, "entropy": 1 - 0.1 * i, "information": (i - 1.4) ** 2})
+            for s in range(1, 4 if i < 2 else 2)
+        ],
+    )
+    for i in range(3)
+]
+FAILED = Trial("t9", {"method.temperature": 9.0, "method.<kind>": "a"}, "failed", [], "a loss is not <finite>")
+
+
+def test_rankings_are_compared_at_the_last_step_that_all_reached() -> None:
+    found = rank_correlations([*TRIALS, FAILED], MODES)  # type: ignore[arg-type]
+    assert found["entropy"] == (pytest.approx(1), 10, 3)  # small where mIoU is large
+    assert found["information"] == (pytest.approx(-0.5), 10, 3)
+    unlabelled = [replace(t, curve=[(s, {"entropy": 1.0}) for s, _ in t.curve]) for t in TRIALS]
+    assert rank_correlations(unlabelled, MODES) == {}  # type: ignore[arg-type]
+
+
+def test_table_names_every_trial() -> None:
+    text = io.StringIO()
+    Console(file=text, width=80).print(trial_table([*TRIALS, FAILED], TRIALS[1], "entropy"))
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.getvalue().splitlines() if "│" in line]
+    assert ["t1", "0.2", "b", "finished", "30", "0.9", "0.13"] in rows
+    assert ["t2", "0.3", "a", "stopped", "10", "0.8", "0.21"] in rows
+    assert ["t9", "9", "a", "failed", "0", "nan", "nan"] in rows
+
+
+def test_page_is_whole() -> None:
+    page = sweep_page(
+        title="a & b",
+        trials=[*TRIALS, FAILED],
+        best=TRIALS[1],
+        metric="entropy",
+        mode="min",
+        logarithmic={"method.temperature"},
+        correlations=rank_correlations(TRIALS, MODES),  # type: ignore[arg-type]
+        settings='{"name": "<x>"}',
+    )
+    assert all(f'id="{s}"' in page for s in ("headline", "parameters", "effects", "curves", "ranking", "trials"))
+    assert "method.&lt;kind&gt;" in page and "a loss is not &lt;finite&gt;" in page and "&lt;x&gt;" in page
+    assert page.count("data:image/png;base64,") == 3
+    assert (
+        'src="http' not in page
+        and "The chosen trial has mIoU 13.0 %; the highest of a finished trial is 13.0 %" in page
+    )
+
+
+# --- refused before anything runs -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("work has begun")
+
+    monkeypatch.setattr(job, "ensure_ray", fail)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["temprature"], "no space 'temprature'; there are joint, prototype_momentum, temperature, thresholds"),
+        (["temperature", "--recipe", "blc"], "no recipe 'blc'"),
+        (["temperature", "--method.temperatur", "1"], "no field 'method.temperatur'; did you mean method.temperature"),
+        (["temperature", "--recipe", "dacs_small"], "no field 'method.temperature'"),
+        (["temperature", "--metric", "miou", "--target", "unlabelled"], "--metric miou needs labels"),
+        (["temperature", "--split", "dusk"], "no rows of split 'dusk'"),
+        (["temperature", "--trials", "0"], "--trials"),
+        (["temperature", "--data.batch-size", "3", "--cluster.workers", "2"], "cannot be split among 2 workers"),
+        (["temperature", "--target", "/nowhere"], "no classes.json"),
+    ],
+)
+def test_the_command_line_says_what_is_wrong(
+    words: list[str],
+    message: str,
+    no_ray: None,
+    pair: dict[str, str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = [pair.get(word, word) for word in words]
+    target = [] if "--target" in words else ["--target", pair["target"]]
+    data = ["--source", pair["source"], *target, "--out", str(tmp_path / "out")]
+    assert job.main([words[0], *data, *words[1:]]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def arguments(pair: dict[str, str], out: Path, **more: object) -> Arguments:
+    recipe = tiny_recipe("bcl_demo")
+    fields = {"recipe": recipe, "metric": "entropy", "cluster": ONE, "out": str(out)} | more
+    return Arguments(source=pair["source"], target=pair["target"], **fields)  # type: ignore[arg-type]
+
+
+def test_a_space_that_does_not_fit_is_refused(no_ray: None, pair: dict[str, str], tmp_path: Path) -> None:
+    def space(name: str, domain: object) -> Space:
+        return Space("mine", "bcl_demo", "entropy", {name: domain})  # type: ignore[dict-item]
+
+    for wrong, match in (
+        (space("method.temprature", tune.uniform(0, 1)), "did you mean method.temperature"),
+        (space("method.temperature", tune.choice(["hot"])), "must be float"),
+        (space("method.teacher_momentum", tune.choice([1.0])), "teacher momentum is 1.0"),
+    ):
+        with pytest.raises(ConfigError, match=match):
+            job.sweep(wrong, arguments(pair, tmp_path / "out"))
+    with pytest.raises(DatasetError, match="needs labels"):
+        a = replace(arguments(pair, tmp_path / "out", metric="miou"), target=pair["unlabelled"])
+        job.sweep(load_space("temperature"), a)
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_directories_are_refused(no_ray: None, pair: dict[str, str], tmp_path: Path) -> None:
+    space = load_space("temperature")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    for resume in (False, True):
+        with pytest.raises(ConfigError, match="is no sweep's directory"):
+            job.sweep(space, arguments(pair, tmp_path / "mine", resume=resume))
+    with pytest.raises(AssertionError, match="work has begun"):
+        job.sweep(space, arguments(pair, tmp_path / "out"))
+    a = arguments(pair, tmp_path / "out")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "sweep.json").write_text(job._settings(space, a, a.out))
+    with pytest.raises(ConfigError, match="--resume"):
+        job.sweep(space, arguments(pair, tmp_path / "out"))
+    with pytest.raises(ConfigError, match=r"other settings \(metric, trials\)"):
+        job.sweep(space, arguments(pair, tmp_path / "out", resume=True, metric="snd", trials=3))
+
+
+# --- whole sweeps ---------------------------------------------------------------------------------------------------
+
+DRIVER = """
+import sys
+from pipelines.session import ensure_ray
+from pipelines.sweep import main
+ensure_ray(num_cpus=int(sys.argv[1]), dashboard=True)
+sys.exit(main(sys.argv[2:]))
+"""
+ONE_STAGE = """
+import ray.tune
+from pipelines import sweep
+space = sweep.Space("rate", "source_only_small", "information", {"optim.lr": ray.tune.loguniform(1e-4, 1e-2)})
+sweep.load_space = lambda name: space
+"""
+SMALL = (
+    *("--checkpoint-every", "2", "--log-every", "1"),
+    *("--model.backbone", "resnet10t", "--model.head-channels", "16", "--data.batch-size", "4"),
+    *("--data.short-side", "40", "--data.crop", "32", "32", "--cluster.no-gpu", "--cluster.threads", "1"),
+)
+TINY = (
+    *("temperature", "--recipe", "bcl_demo", *SMALL),
+    *("--data.source.rare-min-pixels", "1", "--data.source.rare-min-crop-pixels", "1"),
+)
+
+
+def start(
+    pair: dict[str, str], out: Path, *more: str, cpus: int = 6, setup: str = "", tiny: tuple[str, ...] = TINY
+) -> subprocess.Popen[bytes]:
+    """A sweep in a process group of its own, on a Ray of its own, whose dashboard the session's Ray lacks."""
+    words = (*tiny, "--source", pair["source"], "--target", pair["target"], "--out", str(out), *more)
+    with out.with_suffix(".log").open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-c", setup + DRIVER, str(cpus), *words],
+            cwd=ROOT,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def finish(run: subprocess.Popen[bytes], out: Path, seconds: float = 400) -> str:
+    try:
+        code = run.wait(seconds)
+    finally:
+        if run.poll() is None:
+            os.killpg(run.pid, signal.SIGKILL)
+    printed = out.with_suffix(".log").read_text()
+    assert code == 0, printed[-6000:]
+    return printed
+
+
+def curves(out: Path) -> dict[str, list[tuple[int, int]]]:
+    """Per trial the (stage, step) of its scores."""
+    found = {}
+    for path in sorted((out / "trials").glob("*/metrics.jsonl")):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        found[path.parent.name] = [(row["stage"], row["step"]) for row in rows if "entropy" in row]
+    return found
+
+
+def test_a_sweep_of_two_trials_side_by_side(pair: dict[str, str], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = ("--steps", "2", "--trials", "2", "--scheduler", "none")
+    printed = finish(start(pair, out, *words, setup=ONE_STAGE, tiny=("rate", *SMALL)), out)
+    trials = json.loads((out / "trials.json").read_text())
+    assert [(t["state"], [step for step, _ in t["curve"]]) for t in trials] == [("finished", [2])] * 2
+    best = max(trials, key=lambda t: t["curve"][-1][1]["information"])
+    again = parse(["--config", str(out / "best.json"), "--out", str(tmp_path / "again")]).recipe
+    assert again.stages[0].optim.lr == best["values"]["optim.lr"]
+    assert best["id"] in (out / "report.html").read_text() and "information ranks 2 trials at step 2" in printed
+
+
+@pytest.mark.full  # two minutes: `make test` has 12 for everything
+def test_two_trials_share_the_cluster_and_the_warm_start(pair: dict[str, str], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    printed = finish(start(pair, out, "--steps", "4", "--trials", "2", "--scheduler", "none"), out)
+    assert sorted(curves(out).values()) == [[(1, 2), (1, 4)]] * 2  # each checkpoint of their own stage, and no other
+    trials = json.loads((out / "trials.json").read_text())
+    assert [t["state"] for t in trials] == ["finished", "finished"]
+    assert [step for step, _ in trials[0]["curve"]] == [2, 4]
+    assert {"miou", *SCORES} == set(trials[0]["curve"][0][1])
+
+    warm = (out / "shared" / "stages" / "0-source" / "model" / "model.safetensors").read_bytes()
+    first, second = (out / "trials" / t["id"] for t in trials)
+    for own in (first, second):
+        assert (own / "stages" / "0-source" / "model" / "model.safetensors").read_bytes() == warm
+    assert (first / "model" / "model.safetensors").read_bytes() != (second / "model" / "model.safetensors").read_bytes()
+    began = json.loads((second / "trial.json").read_text())["began"]
+    assert began < (first / "model" / "model.json").stat().st_mtime, "they ran at the same time"
+
+    best = max(trials, key=lambda t: t["curve"][-1][1]["information"])
+    again = parse(["--config", str(out / "best.json"), "--out", str(tmp_path / "again")]).recipe
+    (path,) = full_names(again, "method.temperature")
+    assert path.startswith("stages.1.") and again.stages[1].method.temperature == best["values"]["method.temperature"]
+    assert json.loads((first / "config.json").read_text())["recipe"]["stages"][0]["steps"] == 4
+    with (out / "trials.csv").open() as file:
+        assert [row["trial"] for row in csv.DictReader(file)] == [t["id"] for t in trials]
+    assert best["id"] in (out / "report.html").read_text() and "information ranks 2 trials at step 4" in printed
+    assert str(tmp_path) not in (out / "report.html").read_text()
+
+
+@pytest.mark.full
+def test_a_stopped_trial_gives_back_what_it_held(pair: dict[str, str], tmp_path: Path) -> None:
+    """One trial fits at a time. By this metric the second is worse than the first, so that ASHA stops it."""
+    out = tmp_path / "out"
+    words = ("--steps", "4", "--trials", "3", "--metric", "snd")
+    finish(start(pair, out, *words, cpus=3), out)
+    trials = json.loads((out / "trials.json").read_text())
+    assert "stopped" in [t["state"] for t in trials[:2]] and len(trials) == 3
+    ends = {t["state"]: [step for step, _ in t["curve"]] for t in trials}
+    assert ends["finished"] == [2, 4] and ends["stopped"] == [2]
+    best = json.loads((out / "best.json").read_text())["trial"]
+    assert next(t["state"] for t in trials if t["id"] == best) == "finished"
+
+
+@pytest.mark.full
+def test_a_killed_sweep_goes_on_in_the_midst_of_its_trials(pair: dict[str, str], tmp_path: Path) -> None:
+    """One trial at a time; the driver is killed when the second has a checkpoint and the third has not begun."""
+    out = tmp_path / "out"
+    words = ("--steps", "30", "--trials", "3", "--search", "random", "--scheduler", "none", "--cluster.workers", "2")
+    run = start(pair, out, *words, cpus=4)
+    try:
+        while not (snapshots := _half_way(out)):
+            assert run.poll() is None, out.with_suffix(".log").read_text()[-6000:]
+            time.sleep(0.05)
+    finally:
+        os.kill(run.pid, signal.SIGKILL)  # Ray dies of it
+        run.wait()
+    before = {path: path.read_text() for path in out.glob("trials/*/trial.json")}
+    assert len(before) == 2
+    kept = {path: path.stat().st_mtime_ns for path in (out / "trials").glob("*/stages/*/model/model.safetensors")}
+    step = max(int(entry["checkpoint_dir_name"].rpartition("_")[2]) for entry in snapshots["checkpoint_results"])
+    time.sleep(8)  # until the last of the killed sweep's processes has noticed
+
+    printed = finish(start(pair, out, *words, "--resume", cpus=4), out)
+    trials = json.loads((out / "trials.json").read_text())
+    assert [t["state"] for t in trials] == ["finished"] * 3
+    assert {path.parent.name for path in before} == {t["id"] for t in trials[:2]}, "no trial was begun anew"
+    assert all(path.read_text() == note for path, note in before.items())
+    assert all(path.stat().st_mtime_ns == mtime for path, mtime in kept.items()), "what was finished was left alone"
+    assert list(curves(out).values()) == [[(1, s) for s in range(2, 31, 2)]] * 3
+    scored = [line for line in printed.splitlines() if f"trial {trials[1]['id']}  step " in line]
+    steps = [int(line.split("step ")[1].split("/")[0]) for line in scored]
+    assert steps.count(2) == 1 and steps[-1] == 30, f"it went on from step {step}, not from the beginning"
+
+
+def _half_way(out: Path) -> dict:
+    """The state of the training of a second trial that has a checkpoint after step 6, once there is one."""
+    trials = sorted((out / "trials").glob("*/trial.json"), key=lambda path: json.loads(path.read_text())["began"])
+    if len(trials) == 2:
+        for snapshot in trials[1].parent.glob("stages/1-*/checkpoint_manager_snapshot.json"):
+            if "checkpoint_0000006" in (text := snapshot.read_text()):
+                return json.loads(text)
+    return {}

@@ -1,0 +1,105 @@
+"""What holds of every small recipe because it is one: it learns, it resumes exactly, two ranks equal one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from equal_ranks import assert_close, train_some
+from torch import Tensor
+from toy import CLASSES, CPU, SEED, adapting_stage, make_batches, recipe_stages
+from two_ranks import TwoRanks
+
+from udaseg.recipes import RECIPES
+from udaseg.training.step import RunState, build_state, train_step
+from udaseg.types import IGNORE, Batch
+
+SMALL = [name for name in RECIPES if name.endswith("_small")]
+
+
+def accuracy(network: torch.nn.Module, steps: range) -> float:
+    """Share of the labelled target pixels that a network gets right."""
+    right = total = 0
+    network.eval()
+    for step in steps:
+        batch = make_batches(recipe_stages("supervised_small")[0], step, size=4)["target"]
+        with torch.no_grad():
+            label = network(batch.image, "target").logits.argmax(1)
+        known = batch.label != IGNORE
+        right, total = right + int((label == batch.label)[known].sum()), total + int(known.sum())
+    return right / total
+
+
+def labelled_by(network: torch.nn.Module, batches: dict[str, Batch]) -> dict[str, Batch]:
+    """The target with a network's confident classes in place of its true ones, as between stages."""
+    network.eval()
+    with torch.no_grad():
+        confidence, label = network(batches["target"].image, "target").logits.softmax(1).max(1)
+    return batches | {"target": replace(batches["target"], label=label.masked_fill(confidence < 0.5, IGNORE))}
+
+
+SHORT = ("source_only_small", "dacs_small", "ldbe_small", "mic_small", "vfm_small")  # of `make test`; all of test-all
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in SHORT else pytest.param(name, marks=pytest.mark.full) for name in SMALL]
+)
+def test_it_learns(name: str) -> None:
+    """All its stages one after another; a source-free recipe starts from a source-only network."""
+    stages = recipe_stages(name)
+    if stages[0].init_from is not None:
+        stages = [*recipe_stages("source_only_small"), *stages]
+    init: dict[str, Tensor] | None = None
+    predictor = None
+    for number, stage in enumerate(stages):
+        state = build_state(stage, CLASSES, seed=SEED, init=init, device=CPU, bf16=False)
+        labeller, before = predictor, accuracy(state.method.predictor, range(900, 902))
+        for step in range(stage.steps):
+            batches = make_batches(stage, step, size=4)
+            if "target" in stage.data.streams() and stage.data.streams()["target"].labels == "pseudo":
+                assert labeller is not None
+                batches = labelled_by(labeller, batches)
+            train_step(state, batches, stage, seed=SEED + number)
+        predictor = state.method.predictor
+        init = predictor.state_dict()
+        after = accuracy(predictor, range(900, 902))
+        assert after > (before + 0.2 if number == 0 else 0.6), f"{stage.name}: {before:.2f} -> {after:.2f}"
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_it_resumes_exactly(name: str, tmp_path: Path) -> None:
+    stage = adapting_stage(name)
+
+    def fresh() -> RunState:
+        return build_state(stage, CLASSES, seed=SEED, init=None, device=CPU, bf16=False)
+
+    whole, resumed = fresh(), fresh()
+    train_step(whole, make_batches(stage, 0), stage, seed=SEED)
+    whole.save(tmp_path / "state.pt")
+    with torch.no_grad():
+        for parameter in resumed.method.parameters():  # all of it is in the file
+            parameter.zero_()
+    resumed.load(tmp_path / "state.pt")
+    for step in (1, 2):
+        logs = [train_step(state, make_batches(stage, step), stage, seed=SEED) for state in (whole, resumed)]
+        assert logs[0] == logs[1]
+    mine, theirs = whole.method.state_dict(), resumed.method.state_dict()
+    assert all(torch.equal(mine[key], theirs[key]) for key in mine)
+
+
+TWICE = ("source_only_small", "dacs_small", "bcl_paper_small", "hrda_small")  # whose parts test_two_ranks.py has too
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.full) if name in TWICE else name for name in SMALL]
+)
+def test_on_two_ranks_it_equals_one(name: str, two_ranks: TwoRanks) -> None:
+    ranks = two_ranks.run(train_some, name)
+    state, gradients, _ = train_some(None, name)
+    for key in ranks[0][0]:
+        assert np.array_equal(ranks[0][0][key], ranks[1][0][key]), f"ranks differ in {key}"
+    assert_close(ranks[0][1], gradients, "gradient")
+    assert_close(ranks[0][0], state, "state")

@@ -1,0 +1,76 @@
+"""Two ranks that hold half the batch each, against one process that holds all of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import nn
+from toy import METHODS, SEED, adapting_stage, flat, make_batches, make_stage, make_state, warm_up
+from two_ranks import WORLD_SIZE
+
+from udaseg.training.step import RunState, train_step
+from udaseg.types import Batch
+
+GLOBAL = 4
+STEPS = 2
+Arrays = dict[str, np.ndarray]
+
+
+def share(batches: dict[str, Batch], rank: int | None) -> dict[str, Batch]:
+    """The consecutive samples of a rank; all of them for None."""
+    if rank is None:
+        return batches
+    half = slice(rank * GLOBAL // WORLD_SIZE, (rank + 1) * GLOBAL // WORLD_SIZE)
+    return {
+        name: Batch(
+            image=b.image[half], index=b.index[half], label=None if b.label is None else b.label[half], weight=None
+        )
+        for name, b in batches.items()
+    }
+
+
+def freeze_batch_norm(method: nn.Module) -> None:
+    """Batch norms stay in evaluation mode whatever the loop asks for."""
+    original = method.train
+
+    def train(mode: bool = True) -> nn.Module:
+        original(mode)
+        for module in method.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        return method
+
+    method.train = train  # type: ignore[method-assign]
+
+
+def train_some(rank: int | None, name: str, frozen: bool = True) -> tuple[Arrays, Arrays, dict[str, float]]:
+    """State, last gradients and last logs after some steps of a method, or of a recipe's last method that adapts.
+
+    In double precision: in single, a pixel at the edge of a threshold or a unit at the edge of a ReLU would fall to
+    either side by the rounding of a sum.
+    """
+    stage = make_stage(name) if name in METHODS else replace(adapting_stage(name), optim=make_stage("dacs").optim)
+    state = make_state(stage)
+    warm_up(state.method.student)
+    torch.manual_seed(SEED)  # layers of the method's own
+    state = replace(state, method=stage.method.build(state.method.student, seed=SEED).double())
+    state = RunState(state.method, state.method.optimizers(stage.optim))
+    if frozen:
+        freeze_batch_norm(state.method)
+    for step in range(STEPS):
+        batches = {
+            domain: replace(batch, image=batch.image.double())
+            for domain, batch in make_batches(stage, step, size=GLOBAL).items()
+        }
+        logs = train_step(state, share(batches, rank), stage, seed=SEED)
+    gradients = {n: p.grad for n, p in state.method.named_parameters() if p.grad is not None}
+    return flat(state.method.state_dict()), flat(gradients), logs
+
+
+def assert_close(mine: Arrays, theirs: Arrays, what: str) -> None:
+    assert mine.keys() == theirs.keys()
+    for name, value in theirs.items():
+        scale = max(float(np.abs(value).max()), 1e-3) if value.size else 1.0
+        np.testing.assert_allclose(mine[name], value, rtol=1e-5, atol=1e-5 * scale, err_msg=f"{what}: {name}")

@@ -1,0 +1,153 @@
+"""Stages and batches small enough to train a method for some steps within a second."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from udaseg.components.masked_consistency import MIC
+from udaseg.config import Data, Model, Optim, Stage, Stream
+from udaseg.methods.adabn import AdaBN
+from udaseg.methods.base import MethodConfig
+from udaseg.methods.bcl import BCL
+from udaseg.methods.cluda import CLUDA
+from udaseg.methods.dacs import DACS
+from udaseg.methods.daformer import DAFormer
+from udaseg.methods.dsp import DSP
+from udaseg.methods.ldbe import LDBE
+from udaseg.methods.sdca import SDCA
+from udaseg.methods.supervised import Supervised
+from udaseg.methods.vfm import VFM
+from udaseg.models.segmenter import Segmenter
+from udaseg.recipes import RECIPES
+from udaseg.training.batches import to_batches
+from udaseg.training.step import RunState, build_state
+from udaseg.types import IGNORE, Batch
+
+CLASSES = 4
+CPU = torch.device("cpu")
+SEED = 11
+
+_TRUE = Stream(labels="true")
+_PAPER = BCL.Config(variant="paper", transfer_threshold=0.3, calibration_momentum=0.5, teacher_momentum=0.9)
+_CLUDA = CLUDA.Config(
+    things=(1, 2),
+    threshold=0.3,
+    feature_weight=0.1,
+    ignore_top=0,
+    ignore_bottom=5,
+    contrast_size=9,
+    attention_channels=16,
+    seek_from=2,
+)
+METHODS: dict[str, MethodConfig] = {
+    "supervised": Supervised.Config(),
+    "oracle": Supervised.Config(stream="target"),
+    "adabn": AdaBN.Config(),
+    "dacs": DACS.Config(threshold=0.3),
+    "bcl": BCL.Config(),
+    "bcl_teacher": BCL.Config(teacher_momentum=0.9),
+    "bcl_paper": _PAPER,
+    "bcl_mix": replace(_PAPER, target_ce="hybrid", teacher_momentum=0.9, mix=True),
+    "bcl_hybrid_ce": replace(_PAPER, target_ce="hybrid", temperature=0.05),
+    "daformer": DAFormer.Config(things=(1, 2), threshold=0.3, feature_weight=0.1, ignore_top=3, ignore_bottom=5),
+    "mic": DAFormer.Config(things=(1,), threshold=0.3, feature_weight=0.0, mic=MIC(weight=1.0, block=16)),
+    "cluda": replace(_CLUDA, attention_channels=8),
+    "cluda_hrda": _CLUDA,
+    "cluda_released_hrda": replace(_CLUDA, variant="released", seek_from=0),
+    "vfm": VFM.Config(threshold=0.3, mic=MIC(weight=1.0, block=16)),
+    "ldbe_denoising": LDBE.Config(place_spread=1),
+    "ldbe_enhancement": LDBE.Config(phase="boundary_enhancement", threshold=0.3, group_size=2),
+    "dsp": DSP.Config(long_tail=(2, 3), threshold=0.3, mmd_channels=8, mmd_weight=0.05),
+    "dsp_released": DSP.Config(long_tail=(0,), keep_soft_term=False, mmd_mask="first", mmd_channels=8, mmd_weight=0.1),
+    "sdca": SDCA.Config(temperature=1.0, threshold=0.3),
+}
+
+
+def make_stage(method: str, /, **optim: object) -> Stage:
+    """A stage with the named method on a small network, per domain where the method is BCL."""
+    config = METHODS[method]
+    return Stage(
+        name=method,
+        method=config,
+        steps=40,
+        model=Model(
+            backbone="resnet10t",
+            head_channels=16,
+            per_domain="stem+statistics" if "bcl" in method else "nothing",
+            detail_crop=(32, 32) if "hrda" in method else None,
+        ),
+        data=Data(
+            crop=(64, 64),
+            batch_size=4,
+            group_size=getattr(config, "group_size", 1),
+            source=None if "ldbe" in method else _TRUE,
+            target=Stream(labels="pseudo"),
+            template=_TRUE if "dsp" in method else None,
+            rare=_TRUE if "dsp" in method else None,
+        ),
+        optim=Optim(**({"name": "sgd", "lr": 5e-3, "head_lr_factor": 2.0} | optim)),  # type: ignore[arg-type]
+    )
+
+
+def recipe_stages(name: str) -> list[Stage]:
+    """A small recipe's stages, for batches of `make_batches`: fewer classes, smaller crops, lower thresholds."""
+    stages = []
+    for stage in RECIPES[name]().stages:
+        own = {"threshold": 0.3, "mix_threshold": 0.3, "things": (1, 2), "long_tail": (2,), "fill_steps": 2}
+        own |= {"contrast_size": 9, "group_size": 2, "place_spread": 1}
+        method = replace(stage.method, **{k: v for k, v in own.items() if hasattr(stage.method, k)})
+        model = replace(stage.model, detail_crop=stage.model.detail_crop and (32, 32))
+        if model.backbone == "test_byobnet":
+            model = replace(model, backbone="resnet10t", head_channels=16)
+        data = replace(
+            stage.data, crop=(64, 64), batch_size=4, group_size=getattr(method, "group_size", 1), scale=(1.0, 1.0)
+        )
+        optim = Optim(name="adamw", lr=3e-3, head_lr_factor=1.0)
+        stages.append(replace(stage, method=method, model=model, data=data, optim=optim, steps=14))
+    return stages
+
+
+def adapting_stage(name: str) -> Stage:
+    """The last of `recipe_stages` whose method is one of adaptation, if any is."""
+    stages = recipe_stages(name)
+    return next((s for s in reversed(stages) if not isinstance(s.method, Supervised.Config)), stages[-1])
+
+
+def make_state(stage: Stage, seed: int = SEED) -> RunState:
+    return build_state(stage, CLASSES, seed=seed, init=None, device=CPU, bf16=False)
+
+
+def make_batches(stage: Stage, step: int = 0, size: int = 2, first: int = 0) -> dict[str, Batch]:
+    """Samples [first, first + size) of a step: blocks of classes, each of a colour, more or less of them unlabelled."""
+    columns: dict[str, np.ndarray] = {"index": np.arange(first, first + size) + step * 1000}
+    colours = np.array([[200, 40, 40], [40, 200, 40], [40, 40, 200], [200, 200, 60]])
+    for domain, shift in (("source", 0), ("target", 40), ("template", 1), ("rare", 2)):
+        images, labels = [], []
+        for index in columns["index"].tolist():
+            rng = np.random.default_rng([index, shift])
+            label = rng.integers(0, CLASSES, (4, 4)).repeat(16, 0).repeat(16, 1)
+            image = colours[label] + rng.integers(0, 40, (64, 64, 3)) - shift
+            label[: 16 * (index % 4)] = IGNORE  # ranks hold different numbers of labelled pixels
+            images.append(image.clip(0, 255))
+            labels.append(label)
+        columns |= {f"{domain}_image": np.stack(images).astype(np.uint8), f"{domain}_label": np.stack(labels)}
+    return to_batches(columns, stage.data, seed=SEED, device=CPU)
+
+
+def warm_up(network: Segmenter) -> None:
+    """Give every batch norm statistics that images like these have."""
+    generator = torch.Generator().manual_seed(0)
+    network.train()
+    with torch.no_grad():
+        for _ in range(8):
+            image = torch.rand(2, 3, 64, 64, generator=generator)
+            network(image, "source")
+            network(image, "target")
+
+
+def flat(tensors: dict[str, Tensor]) -> dict[str, np.ndarray]:
+    return {name: tensor.detach().double().numpy().copy() for name, tensor in tensors.items()}

@@ -1,0 +1,66 @@
+"""How far the features of things have moved from those of the network that training began with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from udaseg.distributed import mean_over_ranks
+from udaseg.models.teacher import FrozenNetwork
+from udaseg.types import IGNORE, Batch
+
+
+def thing_distance(
+    feature: Tensor, beginning: FrozenNetwork, source: Batch, *, things: Sequence[int], min_share: float
+) -> Tensor:
+    """Mean distance of the source's last features (B, A, h, w) to those of the network as it was, on cells of things.
+
+    Source: DAFormer (2111.14887). A cell counts if a thing class, one of the train ids `things`, holds at least
+    `min_share` of its pixels.
+    """
+    assert source.label is not None
+    reference = beginning.levels(source.image, "source")[-1]
+    scale, classes = beginning.network.feature_stride, beginning.network.num_classes
+    bottom, right = (c * scale - s for c, s in zip(feature.shape[-2:], source.label.shape[-2:], strict=True))
+    label = F.pad(source.label, (0, right, 0, bottom), value=IGNORE)  # the last cells reach beyond the image
+    cells = majority_label(label, scale, num_classes=classes, min_share=min_share)
+    mask = torch.isin(cells, torch.tensor(things, device=cells.device))
+    return feature_distance(feature, reference, mask)
+
+
+def majority_label(label: Tensor, scale: int, *, num_classes: int, min_share: float = 0.75) -> Tensor:
+    """Labels at 1/scale of the size: the commonest class of each scale x scale window, 255 where it has too few pixels.
+
+    Ignored pixels count as a class of their own, as in `downscale_label_ratio` of lhoyer/DAFormer.
+
+    Args:
+        label: (B, H, W) int64 train ids, 255 = ignore; H and W are multiples of `scale`.
+        scale: pixels of a window's side.
+        num_classes: K.
+        min_share: smallest share of the window that the class must have, in [0, 1].
+
+    Returns:
+        (B, H / scale, W / scale) int64.
+    """
+    one_hot = F.one_hot(label.clamp_max(num_classes), num_classes + 1).permute(0, 3, 1, 2).float()
+    share, majority = F.avg_pool2d(one_hot, scale).max(1)
+    return majority.masked_fill((majority == num_classes) | (share < min_share), IGNORE)
+
+
+def feature_distance(feature: Tensor, reference: Tensor, mask: Tensor) -> Tensor:
+    """Mean Euclidean distance of two feature maps over the pixels of a mask, counted on all ranks; 0 where it is empty.
+
+    Source: DAFormer (2111.14887), eq. 3-5; checked against `DACS.masked_feat_dist` of lhoyer/MIC.
+
+    Args:
+        feature, reference: (B, A, h, w).
+        mask: (B, h, w) bool.
+
+    Returns:
+        Scalar.
+    """
+    distance = torch.linalg.vector_norm(feature - reference, dim=1)
+    return (distance * mask).sum() / mean_over_ranks(mask.sum().to(distance.dtype)).clamp_min(1e-12)

@@ -1,0 +1,66 @@
+"""Masked image consistency: patches of the target are hidden, and the student tells what lies under them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from udaseg.components.augment import strong
+from udaseg.losses.segmentation import Reduction, output_cross_entropy
+from udaseg.models.segmenter import Segmenter
+from udaseg.rng import uniforms
+from udaseg.types import Batch, Loss
+
+
+def patch_mask(image: Tensor, index: Tensor, *, block: int, ratio: float, seed: int) -> Tensor:
+    """MIC's mask: square patches of each image, from its top left corner on, are hidden with probability `ratio`.
+
+    Source: MIC (2212.01322), eq. 3; `BlockMaskGenerator` of lhoyer/MIC draws one mask a batch, here it is one a sample.
+
+    Args:
+        image: (B, 3, H, W), for its size and device.
+        index: (B,) global sample indices.
+        block: side of a patch in pixels.
+        ratio: share of hidden patches, in [0, 1].
+        seed: key of the run and stage.
+
+    Returns:
+        (B, H, W) bool, True where the pixel is shown.
+    """
+    height, width = image.shape[-2:]
+    rows, columns = -(-height // block), -(-width // block)
+    drawn = uniforms(seed, index.cpu().numpy(), "patch_mask", rows * columns).reshape(-1, rows, columns)
+    shown = torch.from_numpy(drawn >= ratio).to(image.device)
+    return shown.repeat_interleave(block, 1).repeat_interleave(block, 2)[:, :height, :width]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MIC:
+    """Masked image consistency: the student tells what it cannot see, most patches of a target image being hidden.
+
+    Source: MIC (2212.01322; lhoyer/MIC). A part of any method with a teacher, which sees the whole image.
+    """
+
+    weight: float = 0.0
+    """Of the masked cross-entropy; 1 in MIC, 0 = off."""
+    block: int = 64
+    """Side of a patch in pixels."""
+    ratio: float = 0.7
+    """Share of hidden patches, in [0, 1]."""
+    jitter: float = 0.2
+    """Strength of the colour jitter, drawn anew for this view."""
+
+    def losses(
+        self, student: Segmenter, target: Batch, label: Tensor, weight: Tensor, *, seed: int, reduction: Reduction
+    ) -> Iterator[tuple[Loss, ...]]:
+        """The term on the teacher's (B, H, W) labels and weights, a graph of its own; nothing where it is off."""
+        if not self.weight:
+            return
+        shown = patch_mask(target.image, target.index, block=self.block, ratio=self.ratio, seed=seed)
+        view = strong(target.image, target.index, seed=seed, purpose="masked", jitter=self.jitter)
+        image = torch.where(shown[:, None], view, student.mean)  # hidden pixels are 0 once normalised
+        out = student(image, "target", target.index)
+        yield (Loss("masked_ce", output_cross_entropy(out, label, weight, reduction=reduction), self.weight),)

@@ -1,0 +1,120 @@
+"""The index of a dataset: its rows and per-class row lists, memory-mapped."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.fs as pafs
+
+from udaseg.data.classes import read_classes
+from udaseg.data.images import read_image, read_label
+from udaseg.data.storage import absolute, filesystem, join, read_bytes, resolve
+from udaseg.errors import DatasetError
+
+
+class DatasetIndex:
+    """A dataset's rows and per-class row lists, memory-mapped: no process holds them as Python objects."""
+
+    def __init__(self, directory: str) -> None:
+        self.directory = directory
+        self.table = pa.ipc.open_file(_memory_map(join(directory, "index.arrow"))).read_all()
+        self.splits: dict[str, list[int]] = json.loads((self.table.schema.metadata or {}).get(b"splits", b"{}"))
+        self._class_rows = pa.ipc.open_file(_memory_map(join(directory, "class_rows.arrow"))).read_all()
+        self.classes = read_classes(directory)
+        self._lookup = self.classes.lookup()
+
+    def rows(self, split: str) -> tuple[int, int]:
+        """The range of rows of a split. Raises DatasetError where it has none."""
+        if split not in self.splits:
+            raise DatasetError(f"{self.directory}: no rows of split {split!r}; it has {', '.join(self.splits)}")
+        start, stop = self.splits[split]
+        return start, stop
+
+    def lacks(self, split: str, column: str) -> bool:
+        """Whether images of a split have no value in a column, or there is no such column."""
+        start, stop = self.rows(split)
+        return column not in self.table.column_names or bool(self.table[column].slice(start, stop - start).null_count)
+
+    def uri(self, row: int, column: str) -> str:
+        """The address in a URI column of a row."""
+        value = self.table[column][row].as_py()
+        if value is None:
+            raise DatasetError(f"{self.directory}: image {self.table['image_id'][row]} has no {column}")
+        return resolve(value, self.directory)
+
+    def image(self, row: int) -> np.ndarray:
+        """(H, W, 3) uint8 RGB of a row. Raises DatasetError, naming the file, where it cannot be read."""
+        return read_image(self.uri(row, "image_uri"))
+
+    def train_ids(self, row: int) -> np.ndarray:
+        """(H, W) uint8 train ids of a row's label. Raises DatasetError on an id outside the class list."""
+        uri = self.uri(row, "label_uri")
+        raw = read_label(uri)
+        mapped = self._lookup[raw]
+        if (mapped < 0).any():
+            raise DatasetError(f"{uri}: label ids {np.unique(raw[mapped < 0]).tolist()} are not in classes.json")
+        return mapped.astype(np.uint8)
+
+    def confidence(self, row: int) -> np.ndarray:
+        """(H, W) uint16 confidence codes of a row's pseudo-label."""
+        return read_label(self.uri(row, "confidence_uri"))
+
+    @functools.lru_cache(maxsize=64)  # noqa: B019 - an index lives as long as its process
+    def rare_classes(self, split: str, temperature: float, min_pixels: int) -> tuple[np.ndarray, list[np.ndarray]]:
+        """P(c) and the rows that hold at least `min_pixels` of c, for the classes that have such rows.
+
+        P(c) ~ exp((1 - f_c) / T) with f_c the class's share of labelled pixels (DAFormer, eq. 6-7).
+        """
+        here = self._class_rows.filter(pc.equal(self._class_rows["split"], split))
+        pixels = [here["pixels"][k].values.to_numpy() for k in range(len(self.classes))]
+        rows = [here["rows"][k].values.to_numpy() for k in range(len(self.classes))]
+        enough = [r[: int(np.searchsorted(-p, -min_pixels, side="right"))] for r, p in zip(rows, pixels, strict=True)]
+        totals = np.array([p.sum() for p in pixels], np.float64)
+        if not any(len(r) for r in enough):
+            raise DatasetError(
+                f"{self.directory}: no image of split {split!r} has {min_pixels} pixels of any class; "
+                "lower data.source.rare_min_pixels"
+            )
+        logit = (1 - totals / totals.sum()) / temperature
+        logit[[not len(r) for r in enough]] = -np.inf
+        probability = np.exp(logit - logit.max())
+        return probability / probability.sum(), enough
+
+
+@functools.lru_cache(maxsize=16)
+def open_index(directory: str) -> DatasetIndex:
+    """The index of a dataset directory, opened once a process."""
+    return DatasetIndex(directory)
+
+
+def first_image(directory: str) -> str:
+    """The address of one training image of a dataset directory."""
+    index = open_index(absolute(directory))
+    return index.uri(index.rows("train")[0], "image_uri")
+
+
+def _memory_map(uri: str) -> pa.MemoryMappedFile:
+    """Map a file; a remote one is first copied to this machine, under a name made of its address and size."""
+    fs, path = filesystem(uri)
+    if not isinstance(fs, pafs.LocalFileSystem):
+        info = fs.get_file_info(path)
+        name = hashlib.sha256(f"{uri} {info.size} {info.mtime_ns}".encode()).hexdigest()[:24]
+        local = Path(tempfile.gettempdir()) / f"udaseg-index-{os.getuid()}" / name
+        if not local.exists():
+            local.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            temporary = local.with_suffix(f".{os.getpid()}")
+            temporary.write_bytes(read_bytes(uri))
+            temporary.replace(local)
+        path = str(local)
+    try:
+        return pa.memory_map(path)
+    except FileNotFoundError:
+        raise DatasetError(f"{uri}: missing; make the dataset anew with `udaseg prepare --overwrite`") from None

@@ -1,0 +1,124 @@
+"""The plan of a stage's samples: one sample is a pure function of (seed, global sample index).
+
+The index decides which image of each stream is drawn, and which crop of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from udaseg.data.index import open_index
+from udaseg.rng import keyed, permute
+from udaseg.types import IGNORE
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamPlan:
+    """Where one stream of a plan draws its images, and how."""
+
+    directory: str
+    """Dataset directory, with its index."""
+    split: str = "train"
+    labelled: bool
+    """Whether labels are read."""
+    soft: bool = False
+    """Whether their confidence is read too."""
+    rare_class: bool = False
+    """Rare-class sampling instead of uniform."""
+    rare_temperature: float = 0.01
+    rare_min_pixels: int = 3000
+    rare_min_crop_pixels: int = 1500
+    short_side: int | None = None
+    """In place of the plan's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """All samples of a stage."""
+
+    seed: int
+    """Key of the run and stage."""
+    batch_size: int
+    """Samples a step over all workers."""
+    steps: int
+    crop: tuple[int, int]
+    """Height and width in pixels."""
+    short_side: int
+    """Pixels of the short side after the resize, before the random scale."""
+    scale: tuple[float, float]
+    streams: Mapping[str, StreamPlan]
+
+    def load(self, index: int) -> dict[str, np.ndarray]:
+        """The sample at a global index: `<stream>_image` (h, w, 3) uint8; if labelled, `<stream>_label` (h, w) uint8;
+        if soft, `<stream>_confidence` (h, w) uint16, see `udaseg.data.confidence.encode_confidence`."""
+        sample: dict[str, np.ndarray] = {"index": np.int64(index)}  # type: ignore[dict-item]
+        for name, stream in self.streams.items():
+            row, rare = draw_row(stream, index, self.seed, name)
+            dataset = open_index(stream.directory)
+            image = Image.fromarray(dataset.image(row))
+            label = Image.fromarray(dataset.train_ids(row)) if stream.labelled else None
+            rng = keyed(self.seed, index, f"{name}.crop")
+            for attempt in range(10):
+                box = self._crop_box(image.size, stream.short_side or self.short_side, rng)
+                cropped = None
+                if label is not None:
+                    cropped = np.asarray(_resize(label, box, self.crop, Image.Resampling.NEAREST))
+                if rare is None or cropped is None or attempt == 9:
+                    break
+                if int((cropped == rare).sum()) >= stream.rare_min_crop_pixels:
+                    break
+            sample[f"{name}_image"] = np.asarray(_resize(image, box, self.crop, Image.Resampling.BILINEAR))
+            if cropped is not None:
+                sample[f"{name}_label"] = cropped
+            if stream.soft:
+                confidence = Image.fromarray(dataset.confidence(row))
+                sample[f"{name}_confidence"] = np.asarray(_resize(confidence, box, self.crop, Image.Resampling.NEAREST))
+        return sample
+
+    def empty(self) -> dict[str, np.ndarray]:
+        """A row that only fills the last block; its index is -1."""
+        sample: dict[str, np.ndarray] = {"index": np.int64(-1)}  # type: ignore[dict-item]
+        for name, stream in self.streams.items():
+            sample[f"{name}_image"] = np.zeros((*self.crop, 3), np.uint8)
+            if stream.labelled:
+                sample[f"{name}_label"] = np.full(self.crop, IGNORE, np.uint8)
+            if stream.soft:
+                sample[f"{name}_confidence"] = np.zeros(self.crop, np.uint16)
+        return sample
+
+    def _crop_box(
+        self, size: tuple[int, int], short_side: int, rng: np.random.Generator
+    ) -> tuple[float, float, float, float]:
+        """A random crop of a random scale, in pixels of the original image, never larger than the image."""
+        width, height = size
+        factor = rng.uniform(*self.scale) * short_side / min(width, height)
+        factor = max(factor, self.crop[0] / height, self.crop[1] / width)
+        box_height, box_width = self.crop[0] / factor, self.crop[1] / factor
+        top, left = rng.uniform(0, height - box_height + 1e-9), rng.uniform(0, width - box_width + 1e-9)
+        return left, top, min(left + box_width, width), min(top + box_height, height)
+
+
+def draw_row(stream: StreamPlan, index: int, seed: int, name: str) -> tuple[int, int | None]:
+    """The manifest row that global sample `index` takes from a stream, and the class it was drawn for, if for one.
+
+    "Uniform" is a permutation of the split per pass, so that every image is seen once before any is seen twice.
+    """
+    table = open_index(stream.directory)
+    start, stop = table.rows(stream.split)
+    if not stream.rare_class:
+        past, position = divmod(index, stop - start)
+        return start + int(permute(np.array([position]), stop - start, seed, name, past)[0]), None
+    probability, rows = table.rare_classes(stream.split, stream.rare_temperature, stream.rare_min_pixels)
+    rng = keyed(seed, index, f"{name}.rare_class")
+    chosen = int(rng.choice(len(probability), p=probability))
+    return int(rows[chosen][rng.integers(len(rows[chosen]))]), chosen
+
+
+def _resize(
+    image: Image.Image, box: tuple[float, float, float, float], crop: tuple[int, int], resample: Image.Resampling
+) -> Image.Image:
+    return image.resize((crop[1], crop[0]), resample=resample, box=box)

@@ -1,0 +1,88 @@
+"""The classes of the field's datasets, and mapping those of one to those of another."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import replace
+
+from udaseg.data.classes import Classes
+from udaseg.errors import DatasetError
+
+# In the order of the train ids: name, colour and the label ids of Cityscapes, SYNTHIA, IDD and CamVid.
+# SYNTHIA has no pixel of terrain, truck and train, though ids for them. Ignored: lane marking, road work, parking.
+# IDD: what helpers/anue_labels.py of AutoNUE/public-code gives a csTrainId. Terrain is its "non-drivable fallback".
+# CamVid: car is every vehicle and traffic sign has the lights too. Ignored: bicyclist, rider and bicycle in one.
+_TABLE: tuple[tuple[str, tuple[int, int, int], tuple[int | None, ...]], ...] = (
+    ("road", (128, 64, 128), (7, 3, 0, 3)),
+    ("sidewalk", (244, 35, 232), (8, 4, 3, 4)),
+    ("building", (70, 70, 70), (11, 2, 29, 1)),
+    ("wall", (102, 102, 156), (12, 21, 20, None)),
+    ("fence", (190, 153, 153), (13, 5, 21, 7)),
+    ("pole", (153, 153, 153), (17, 7, 26, 2)),
+    ("traffic light", (250, 170, 30), (19, 15, 25, None)),
+    ("traffic sign", (220, 220, 0), (20, 9, 24, 6)),
+    ("vegetation", (107, 142, 35), (21, 6, 32, 5)),
+    ("terrain", (152, 251, 152), (22, 16, 5, None)),
+    ("sky", (70, 130, 180), (23, 1, 33, 0)),
+    ("person", (220, 20, 60), (24, 10, 6, 9)),
+    ("rider", (255, 0, 0), (25, 17, 8, None)),
+    ("car", (0, 0, 142), (26, 8, 12, 8)),
+    ("truck", (0, 0, 70), (27, 18, 13, None)),
+    ("bus", (0, 60, 100), (28, 19, 14, None)),
+    ("train", (0, 80, 100), (31, 20, 17, None)),
+    ("motorcycle", (0, 0, 230), (32, 12, 9, None)),
+    ("bicycle", (119, 11, 32), (33, 11, 10, None)),
+)
+
+
+_CITYSCAPES, _SYNTHIA, _IDD, _CAMVID = range(4)
+
+
+def _classes(dataset: int, raw_ids: int) -> Classes:
+    """Cityscapes' classes for a dataset's label ids, 0 to `raw_ids` - 1; ids without a class, and 255, are ignored."""
+    train_ids = {ids[dataset]: train for train, (_, _, ids) in enumerate(_TABLE)}
+    return Classes(
+        names=tuple(name for name, _, _ in _TABLE),
+        palette=tuple(colour for _, colour, _ in _TABLE),
+        raw_to_train={raw: train_ids.get(raw, 255) for raw in (*range(raw_ids), 255)},
+    )
+
+
+CITYSCAPES_CLASSES = _classes(_CITYSCAPES, raw_ids=34)
+
+
+_SYNTHIA_16 = tuple(name for name in CITYSCAPES_CLASSES.names if name not in ("terrain", "truck", "train"))
+
+
+SYNTHIA_MEANS = {
+    "mIoU-16": _SYNTHIA_16,
+    "mIoU-13": tuple(name for name in _SYNTHIA_16 if name not in ("wall", "fence", "pole")),
+}
+"""The classes that results of training on SYNTHIA are published over, by the name of their mean."""
+
+
+def remap(classes: Classes, text: str, origin: str) -> Classes:
+    """The classes of a mapping file, read from labels of `classes`.
+
+    The file is JSON: the "names" and "palette" of a class list and "map", which gives each class of the dataset one of
+    these names, or null to ignore it. Raises DatasetError, naming `origin` and the entry, where it does not.
+    """
+    new = Classes.from_json(text, origin)
+    name_of = json.loads(text).get("map")
+    if not isinstance(name_of, dict):
+        raise DatasetError(f'{origin}: it needs "map": {{"class of the dataset": "one of names" or null}}')
+    if missing := [name for name in classes.names if name not in name_of]:
+        raise DatasetError(f"{origin}: map lacks {_listed(missing)}; give a name, or null to ignore it")
+    if unknown := [name for name in name_of if name not in classes.names]:
+        raise DatasetError(f"{origin}: map has {_listed(unknown)}, but the dataset's are {_listed(classes.names)}")
+    if wrong := [name for name in name_of if name_of[name] not in (None, *new.names)]:
+        raise DatasetError(f"{origin}: map has {wrong[0]!r}: {name_of[wrong[0]]!r}, which is not one of names")
+    index = {None: 255} | {name: i for i, name in enumerate(new.names)}
+    train_ids = {255: 255} | {i: index[name_of[name]] for i, name in enumerate(classes.names)}
+    raw_to_train = classes.raw_to_train or {i: i for i in train_ids}
+    return replace(new, raw_to_train={raw: train_ids[train] for raw, train in raw_to_train.items()})
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(map(repr, names))

@@ -1,0 +1,19 @@
+"""The errors that a user can cause; each says which file, field or value is wrong and what to do."""
+
+from __future__ import annotations
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run; the message names the field and what to do."""
+
+
+class TrainingError(RuntimeError):
+    """Training that cannot go on, and would not on a second try."""
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used; the message says what is wrong and what to do."""
+
+
+class DatasetError(ValueError):
+    """A dataset that cannot be used; the message names the file or field and what to do."""

@@ -1,0 +1,267 @@
+"""`udaseg demo`: the whole chain on the embedded pair of domains, from rendered images to one HTML report.
+
+data/{source,target}  the images, and the datasets made of them
+<recipe>/             the runs: adapted, source-only, oracle
+pseudo_labels/        of the target's training images, by the adapted network
+demo.json             the settings, and what each finished phase took and found
+report.html
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from importlib.metadata import version
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from udaseg.checkpoints.directory import load_model
+from udaseg.config import PseudoLabel, Recipe, Stage
+from udaseg.data.classes import read_classes
+from udaseg.data.images import read_image
+from udaseg.data.index import open_index
+from udaseg.data.storage import write_bytes
+from udaseg.data.synthetic import write_pair
+from udaseg.errors import ConfigError
+from udaseg.evaluation.metrics import gap_closed, mean_iou
+from udaseg.job_config import Cluster
+from udaseg.jobs.evaluate import evaluate
+from udaseg.jobs.prepare import prepare
+from udaseg.jobs.pseudo_label.job import pseudo_label
+from udaseg.jobs.ray_session import ensure_ray, usable_cores
+from udaseg.jobs.train import train
+from udaseg.jobs.worker import read_registered
+from udaseg.models.inference import predict
+from udaseg.overrides import override, to_json
+from udaseg.recipes import RECIPES
+from udaseg.reports.adaptation import Example, Shares, gap_text, html_report, iou_table
+
+NETWORKS = {"source-only": "source_only_small", "adapted": "bcl_demo", "oracle": "supervised_small"}
+"""The recipe of each network that the report compares."""
+
+
+class _Journal:
+    """The phases that are done, kept on disk, so that a resumed demo repeats none.
+
+    Raises ConfigError where `out` exists and is not to be resumed, or is of other settings.
+    """
+
+    def __init__(self, out: Path, settings: dict[str, Any], resume: bool) -> None:
+        self._file = out / "demo.json"
+        settings = json.loads(json.dumps(settings))
+        self._content: dict[str, Any] = {"settings": settings, "phases": {}}
+        if out.exists():
+            if not resume:
+                raise ConfigError(f"{out}: exists; go on with it by --resume, or choose another --out")
+            if not self._file.exists():
+                raise ConfigError(f"{out}: is no demo's directory, so it cannot be resumed; choose another --out")
+            self._content = json.loads(self._file.read_text())
+            theirs = self._content["settings"]
+            if changed := [name for name in settings if theirs.get(name) != settings[name]]:
+                raise ConfigError(f"{out}: was begun with other settings ({', '.join(changed)}); choose another --out")
+        self._write()
+
+    def phase(self, name: str, work: Callable[..., Any], *arguments: Any) -> Any:
+        """Do the work unless it is done; returns its result, which JSON can hold."""
+        phases = self._content["phases"]
+        if name not in phases:
+            print(f"== {name}", flush=True)
+            start = time.monotonic()
+            result = work(*arguments)
+            phases[name] = {"seconds": round(time.monotonic() - start, 2), "result": result}
+            self._write()
+        print(f"== {name}: done in {phases[name]['seconds']:.1f} s", flush=True)
+        return phases[name]["result"]
+
+    def seconds(self) -> dict[str, float]:
+        """Wall time per phase."""
+        return {name: entry["seconds"] for name, entry in self._content["phases"].items()}
+
+    def _write(self) -> None:
+        write_bytes(str(self._file), json.dumps(self._content).encode())
+
+
+def demo(
+    out: str | Path,
+    *,
+    seed: int = 0,
+    train_images: int = 240,
+    val_images: int = 60,
+    size: tuple[int, int] = (128, 256),
+    recipes: Mapping[str, Any] | None = None,
+    resume: bool = False,
+) -> float:
+    """Render, prepare, train, evaluate, pseudo-label and report; returns the share of the gap that was closed.
+
+    Source-only and oracle train as many steps as the adapted network does in all its stages, and source-only shares its
+    warm start.
+
+    Args:
+        out: a new local directory.
+        seed: of the images and the runs.
+        train_images: of each domain.
+        val_images: of each domain.
+        size: (height, width) of the images in pixels.
+        recipes: values that override those of all three recipes, see `udaseg.overrides.override`.
+        resume: go on with the demo in `out`; finished phases are not repeated.
+
+    Raises:
+        ConfigError: `out` exists and is not resumed, or was begun with other settings.
+        TrainingError: training cannot go on.
+    """
+    root = Path(out).absolute()
+    runs = _recipes({"seed": seed, **(recipes or {})})
+    settings: dict[str, Any] = {"seed": seed, "train_images": train_images, "val_images": val_images, "size": size}
+    journal = _Journal(root, settings | {run.name: dataclasses.asdict(run) for run in runs.values()}, resume)
+    data = root / "data"
+    source, target = str(data / "source"), str(data / "target")
+
+    journal.phase("render", partial(write_pair, data, seed=seed, size=size, train=train_images, val=val_images))
+    journal.phase("prepare", _prepare, data)
+    for network in ("adapted", "source-only", "oracle"):
+        if network == "source-only":
+            _take_over_warm_start(runs["adapted"], runs["source-only"], root)
+        journal.phase(f"train {network}", _train, runs[network], source, target, root)
+    before, adapted = (str(root / runs[network].name / "model") for network in ("source-only", "adapted"))
+    scores = journal.phase("evaluate", _score, runs, target, root)
+    shares = journal.phase("pseudo-label", _label, adapted, target, root, runs["adapted"].stages[-1].pseudo_label)
+
+    curves = {network: [(step, np.array(counts)) for step, counts in scores[network]] for network in runs}
+    classes = read_classes(target)
+    page = html_report(
+        classes=classes,
+        about=(
+            f"{runs['adapted'].name} on the embedded pair of domains: {train_images} labelled source images and "
+            f"{train_images} target images without labels, scored on {val_images} more of the target. "
+            f"Each network trains {curves['adapted'][-1][0]} steps in all, the adapted one's warm start included; "
+            "the oracle alone reads labels of the target's training images."
+        ),
+        curves=curves,
+        begins={stage.name: begin for stage, begin in _stages(runs["adapted"])},
+        losses={network: _losses(run, root) for network, run in runs.items()},
+        examples=_examples(before, adapted, target),
+        shares=Shares(*map(np.array, shares)),
+        settings={f"{network}: {run.name}": to_json(run) for network, run in runs.items()},
+        facts={"seed": str(seed), "device": _device()} | _versions(),
+        seconds=journal.seconds(),
+    )
+    write_bytes(str(root / "report.html"), page.encode())
+    Console().print(iou_table({network: points[-1][1] for network, points in curves.items()}, classes.names))
+    print(f"report: {root / 'report.html'}")
+    results = [mean_iou(points[-1][1]) for points in curves.values()]
+    print(gap_text(*results), flush=True)
+    return gap_closed(*results)
+
+
+def _recipes(values: Mapping[str, Any]) -> dict[str, Recipe]:
+    """The recipe of each network: all keep every checkpoint, for the curves, and train as long as the adapted one.
+
+    Source-only goes on from the adapted network's warm start, on the source and at the same learning rates.
+    """
+    values = {"keep_checkpoints": 100, **values}
+    runs = {network: override(RECIPES[name](), values) for network, name in NETWORKS.items()}
+    warm, *adapt = runs["adapted"].stages
+    rest = sum(stage.steps for stage in adapt)
+    more = dataclasses.replace(warm, name="more", steps=rest, init_from=warm.name, optim=adapt[0].optim)
+    runs["source-only"] = dataclasses.replace(runs["source-only"], stages=(warm, more))
+    runs["oracle"] = override(runs["oracle"], {"steps": warm.steps + rest})
+    return runs
+
+
+def _stages(recipe: Recipe) -> list[tuple[Stage, int]]:
+    """The stages, each with the number of steps before it."""
+    return list(zip(recipe.stages, accumulate((stage.steps for stage in recipe.stages), initial=0), strict=False))
+
+
+def _prepare(data: Path) -> None:
+    ensure_ray(num_cpus=usable_cores() + Cluster().workers)  # as training would, which comes next
+    for domain in ("source", "target"):
+        directory = str(data / domain)
+        prepare(out=directory, layout="folders", root=directory, classes=str(data / "classes.json"), overwrite=True)
+
+
+def _take_over_warm_start(adapted: Recipe, source_only: Recipe, root: Path) -> None:
+    """Copy the adapted run's first stage, with its metrics: trained anew, it would come out bit for bit the same."""
+    name = f"0-{adapted.stages[0].name}"
+    stage = root / source_only.name / "stages" / name
+    if not stage.exists():
+        shutil.copytree(root / adapted.name / "stages" / name, stage)
+        rows = (root / adapted.name / "metrics.jsonl").read_text().splitlines()
+        rows = [row for row in rows if json.loads(row)["stage"] == 0]
+        (root / source_only.name / "metrics.jsonl").write_text("\n".join(rows) + "\n")
+
+
+def _train(run: Recipe, source: str, target: str, root: Path) -> None:
+    domains = {name for stage in run.stages for name in stage.data.domains()}
+    train(
+        run,
+        source=source if "source" in domains else None,
+        target=target if "target" in domains else None,
+        out=str(root / run.name),
+        resume=True,
+    )
+
+
+def _score(runs: Mapping[str, Recipe], target: str, root: Path) -> dict[str, list[tuple[int, list]]]:
+    """Per network the (steps of all stages, confusion matrix) of its kept checkpoints, in one pass over the images."""
+    found = [
+        (network, begin + step, uri)
+        for network, run in runs.items()
+        for i, (stage, begin) in enumerate(_stages(run))
+        for step, uri in read_registered(str(root / run.name / "stages" / f"{i}-{stage.name}"))
+    ]
+    scores: dict[str, list[tuple[int, list]]] = {network: [] for network in runs}
+    for (network, step, _), counts in zip(found, evaluate([uri for *_, uri in found], target), strict=True):
+        scores[network].append((step, counts.tolist()))
+    return scores
+
+
+def _label(checkpoint: str, target: str, root: Path, rules: PseudoLabel | None) -> list[list[float]]:
+    """Pseudo-label the target's training images; returns what `Shares` holds."""
+    out = root / "pseudo_labels"
+    if out.exists():  # of an interrupted demo
+        shutil.rmtree(out)
+    shares = pseudo_label(checkpoint=checkpoint, images=target, out=str(out), split="train", rules=rules)
+    return [values.tolist() for values in shares]
+
+
+def _losses(run: Recipe, root: Path) -> list[dict[str, Any]]:
+    """The run's rows of metrics, with steps counted over all stages."""
+    begins = [begin for _, begin in _stages(run)]
+    rows = map(json.loads, (root / run.name / "metrics.jsonl").read_text().splitlines())
+    return [row | {"step": row["step"] + begins[row["stage"]]} for row in rows]
+
+
+def _examples(before: str, after: str, target: str, most: int = 6) -> list[Example]:
+    """Validation images at even distances, predicted by two networks in this process."""
+    networks = [load_model(uri) for uri in (before, after)]
+    index = open_index(target)
+    start, stop = index.rows("val")
+    examples = []
+    for row in np.linspace(start, stop - 1, min(most, stop - start)).astype(int).tolist():
+        image = read_image(index.uri(row, "image_uri"))
+        pixels = torch.tensor(image).permute(2, 0, 1)[None].float() / 255
+        first, last = (predict(network, pixels, short_side=card.short_side)[0] for network, card in networks)
+        confidence, label = last.max(0)
+        truth, first_label = index.train_ids(row), first.argmax(0)
+        examples.append(Example(image, truth, first_label.numpy(), label.numpy(), confidence.numpy()))
+    return examples
+
+
+def _device() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {usable_cores()} cores"
+
+
+def _versions() -> dict[str, str]:
+    packages = ("udaseg", "torch", "ray", "timm", "kornia", "numpy")
+    return {"python": platform.python_version()} | {name: version(name) for name in packages}

@@ -1,0 +1,88 @@
+"""`udaseg evaluate`: per-class IoU, mIoU and pixel accuracy of checkpoints on a labelled dataset."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import ray
+import torch
+
+from udaseg.checkpoints.directory import load_model, read_card
+from udaseg.config import Inference
+from udaseg.data.classes import read_classes
+from udaseg.data.index import open_index
+from udaseg.data.manifest import read_manifest
+from udaseg.errors import CheckpointError, DatasetError
+from udaseg.evaluation.metrics import confusion
+from udaseg.jobs.ray_session import actor_pool, ensure_ray, track
+from udaseg.models.inference import by_size, predict, to_pixels
+
+
+class Evaluator:
+    """Ray Data actor: rows of a dataset -> one confusion matrix per checkpoint."""
+
+    def __init__(self, checkpoints: Sequence[str], directory: str, inference: Inference, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self.device = torch.device("cuda" if inference.gpu else "cpu")
+        self.networks = [load_model(uri, inference.network) for uri in checkpoints]
+        for network, _ in self.networks:
+            network.to(self.device)
+        self.index = open_index(directory)
+        self.inference = inference
+
+    def __call__(self, block: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        classes = len(self.index.classes)
+        counts = np.zeros((1, len(self.networks), classes, classes), np.int64)
+        images = ((row, self.index.image(row)) for row in block["id"].tolist())
+        for rows, pixels in by_size(images, self.inference.batch_size):
+            labels = [self.index.train_ids(row) for row in rows]
+            batch = to_pixels(pixels, self.device)
+            for n, (network, card) in enumerate(self.networks):
+                probability = predict(network, batch, short_side=card.short_side, **self.inference.views())
+                for label, predicted in zip(labels, probability.max(1).indices.cpu().numpy(), strict=True):
+                    counts[0, n] += confusion(label, predicted, classes)
+        return {"counts": counts, "images": np.array([len(block["id"])])}
+
+
+def evaluate(
+    checkpoints: Sequence[str], dataset: str, *, split: str = "val", inference: Inference | None = None
+) -> list[np.ndarray]:
+    """The (K, K) confusion matrix of each checkpoint on a split of a labelled dataset, in one pass over its images.
+
+    Raises ConfigError, CheckpointError or DatasetError, before any work, where they do not fit together.
+    """
+    inference = inference or Inference()
+    inference.check()
+    rows = read_manifest(dataset, split)
+    if rows["label_uri"].null_count:
+        raise DatasetError(f"{dataset}: evaluation needs labels, and images of split {split!r} have none")
+    classes = read_classes(dataset)
+    for uri in checkpoints:
+        if (card := read_card(uri)).classes.names != classes.names:
+            raise CheckpointError(
+                f"{uri}: its classes are {', '.join(card.classes.names)}; {dataset} has {', '.join(classes.names)}"
+            )
+    ensure_ray()
+    directory = dataset if "://" in dataset else os.path.abspath(dataset)
+    start, stop = open_index(directory).rows(split)
+    options, threads = actor_pool(inference.actors, inference.min_actors, gpu=inference.gpu)
+    local = [uri if "://" in uri else os.path.abspath(uri) for uri in checkpoints]
+    blocks = (
+        ray.data.range(stop - start, override_num_blocks=1)
+        .map_batches(lambda b: {"id": b["id"] + start}, batch_format="numpy")
+        .repartition(target_num_rows_per_block=16, strict=True)
+        .map_batches(
+            Evaluator,
+            fn_constructor_args=(local, directory, inference, threads),
+            batch_size=None,
+            batch_format="numpy",
+            **options,
+        )
+        .iter_batches(batch_size=1, batch_format="numpy")
+    )
+    total = np.zeros((len(checkpoints), len(classes), len(classes)), np.int64)
+    for block in track(blocks, stop - start, "evaluate", size=lambda b: int(b["images"].sum())):
+        total += block["counts"].sum(0)
+    return list(total)

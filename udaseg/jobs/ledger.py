@@ -1,0 +1,233 @@
+"""The books of a job over many images: what there is to do, in blocks, and which blocks are done.
+
+    listing.parquet             one row an image; a row group is a block
+    job.json                    what the job is; it is there once the listing is whole
+    <phase>/<block>.parquet     what a phase made of a block; written after all files of the block
+    driver.json                 who works on it, while somebody does
+
+An image counts as done when its block's entry is there, so that each counts once, however often a task was begun, and a
+job that begins again does only the blocks without entries. Entries derive from the listing alone: whoever does a block
+writes the same bytes under the same name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import platform
+import posixpath
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import chain, count, islice
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from udaseg.data.storage import children, exists, filesystem, join, read_bytes, remove, write_bytes, writer
+from udaseg.errors import DatasetError
+
+HEARTBEAT = 5.0
+"""Seconds between the signs of life of the process that works on a job."""
+
+
+LISTING = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("image_uri", pa.string(), nullable=False),
+        pa.field("label_uri", pa.string()),
+        pa.field("dataset", pa.string(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """A job's books; small, so that tasks can have a copy each."""
+
+    directory: str
+    images: int
+    block_size: int
+
+    @property
+    def blocks(self) -> int:
+        return -(-self.images // self.block_size)
+
+    def rows(self, block: int) -> list[dict[str, Any]]:
+        """The listing's rows of a block."""
+        rows: list[dict[str, Any]] = _listing(join(self.directory, "listing.parquet")).read_row_group(block).to_pylist()
+        return rows
+
+    def committed(self, phase: str) -> set[int]:
+        """The blocks that a phase has done."""
+        infos = children(join(self.directory, phase))
+        names = (info.base_name.removesuffix(".parquet") for info in infos if info.is_file)
+        return {int(name) for name in names if name.isdigit()}
+
+    def is_committed(self, phase: str, block: int) -> bool:
+        """Whether a phase has done a block."""
+        return exists(self._entry(phase, block))
+
+    def commit(self, phase: str, block: int, entry: Mapping[str, Any], *, scratch: str | None = None) -> None:
+        """Write what a phase made of a block: values that Arrow can hold, by name."""
+        sink = pa.BufferOutputStream()
+        columns = {name: pa.array([value]) for name, value in entry.items()}
+        pq.write_table(pa.table(columns), sink, compression="zstd", write_statistics=False)
+        write_bytes(self._entry(phase, block), sink.getvalue().to_pybytes(), scratch=scratch)
+
+    def entry(self, phase: str, block: int) -> dict[str, Any]:
+        """What `commit` wrote: arrays as NumPy's, everything else as it was."""
+        table = pq.read_table(io.BytesIO(read_bytes(self._entry(phase, block))))
+        return {name: _value(table[name].chunk(0)) for name in table.column_names}
+
+    def _entry(self, phase: str, block: int) -> str:
+        return join(self.directory, phase, f"{block:08d}.parquet")
+
+
+def _value(column: pa.ListArray) -> Any:
+    if pa.types.is_list(column.type) and pa.types.is_primitive(column.type.value_type):
+        return column.values.to_numpy()
+    return column[0].as_py()
+
+
+@lru_cache(maxsize=4)
+def _listing(uri: str) -> pq.ParquetFile:
+    fs, path = filesystem(uri)
+    return pq.ParquetFile(fs.open_input_file(path))
+
+
+def open_ledger(
+    directory: str, images: Callable[[], Iterator[dict[str, Any]]], *, block_size: int, job: Mapping[str, Any]
+) -> Ledger:
+    """Begin a job's books, or open those that a job before left, if it was the same one.
+
+    Args:
+        directory: where they lie, a path or URI.
+        images: yields the listing's rows, in an order that is always the same; held a block at a time.
+        block_size: images of a block.
+        job: whatever, beside the listing, decides what the job makes; plain JSON.
+
+    Raises:
+        DatasetError: there are no images, or the books are of a job with other images or settings.
+    """
+    uri = join(directory, "job.json")
+    if exists(uri):
+        begun = json.loads(read_bytes(uri))
+        _, digest = _write_listing(images(), begun["block_size"], None)
+        now = dict(json.loads(json.dumps(job)), images=digest)
+        for name in sorted({*now, *begun["job"]}):
+            if now.get(name) != begun["job"].get(name):
+                values = "" if name == "images" else f" ({_short(begun['job'].get(name))}, now {_short(now.get(name))})"
+                raise DatasetError(
+                    f"{posixpath.dirname(directory)}: holds a job that was begun with other {name}{values}; "
+                    "go on with the same, or choose another --out"
+                )
+        return Ledger(directory, begun["count"], begun["block_size"])
+    rows = images()
+    if (first := next(rows, None)) is None:  # before anything is written
+        raise DatasetError("there are no images")
+    with writer(join(directory, "listing.parquet")) as stream:
+        number, digest = _write_listing(chain([first], rows), block_size, stream)
+    content = {"job": {**job, "images": digest}, "count": number, "block_size": block_size}
+    write_bytes(uri, json.dumps(content, indent=1).encode())
+    return Ledger(directory, number, block_size)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) < 80 else f"{text[:77]}..."
+
+
+def _write_listing(images: Iterable[dict[str, Any]], block_size: int, stream: pa.NativeFile | None) -> tuple[int, str]:
+    """Number and fingerprint of the rows; they are written in blocks where there is a stream."""
+    number, digest = 0, hashlib.sha256()
+    rows = iter(images)
+    with contextlib.ExitStack() as stack:
+        parquet = None
+        if stream is not None:
+            parquet = stack.enter_context(pq.ParquetWriter(stream, LISTING, write_statistics=False))
+        while block := list(islice(rows, block_size)):
+            number += len(block)
+            for row in block:
+                digest.update(json.dumps([row[name] for name in LISTING.names]).encode())
+            if parquet is not None:
+                parquet.write_table(pa.Table.from_pylist(block, schema=LISTING), row_group_size=block_size)
+    return number, digest.hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def exclusive_driver(directory: str, *, scratch: str | None = None) -> Iterator[None]:
+    """Keep other processes from the books in a directory while this one works on them.
+
+    Where an earlier process left its name, its next sign of life is waited for, unless it ran on this machine and is
+    known to be gone. `scratch` is as in `write_bytes`.
+
+    Raises:
+        DatasetError: another process works on them.
+    """
+    uri = join(directory, "driver.json")
+    _wait_for_heartbeat(uri, directory)
+    ended = threading.Event()
+
+    def sign(beat: int) -> None:
+        content = {"host": _host(), "pid": os.getpid(), "beat": beat}
+        write_bytes(uri, json.dumps(content).encode(), scratch=scratch)
+
+    def sign_on() -> None:
+        for beat in count(1):
+            if ended.wait(HEARTBEAT):
+                return
+            with contextlib.suppress(OSError):  # the store may answer again at the next one
+                sign(beat)
+
+    sign(0)
+    thread = threading.Thread(target=sign_on, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        remove(uri)
+
+
+def _wait_for_heartbeat(uri: str, directory: str) -> None:
+    if not exists(uri):
+        return
+    seen = read_bytes(uri)
+    other = json.loads(seen)
+    if other["host"] == _host() and not _runs(other["pid"]):
+        return
+    until = time.monotonic() + 4 * HEARTBEAT
+    while time.monotonic() < until:
+        time.sleep(HEARTBEAT / 5)
+        if not exists(uri):
+            return
+        if read_bytes(uri) != seen:
+            raise DatasetError(
+                f"{posixpath.dirname(directory)}: process {other['pid']} on {other['host']['name']} works on it; "
+                "wait for its end, stop it, or choose another --out"
+            )
+
+
+def _host() -> dict[str, Any]:
+    return {"name": platform.node(), "address": uuid.getnode()}
+
+
+def _runs(pid: int) -> bool:
+    """Whether another process of this machine has that number."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return pid != os.getpid()

@@ -1,0 +1,113 @@
+"""The driver's view of a run: one live line, `metrics.jsonl` and TensorBoard."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import ray
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+from tensorboardX import SummaryWriter
+
+from udaseg.config import Stage
+from udaseg.data.storage import exists, join, read_bytes, write_bytes
+from udaseg.reports.adaptation import NOT_LOSSES
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+class Monitor:
+    """Takes the rows that rank 0 reports, shows and keeps them.
+
+    What a lost worker did after the last checkpoint is done again, and what a lost driver had not written is in the
+    checkpoint: the rows of a stage begin anew with those that its checkpoint holds, so that the file is the surviving
+    history, each step once.
+    """
+
+    def __init__(self, out: str, on_score: Callable[[dict[str, Any]], None] | None = None) -> None:
+        self._uri = join(out, "metrics.jsonl")
+        text = read_bytes(self._uri).decode() if exists(self._uri) else ""
+        self._rows: list[dict[str, Any]] = [json.loads(line) for line in text.splitlines()]
+        self._board_dir = None if "://" in out else join(out, "tensorboard")
+        self._on_score = on_score
+        self._console = Console()
+        self._live: Live | None = None
+        self._last_line = 0.0
+
+    @contextlib.contextmanager
+    def stage(self, number: int, stage: Stage, progress: Any) -> Iterator[None]:
+        """Follow one stage while the block runs."""
+        stop = threading.Event()
+        thread = threading.Thread(target=self._follow, args=(number, stage, progress, stop), daemon=True)
+        live = Live(console=self._console, refresh_per_second=2) if self._console.is_terminal else None
+        with live or contextlib.nullcontext():
+            self._live = live
+            thread.start()
+            try:
+                yield
+            finally:
+                stop.set()
+                thread.join(timeout=30)
+                self._live = None
+
+    def _follow(self, number: int, stage: Stage, progress: Any, stop: threading.Event) -> None:
+        board: SummaryWriter | None = None
+        written = time.monotonic()
+        while True:
+            stopping = stop.wait(0.5)
+            rows = ray.get(progress.take.remote())
+            for row in rows:
+                event = row.pop("event")
+                if event == "start":
+                    known = [{k: v for k, v in r.items() if k != "event"} for r in row["history"]]
+                    self._rows = [r for r in self._rows if r["stage"] != number]
+                    self._rows += [{"stage": number, "name": stage.name, **r} for r in known]
+                    if board is not None:
+                        board.close()
+                    if self._board_dir is not None:
+                        board = SummaryWriter(join(self._board_dir, f"{number}-{stage.name}"), purge_step=row["step"])
+                    continue
+                self._rows.append({"stage": number, "name": stage.name, **row})
+                if board is not None:
+                    for key, value in row.items():
+                        if key != "step":
+                            board.add_scalar(key, value, row["step"])
+                if event == "step":
+                    self._show(stage, row)
+                else:
+                    self._write()
+                    if self._on_score is not None:
+                        self._on_score(self._rows[-1])
+            if rows and (stopping or time.monotonic() - written > 5):
+                self._write()
+                written = time.monotonic()
+            if stopping:
+                break
+        self._write()
+        if board is not None:
+            board.close()
+
+    def _show(self, stage: Stage, row: dict[str, Any]) -> None:
+        step, speed = row["step"], row["images_per_second"]
+        images = stage.data.batch_size * len(stage.data.streams())
+        left = (stage.steps - step) * images / max(speed, 1e-9)
+        named = {k: v for k, v in row.items() if k not in NOT_LOSSES}
+        losses = "  ".join(f"{name} {value:.3f}" for name, value in named.items())
+        line = (
+            f"{stage.name} {step}/{stage.steps}  {losses}  {speed:.1f} images/s  "
+            f"waiting {row['data_wait']:.0%}  {int(left // 60)}:{int(left % 60):02d} left"
+        )
+        if self._live is not None:
+            self._live.update(Text(line))
+        elif step == stage.steps or time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES:
+            print(line, flush=True)
+            self._last_line = time.monotonic()
+
+    def _write(self) -> None:
+        write_bytes(self._uri, "".join(json.dumps(row) + "\n" for row in self._rows).encode())

@@ -1,0 +1,121 @@
+"""What is found out before a run, since it would stop the run later."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from typing import Any
+
+import ray
+import ray.train
+
+from udaseg.checkpoints.directory import read_card
+from udaseg.config import DOMAIN_OF, Recipe
+from udaseg.data.classes import Classes, read_classes
+from udaseg.data.index import open_index
+from udaseg.data.storage import absolute, children, exists, join, read_bytes
+from udaseg.errors import CheckpointError, ConfigError, DatasetError
+from udaseg.job_config import Cluster
+from udaseg.models.build import build_segmenter
+
+
+def _lacking(cluster: Cluster) -> str:
+    """What the fewest workers need and the cluster lacks; "" where it has enough."""
+    has = ray.cluster_resources()
+    need = {"CPU": cluster.fewest * cluster.cpus_per_worker + 1, "GPU": cluster.fewest if cluster.gpu else 0}
+    short = [
+        f"{amount:g} {name} (it has {has.get(name, 0):g})" for name, amount in need.items() if has.get(name, 0) < amount
+    ]
+    return " and ".join(short)
+
+
+def _check_resources(cluster: Cluster) -> None:
+    """On a Ray of this process's own, which cannot grow, what it lacks will never come."""
+    if os.environ.get("RAY_ADDRESS", "local") == "local" and (lacking := _lacking(cluster)):
+        raise ConfigError(
+            f"{cluster.fewest} workers and their data tasks need {lacking}; use fewer --cluster.workers or a cluster"
+        )
+
+
+def _shortage(cluster: Cluster) -> str:
+    lacking = _lacking(cluster)
+    return f"; {cluster.fewest} workers and their data tasks need {lacking}" if lacking else ""
+
+
+def check(recipe: Recipe, directories: dict[str, str | None], cluster: Cluster) -> Classes:
+    """Find, before anything runs, what would stop the run later. Returns the classes.
+
+    Raises ConfigError, DatasetError or CheckpointError.
+    """
+    recipe.check()
+    if not 1 <= cluster.fewest <= cluster.workers:
+        raise ConfigError(f"--cluster.min-workers is {cluster.fewest}; it must lie in 1 ... {cluster.workers}")
+    wanted = {name for stage in recipe.stages for name in stage.data.domains()}
+    for name, directory in directories.items():
+        if directory is None and name in wanted:
+            raise ConfigError(f"recipe {recipe.name!r} reads a {name}: give --{name} DIR")
+        if directory is not None and name not in wanted:
+            raise ConfigError(f"recipe {recipe.name!r} reads no {name}: leave --{name} out")
+    lists = {name: read_classes(directory) for name, directory in directories.items() if directory is not None}
+    classes = next(iter(lists.values()))
+    for name, other in lists.items():
+        if other.names != classes.names:
+            raise DatasetError(
+                f"{directories[name]}: classes {', '.join(other.names)} are not the source's "
+                f"{', '.join(classes.names)}; "
+                "prepare both with the same names, and map raw ids with raw_to_train"
+            )
+    for i, stage in enumerate(recipe.stages):
+        for name, stream in stage.data.streams().items():
+            directory = directories[DOMAIN_OF[name]]
+            assert directory is not None
+            index = open_index(absolute(directory))
+            if stream.labels == "true" and index.lacks("train", "label_uri"):
+                raise DatasetError(f"{directory}: stage {stage.name!r} needs labels, and train images have none")
+            made_before = stream.labels in ("pseudo", "soft") and stage.pseudo_label is None
+            if made_before and index.lacks("train", "confidence_uri"):
+                raise DatasetError(
+                    f"{directory}: stage {stage.name!r} reads pseudo-labels; "
+                    "give a dataset that `udaseg pseudo-label` wrote"
+                )
+        for workers in range(cluster.fewest, cluster.workers + 1):
+            if stage.data.batch_size % (workers * stage.data.group_size):
+                raise ConfigError(
+                    f"stages.{i}.data.batch_size {stage.data.batch_size} cannot be split among "
+                    f"{workers} workers in whole groups of {stage.data.group_size}; "
+                    "use --cluster.workers that divide it, and --cluster.min-workers with no others between"
+                )
+        earlier = [s.name for s in recipe.stages[:i]]
+        by = None if stage.pseudo_label is None else stage.pseudo_label.by
+        for uri in {stage.init_from, by} - {None, *earlier}:
+            assert uri is not None
+            card = read_card(uri)
+            if card.classes.names != classes.names:
+                raise CheckpointError(
+                    f"{uri}: its classes are {', '.join(card.classes.names)}, the dataset's {', '.join(classes.names)}"
+                )
+        try:
+            model = dataclasses.asdict(dataclasses.replace(stage.model, pretrained=False))
+            stage.method.build(build_segmenter(len(classes), **model), seed=0)
+        except ValueError as error:
+            raise ConfigError(f"stages.{i}: {error}") from error
+    return classes
+
+
+def _check_out(config: dict[str, Any], out: str, resume: bool) -> None:
+    """Make sure that a run directory is new, or that the run to be resumed has this configuration and data."""
+    uri = join(out, "config.json")
+    if not exists(uri):
+        if not resume and children(out):
+            raise ConfigError(f"{out}: exists and is no run directory; choose another --out")
+        return
+    if not resume:
+        raise ConfigError(f"{out}: holds a run already; go on with it by --resume, or choose another --out")
+    theirs = json.loads(read_bytes(uri))
+    if theirs["manifests"] != config["manifests"]:
+        raise ConfigError(
+            f"{out}: the manifests have changed since the run began, so it cannot be resumed; start a new run"
+        )
+    if theirs["recipe"] != config["recipe"]:
+        raise ConfigError(f"{out}: the configuration differs from the run's, see {uri}; start a new run")

@@ -1,0 +1,262 @@
+"""`udaseg prepare`: check folders of images and labels, and write the dataset directory that all other jobs read."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+from rich.console import Console
+from rich.table import Table
+
+from udaseg.data.classes import Classes
+from udaseg.data.folders import IMAGE_SUFFIXES, LABEL_SUFFIXES, Pair, Problem, files, match, sort_out
+from udaseg.data.images import inspect
+from udaseg.data.layouts import LAYOUTS
+from udaseg.data.manifest import MANIFEST, write_dataset
+from udaseg.data.storage import exists, filesystem, join, read_bytes, remove, write_bytes
+from udaseg.data.taxonomies import remap
+from udaseg.errors import DatasetError
+from udaseg.jobs.ray_session import ensure_ray, track
+
+_FACTS = pa.schema(
+    [
+        ("row", pa.int64()),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("class_pixels", pa.list_(pa.int64())),
+        ("problem", pa.string()),  # null where there is none
+    ]
+)
+
+
+def prepare(
+    *,
+    out: str,
+    images: str | None = None,
+    labels: str | None = None,
+    classes: str | None = None,
+    mapping: str | None = None,
+    layout: str | None = None,
+    root: str | None = None,
+    splits: str | None = None,
+    split: str | None = None,
+    name: str | None = None,
+    on_error: Literal["refuse", "skip"] = "refuse",
+    overwrite: bool = False,
+) -> list[Problem]:
+    """Check every image and label, and write a dataset directory. Images stay where they are.
+
+    Give either --images (and --labels for a labelled set), or --layout and --root. Paths may be URIs such as s3://...
+    Returns what was skipped. Raises DatasetError, and writes nothing, where anything is wrong.
+
+    Args:
+        out: The dataset directory to write.
+        images: A folder of images, searched recursively.
+        labels: A folder of label maps: image a/b.jpg has label a/b.png.
+        classes: A JSON file {"names": [...], "palette": [[r, g, b], ...], "raw_to_train": {"raw id": train id}}.
+        mapping: A JSON file that gives the dataset other classes, such as another dataset's: {"names": [...],
+            "palette": [[r, g, b], ...], "map": {"class of the dataset": "one of names", or null to ignore it}}.
+        layout: How a known dataset lies on disk: folders (ROOT/<split>/images and .../labels), cityscapes, gta5,
+            synthia, acdc, dark_zurich, bdd100k, idd or camvid.
+        root: The root folder of the layout.
+        splits: A JSON file {split: [image paths below --images, without extension]}; else all rows are of --split.
+        split: The split of all images of --images; train where it is not given.
+        name: The dataset's name; that of the directory where it is not given.
+        on_error: Whether an image that cannot be used makes it refuse, or is skipped and listed in skipped.json.
+        overwrite: Replace the dataset that is in the directory already.
+    """
+    if exists(join(out, "manifest.parquet")) and not overwrite:
+        raise DatasetError(f"{out}: there is a dataset in this directory already; replace it by --overwrite")
+    pairs, class_list = _find(images, labels, classes, mapping, layout, root, splits, split)
+    good, problems = sort_out(pairs)
+    if splits is not None:
+        good, more = _assign_splits(good, {pair.image_id for pair in pairs if pair.image_uri}, splits)
+        problems += more
+    facts = _inspect_all(good, class_list)
+    broken = pc.is_valid(facts["problem"])
+    problems += [Problem(good[f["row"]].image_id, f["problem"]) for f in facts.filter(broken).to_pylist()]
+    if problems and on_error == "refuse":
+        raise DatasetError(f"nothing was written; leave such images out by --on-error skip\n{_listing(problems)}")
+    facts = facts.filter(pc.invert(broken))
+    if facts.num_rows == 0:
+        raise DatasetError(f"nothing was written, as no image can be used\n{_listing(problems)}")
+
+    manifest = _manifest([good[row] for row in facts["row"].to_pylist()], facts, out, name)
+    skipped = join(out, "skipped.json")
+    if problems:
+        write_bytes(skipped, json.dumps([problem._asdict() for problem in problems], indent=1).encode())
+    else:
+        remove(skipped)  # of an overwritten dataset
+    write_dataset(out, manifest, class_list)
+    if problems:
+        print(f"skipped, as {skipped} lists\n{_listing(problems)}")
+    _show(manifest, class_list, title=out)
+    return problems
+
+
+def _find(
+    images: str | None,
+    labels: str | None,
+    classes: str | None,
+    mapping: str | None,
+    layout: str | None,
+    root: str | None,
+    splits: str | None,
+    split: str | None,
+) -> tuple[list[Pair], Classes]:
+    """The images with their labels, and their classes; for the arguments see `prepare`."""
+    if images is not None and layout is None:
+        if root is not None:
+            raise DatasetError("--root belongs to --layout")
+        if splits is not None and split is not None:
+            raise DatasetError("give either --splits or --split")
+        class_list = _read_classes(classes, mapping)
+        label_files = [] if labels is None else files(labels, LABEL_SUFFIXES)
+        return list(match(files(images, IMAGE_SUFFIXES), label_files, split or "train")), class_list
+    if layout is not None and images is None:
+        if layout not in LAYOUTS:
+            raise DatasetError(f"no layout {layout!r}; there are {', '.join(LAYOUTS)}")
+        if root is None:
+            raise DatasetError("--layout needs --root")
+        if labels or splits or split:
+            raise DatasetError("--labels, --splits and --split belong to --images; a layout has its own")
+        own = LAYOUTS[layout].classes
+        if classes is None and own is None and exists(join(root, "classes.json")):
+            classes = join(root, "classes.json")
+        class_list = _read_classes(classes, mapping, own)
+        return list(LAYOUTS[layout].pairs(root)), class_list
+    raise DatasetError("give either --images, or --layout and --root")
+
+
+def _read_text(uri: str) -> str:
+    if not exists(uri):
+        raise DatasetError(f"{uri}: no such file")
+    try:
+        return read_bytes(uri).decode()
+    except UnicodeDecodeError:
+        raise DatasetError(f"{uri}: not a text file") from None
+
+
+def _read_classes(uri: str | None, mapping: str | None, own: Classes | None = None) -> Classes:
+    """The class list of a file, else a layout's own, with the names of the mapping file where there is one."""
+    if uri is not None:
+        own = Classes.from_json(_read_text(uri), uri)
+    if own is None:
+        raise DatasetError("these images come without a class list; give one by --classes")
+    return own if mapping is None else remap(own, _read_text(mapping), mapping)
+
+
+def _assign_splits(pairs: Sequence[Pair], known: set[str], uri: str) -> tuple[list[Pair], list[Problem]]:
+    """Give the pairs the splits of a file {split: [image ids]}; `known` are the ids of all images, usable or not."""
+    try:
+        content = json.loads(_read_text(uri))
+    except json.JSONDecodeError as error:
+        raise DatasetError(f"{uri}: not JSON: {error}") from None
+    if not isinstance(content, dict) or not all(
+        isinstance(ids, list) and all(isinstance(i, str) for i in ids) for ids in content.values()
+    ):
+        raise DatasetError(f'{uri}: not a list of splits; it needs {{"train": ["a/b", ...], "val": [...]}}')
+    split_of: dict[str, str] = {}
+    for split, ids in content.items():
+        for image_id in ids:
+            if split_of.setdefault(image_id, split) != split:
+                raise DatasetError(f"{uri}: {image_id!r} is in split {split_of[image_id]!r} and in {split!r}")
+    problems = [Problem(i, f"{uri}: there is no image {i!r}") for i in split_of if i not in known]
+    good = []
+    for pair in pairs:
+        if pair.image_id in split_of:
+            good.append(pair._replace(split=split_of[pair.image_id]))
+        else:
+            problems.append(Problem(pair.image_id, f"{pair.image_uri}: in no split of {uri}"))
+    return good, problems
+
+
+def _inspect_block(block: pa.Table, classes: Classes) -> pa.Table:
+    """Rows (row, image_uri, label_uri) -> `_FACTS`."""
+    lookup = classes.lookup()
+
+    def facts(row: dict) -> dict:
+        try:
+            found = inspect(row["image_uri"], row["label_uri"], lookup, len(classes))
+            return {"row": row["row"], **found._asdict()}
+        except DatasetError as error:
+            return {"row": row["row"], "problem": str(error)}
+
+    with ThreadPoolExecutor(8) as pool:  # one remote read at a time would starve the task
+        return pa.Table.from_pylist(list(pool.map(facts, block.to_pylist())), schema=_FACTS)
+
+
+def _inspect_all(pairs: Sequence[Pair], classes: Classes) -> pa.Table:
+    """`_FACTS` of all pairs, in their order: a Ray Data job."""
+    if not pairs:
+        return _FACTS.empty_table()
+    ensure_ray()
+    columns = {
+        "row": pa.array(range(len(pairs)), pa.int64()),
+        "image_uri": pa.array([pair.image_uri for pair in pairs], pa.string()),
+        "label_uri": pa.array([pair.label_uri for pair in pairs], pa.string()),
+    }
+    cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
+    rows = min(32, math.ceil(len(pairs) / cpus))  # a block: small for progress, not so small that its cost counts
+    plan = ray.data.from_arrow(pa.table(columns), override_num_blocks=math.ceil(len(pairs) / rows))
+    checked = plan.map_batches(partial(_inspect_block, classes=classes), batch_size=None, batch_format="pyarrow")
+    checked.context.enable_progress_bars = False
+    checked.context.print_on_execution_start = False
+    blocks = checked.iter_batches(batch_size=None, batch_format="pyarrow")
+    return pa.concat_tables(track(blocks, len(pairs), "images checked")).sort_by("row")
+
+
+def _manifest(pairs: Sequence[Pair], facts: pa.Table, out: str, name: str | None) -> pa.Table:
+    """The manifest's rows; `facts` are those of `pairs`, in the same order."""
+    columns = {
+        "image_id": [pair.image_id for pair in pairs],
+        "image_uri": _relative([pair.image_uri for pair in pairs], out),
+        "label_uri": _relative([pair.label_uri for pair in pairs], out),
+        "dataset": [name or filesystem(out)[1].rsplit("/", 1)[-1]] * len(pairs),
+        "split": [pair.split for pair in pairs],
+    } | {column: facts[column].combine_chunks() for column in ("height", "width", "class_pixels")}
+    return pa.table({field.name: columns[field.name] for field in MANIFEST}, schema=MANIFEST)
+
+
+def _relative(uris: Iterable[str | None], directory: str) -> list[str | None]:
+    """URIs below a directory as paths relative to it, the others as they are."""
+    home_fs, home = filesystem(directory)
+
+    def relative(uri: str | None) -> str | None:
+        if uri is None:
+            return None
+        fs, path = filesystem(uri)
+        return path[len(home) + 1 :] if path.startswith(f"{home}/") and fs == home_fs else uri
+
+    return [relative(uri) for uri in uris]
+
+
+def _listing(problems: Sequence[Problem], most: int = 20) -> str:
+    more = [f"  and {len(problems) - most} more"] if len(problems) > most else []
+    return "\n".join([f"problems: {len(problems)}", *(f"  {problem.text}" for problem in problems[:most]), *more])
+
+
+def _show(manifest: pa.Table, classes: Classes, title: str) -> None:
+    """Print a table of the images and the classes' shares of pixels per split."""
+    splits = sorted(set(manifest["split"].to_pylist()))
+    table = Table("", *splits, title=title)
+    images, labelled, shares = [], [], []
+    for split in splits:
+        class_pixels = manifest.filter(pc.equal(manifest["split"], split))["class_pixels"].combine_chunks()
+        pixels = np.asarray(class_pixels.flatten()).reshape(-1, len(classes))
+        images.append(str(len(class_pixels)))
+        labelled.append(str(len(pixels)))
+        shares.append(pixels.sum(0) / max(1, pixels.sum()) if len(pixels) else None)
+    table.add_row("images", *images)
+    table.add_row("labelled", *labelled, end_section=True)
+    for class_id, class_name in enumerate(classes.names):
+        table.add_row(class_name, *("" if share is None else f"{100 * share[class_id]:.2f} %" for share in shares))
+    Console(markup=False, highlight=False).print(table)

@@ -1,0 +1,260 @@
+"""The actors of `udaseg pseudo-label` that predict: what they write of a block, see `tasks`."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from PIL import Image
+from torch import Tensor
+
+from udaseg.checkpoints.directory import ModelCard, load_model
+from udaseg.components.prototypes import PrototypeClassifier
+from udaseg.components.pseudo_label import normalised_certainty
+from udaseg.components.thresholds import union_pseudo_label
+from udaseg.data.confidence import confidence_histogram, decode_confidence, encode_confidence
+from udaseg.data.images import MAX_PIXELS, read_image
+from udaseg.data.storage import join
+from udaseg.errors import DatasetError
+from udaseg.jobs.pseudo_label.tasks import (
+    THREADS,
+    Work,
+    each_once,
+    in_order,
+    label_entry,
+    palette_image,
+    predict_entry,
+    read_truth,
+    write_label,
+    write_png,
+)
+from udaseg.losses.contrastive import downscale_label
+from udaseg.models.inference import by_size, predict, to_pixels
+from udaseg.models.segmenter import Segmenter
+
+
+class Networks:
+    """The networks of a job on their device."""
+
+    def __init__(self, work: Work, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self.work = work
+        self.device = torch.device("cuda" if work.inference.gpu else "cpu")
+        self.loaded: list[tuple[Segmenter, ModelCard]] = []
+        for uri in work.checkpoints:
+            network, card = load_model(uri, work.inference.network)
+            self.loaded.append((network.to(self.device), card))
+        self.pool = ThreadPoolExecutor(THREADS)
+        self.read_image = _IsolatedReader() if _was_restarted() else read_image
+
+    def read(self, row: Mapping[str, Any]) -> np.ndarray | DatasetError:
+        """The image of a row, or why there is none."""
+        try:
+            image = self.read_image(row["image_uri"])
+        except DatasetError as error:
+            return error
+        height, width = image.shape[:2]
+        side = max(card.short_side for _, card in self.loaded) * max(self.work.inference.scales)
+        if side * side * max(height, width) / min(height, width) > MAX_PIXELS:
+            return DatasetError(
+                f"{row['image_uri']}: {width} x {height} pixels are too long and narrow to be predicted"
+            )
+        return image
+
+    def batches(self, rows: list[dict[str, Any]]) -> Iterator[tuple[list[dict[str, Any]], np.ndarray]]:
+        """Batches of one size, of the images that can be read; the others get an "error"."""
+
+        def images() -> Iterator[tuple[dict[str, Any], np.ndarray]]:
+            ahead = self.work.inference.batch_size + THREADS
+            for row, image in zip(rows, in_order(self.pool, self.read, rows, ahead), strict=True):
+                if isinstance(image, DatasetError):
+                    row["error"] = str(image)
+                else:
+                    yield row, image
+
+        return by_size(images(), self.work.inference.batch_size)
+
+
+class _IsolatedReader:
+    """`read_image` in a process of its own, which a decoder that crashes takes with it in place of this one.
+
+    For an actor that has been lost once: whatever it is that it was lost by comes again with its block.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()  # one image at a time, so that a crash tells whose it was
+        self.process: ProcessPoolExecutor | None = None
+
+    def __call__(self, uri: str) -> np.ndarray:
+        with self.lock:
+            if self.process is None:
+                spawn = multiprocessing.get_context("spawn")
+                self.process = ProcessPoolExecutor(1, spawn, initializer=_end_with, initargs=(os.getpid(),))
+            try:
+                return self.process.submit(read_image, uri).result()
+            except BrokenProcessPool:
+                self.process = None
+                raise DatasetError(f"{uri}: crashes the process that decodes it") from None
+
+
+def _end_with(parent: int) -> None:
+    """End this process soon after its parent, however that ends."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _was_restarted() -> bool:
+    """Whether this process is that of an actor which was lost before."""
+    if not ray.is_initialized():  # asking would start a Ray
+        return False
+    context = ray.get_runtime_context()
+    return context.get_actor_id() is not None and bool(context.was_current_actor_reconstructed)
+
+
+class PredictActor(Networks):
+    """Ray Data actor: predicts the images of a block; with thresholds, by the rule "any_class", labels them at once."""
+
+    def __init__(self, work: Work, threads: int, thresholds: np.ndarray | None = None) -> None:
+        super().__init__(work, threads)
+        self.thresholds = thresholds
+        rules = work.rules
+        self.classifiers: list[Segmenter | PrototypeClassifier] = [network for network, _ in self.loaded]
+        if work.prototypes is not None:
+            self.classifiers = [
+                PrototypeClassifier(
+                    network,
+                    torch.from_numpy(prototypes).to(self.device),
+                    torch.from_numpy(present).to(self.device),
+                    rules.temperature,
+                )
+                for (network, _), (prototypes, present) in zip(self.loaded, work.prototypes, strict=True)
+            ]
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+        return each_once(self.work, "predict" if self.thresholds is None else "label", batch, self._block)
+
+    def _block(self, block: int) -> dict[str, Any]:
+        rows = self.work.ledger.rows(block)
+        if self.thresholds is None:
+            done = self._each(rows, self._planes)
+            return predict_entry(rows, done, len(self.work.classes))
+        predicted = set(self.work.ledger.entry("predict", block)["image_id"])
+        rows = [row for row in rows if row["image_id"] in predicted]
+        done = self._each(rows, self._any_class)
+        if lost := [row["error"] for row in rows if "error" in row]:
+            raise DatasetError(f"{lost[0]}; it could be read when it was predicted")
+        return label_entry(rows, done)
+
+    def _each(self, rows: list[dict[str, Any]], task: Callable[..., dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        """Predict the rows' images and run a task on each of them in a thread; what it returns, by image id."""
+        tasks: deque[tuple[str, Future[dict[str, Any]]]] = deque()
+        done = {}
+        for batch, images in self.batches(rows):
+            planes = self._predict(images)
+            for i, row in enumerate(batch):
+                tasks.append((row["image_id"], self.pool.submit(task, row, *(plane[i] for plane in planes))))
+            while len(tasks) > len(batch) + THREADS:  # else memory grows where writing is slower than predicting
+                image_id, future = tasks.popleft()
+                done[image_id] = future.result()
+        return done | {image_id: future.result() for image_id, future in tasks}
+
+    @torch.inference_mode()
+    def _predict(self, images: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Of (B, H, W, 3) images the planes that are needed: classes and certainties, or all probabilities.
+
+        Several networks: the mean of their probabilities; 0 where they do not all find the same class.
+        """
+        pixels = to_pixels(images, self.device)
+        views = self.work.inference.views()
+        total, first, agree = None, None, None
+        for classifier, (_, card) in zip(self.classifiers, self.loaded, strict=True):
+            probability = predict(classifier, pixels, short_side=card.short_side, **views)
+            best = probability.max(1).indices  # argmax takes six times as long on a CPU
+            agree = None if first is None else (best == first) if agree is None else agree & (best == first)
+            first = best if first is None else first
+            total = probability if total is None else total.add_(probability)
+        assert total is not None
+        probability = total.div_(len(self.loaded))
+        if self.thresholds is not None:
+            probability = probability if agree is None else probability * agree[:, None]
+            return (probability.cpu().numpy(),)
+        confidence, label = probability.max(1)
+        planes = [confidence]
+        if self.work.rules.measure == "entropy":
+            planes.append(normalised_certainty(probability))
+        agreed = planes if agree is None else [plane * agree for plane in planes]
+        return (label.to(torch.uint8).cpu().numpy(), *(plane.cpu().numpy() for plane in agreed))
+
+    def _planes(
+        self, row: dict[str, Any], label: np.ndarray, confidence: np.ndarray, entropy: np.ndarray | None = None
+    ) -> dict[str, Any]:
+        """Write the planes of an image; its part of the block's entry."""
+        out, scratch, image_id = self.work.out, self.work.scratch, row["image_id"]
+        code = encode_confidence(confidence)
+        write_png(join(out, "predictions", f"{image_id}.png"), palette_image(label, self.work.classes), scratch)
+        write_png(join(out, "confidence", f"{image_id}.png"), Image.fromarray(code), scratch)
+        if entropy is not None:
+            code = encode_confidence(entropy)
+            write_png(join(out, "entropy", f"{image_id}.png"), Image.fromarray(code), scratch)
+        return {
+            "size": label.shape,
+            "certainty": float(decode_confidence(code).mean(dtype=np.float64)),
+            "histogram": confidence_histogram(label, code, len(self.work.classes)),
+        }
+
+    def _any_class(self, row: dict[str, Any], probability: np.ndarray) -> dict[str, Any]:
+        """Label an image by the rule "any_class"; its part of the block's entry."""
+        assert self.thresholds is not None
+        label = union_pseudo_label(probability, self.thresholds, self.work.rules.image_share, rule="any_class")
+        return write_label(self.work, row, label, probability.argmax(0), probability.max(0))
+
+
+class PrototypeActor(Networks):
+    """Ray Data actor: sums the features of the labelled pixels of a block, per network and class."""
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+        return each_once(self.work, "prototypes", batch, self._block)
+
+    def _block(self, block: int) -> dict[str, Any]:
+        assert self.work.truth is not None
+        rows = self.work.ledger.rows(block)
+        classes = len(self.work.classes)
+        sums = [np.zeros((classes, n.embedding_channels)) for n, _ in self.loaded]
+        counts = np.zeros((len(self.loaded), classes))
+        for batch, images in self.batches(rows):
+            label = torch.from_numpy(np.stack([read_truth(row, self.work.truth) for row in batch])).to(self.device)
+            pixels = to_pixels(images, self.device)
+            for n, (network, card) in enumerate(self.loaded):
+                feature = _features(network, pixels, card.short_side)
+                cells = downscale_label(label.long(), (feature.shape[2], feature.shape[3]))
+                for k in range(classes):
+                    here = feature.movedim(1, -1)[cells == k].double()
+                    sums[n][k] += here.sum(0).cpu().numpy()
+                    counts[n, k] += len(here)
+        return {"image_id": [row["image_id"] for row in rows if "error" not in row], "failed_id": [],
+                "sum": np.concatenate([s.ravel() for s in sums]), "count": counts.ravel()}  # fmt: skip
+
+
+@torch.inference_mode()
+def _features(network: Segmenter, pixels: Tensor, short_side: int) -> Tensor:
+    """(B, A, h, w) features of source images at the size of training."""
+    height, width = pixels.shape[-2:]
+    factor = short_side / min(height, width)
+    size = (round(height * factor), round(width * factor))
+    scaled = torch.nn.functional.interpolate(pixels, size=size, mode="bilinear", align_corners=False, antialias=True)
+    return network(scaled, "source").embedding

@@ -1,0 +1,241 @@
+"""`udaseg pseudo-label`: label images with a checkpoint, and keep what is certain.
+
+Two passes. Actors predict each image and write its classes and confidence; the confidence histograms of all images give
+each class its threshold; then tasks apply the thresholds to the files, without a second inference. (The rule
+"any_class" looks at every class's probability and so predicts again.)
+
+    predictions/<image_id>.png  the most probable class of every pixel
+    confidence/<image_id>.png   16 bits: -ln(1 - p) * 4096
+    entropy/<image_id>.png      the same of 1 - normalised entropy, where the rules look at it
+    labels/<image_id>.png       the pseudo-label, 255 where it is not certain
+    manifest.parquet ...        a dataset directory that `udaseg train` reads
+    report.html                 how good the labels are; report.json has its numbers
+    failed.json                 images that could not be read, and why
+    job/                        the books: the listing, and what is done
+
+Work is done in blocks of images, each entered in the books when all its files are written (`udaseg.jobs.ledger`). A job
+that was killed, at whatever moment, goes on when the same command is run again, and ends with the same bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.fs as pafs
+from rich.console import Console
+
+from udaseg.checkpoints.directory import CARD_FILE, MODEL_FILE, STATE_FILE, read_card
+from udaseg.config import Inference, PseudoLabel
+from udaseg.data.classes import Classes, read_classes
+from udaseg.data.export import ExportFormat
+from udaseg.data.listing import list_images
+from udaseg.data.manifest import digest, read_manifest, write_dataset
+from udaseg.data.storage import exists, join, read_bytes, write_bytes
+from udaseg.errors import CheckpointError, ConfigError, DatasetError
+from udaseg.jobs.ledger import Ledger, exclusive_driver, open_ledger
+from udaseg.jobs.pseudo_label.actors import PredictActor
+from udaseg.jobs.pseudo_label.phases import _each_chunk, _FailureLimit, _prototypes, _run, _tally, _thresholds
+from udaseg.jobs.pseudo_label.tasks import (
+    PredictionTotals,
+    Work,
+    apply_thresholds,
+    label_chunk,
+    scratch_folder,
+)
+from udaseg.jobs.ray_session import actor_pool, check_nodes, ensure_ray
+from udaseg.reports.adaptation import Shares, share_table
+from udaseg.reports.pseudo_label import Quality, failure_table, label_page, sample
+
+
+def pseudo_label(
+    *,
+    checkpoint: str,
+    images: str,
+    out: str,
+    split: str | None = None,
+    agree_with: Sequence[str] = (),
+    source: str | None = None,
+    truth: bool = False,
+    layouts: Sequence[ExportFormat] = (),
+    max_failed: float | None = None,
+    block_size: int = 32,
+    rules: PseudoLabel | None = None,
+    inference: Inference | None = None,
+) -> Shares:
+    """Label images and write a dataset directory of them; go on where a job that was killed left off.
+
+    Returns what was kept of each class.
+
+    Args:
+        checkpoint: model directory.
+        images: dataset directory, or a folder or URI of images.
+        out: dataset directory to write.
+        split: of the dataset directory; None = all its images.
+        agree_with: other model directories; what they do not all find alike is not kept.
+        source: labelled dataset directory; its class balance is reported, and prototypes are made from it.
+        truth: compare with the true labels that the images have. They are read for the report alone.
+        layouts: folders for other tools to write beside.
+        max_failed: stop when more images than this cannot be read; below 1 a share of all, None = never.
+        block_size: images that are committed together.
+        rules: what is kept.
+        inference: how images are predicted.
+
+    Raises:
+        ConfigError: a setting lies outside its range.
+        DatasetError: images that cannot be listed, too many that cannot be read, or `out` holds something else or is
+            worked on by another process.
+        CheckpointError: a checkpoint cannot be used.
+    """
+    rules, inference = rules or PseudoLabel(), inference or Inference()
+    rules.check()
+    inference.check()
+    if block_size < 1 or (max_failed is not None and max_failed < 0):
+        raise ConfigError("block_size must be at least 1, and max_failed at least 0")
+    checkpoints = tuple(_absolute(uri) for uri in (checkpoint, *agree_with))
+    out, images = _absolute(out), _absolute(images)
+    classes = _common_classes(checkpoints)
+    if rules.measure == "prototype" and source is None:
+        raise ConfigError("measure prototype needs the labelled source that prototypes are made from: give --source")
+    if exists(join(out, "manifest.parquet")) and not exists(join(out, "job", "job.json")):
+        raise DatasetError(f"{out}: holds a dataset already; choose another --out")
+    if (out + "/").startswith(images.rstrip("/") + "/") and not exists(join(images, "manifest.parquet")):
+        raise DatasetError(f"{out}: lies in the folder of images; choose an --out outside of it")
+    job = {
+        "checkpoint": [_fingerprint(uri, inference) for uri in checkpoints],
+        "rules": {k: v for k, v in dataclasses.asdict(rules).items() if k != "by"},
+        "inference": inference.views() | {"network": inference.network},
+        "source": None if source is None else digest(source),
+        "truth": truth,
+        "layouts": list(layouts),
+    }
+    ledger = open_ledger(join(out, "job"), lambda: list_images(images, split), block_size=block_size, job=job)
+    if not exists(join(out, "manifest.parquet")):
+        work = Work(
+            checkpoints=checkpoints,
+            out=out,
+            ledger=ledger,
+            classes=classes,
+            rules=rules,
+            inference=inference,
+            layouts=tuple(layouts),
+            truth=_truth(images, classes) if truth else None,
+        )
+        with exclusive_driver(ledger.directory, scratch=work.scratch):
+            _clear_scratch(out)  # before the next sign of life, which is written there
+            _do(work, source, max_failed)
+    _clear_scratch(out)
+    return _print(classes, json.loads(read_bytes(join(out, "report.json"))))
+
+
+def _do(work: Work, source: str | None, max_failed: float | None) -> None:
+    """Both passes, as far as they are not done, and what is made of them."""
+    ledger, rules, inference, out = work.ledger, work.rules, work.inference, work.out
+    ensure_ray()
+    check_nodes([row["image_uri"] for row in ledger.rows(0) if exists(row["image_uri"])][:1], out)
+    if rules.measure == "prototype":
+        assert source is not None
+        work = dataclasses.replace(work, prototypes=_prototypes(work, source))
+    options, threads = actor_pool(inference.actors, inference.min_actors, gpu=inference.gpu)
+    limit = _FailureLimit(max_failed, ledger)
+    _run(ledger, "predict", limit, fn=PredictActor, fn_constructor_args=(work, threads), **options)
+    tally = _tally(ledger, len(work.classes))
+    thresholds = _thresholds(rules, tally.histogram)
+    if rules.rule == "any_class":
+        _run(ledger, "label", limit, fn=PredictActor, fn_constructor_args=(work, threads, thresholds), **options)
+    else:
+        _run(ledger, "label", limit, fn=apply_thresholds(work, thresholds), num_cpus=1)
+    table, quality = _label_table(ledger, tally, thresholds, source)
+    _write_reports(work, tally, quality)
+    write_dataset(out, table, work.classes)
+
+
+def _absolute(uri: str) -> str:
+    return uri if "://" in uri else os.path.abspath(uri)
+
+
+def _common_classes(checkpoints: Sequence[str]) -> Classes:
+    """The classes of all checkpoints, for labels that hold train ids. Raises CheckpointError where they differ."""
+    first, *others = (read_card(uri).classes for uri in checkpoints)
+    for uri, other in zip(checkpoints[1:], others, strict=True):
+        if other.names != first.names:
+            raise CheckpointError(
+                f"{uri}: its classes are {', '.join(other.names)}; {checkpoints[0]} has {', '.join(first.names)}"
+            )
+    return dataclasses.replace(first, raw_to_train={})
+
+
+def _fingerprint(checkpoint: str, inference: Inference) -> str:
+    content = hashlib.sha256()
+    for name in (CARD_FILE, MODEL_FILE if inference.network == "predictor" else STATE_FILE):
+        if not exists(join(checkpoint, name)):
+            raise CheckpointError(f"{checkpoint}: no {name}; give one of a run's checkpoints for --inference.network")
+        content.update(read_bytes(join(checkpoint, name)))
+    return content.hexdigest()[:16]
+
+
+def _truth(images: str, classes: Classes) -> Classes:
+    if not exists(join(images, "classes.json")):
+        raise DatasetError(f"{images}: --truth needs a dataset directory with labels")
+    true_classes = read_classes(images)
+    if true_classes.names != classes.names:
+        raise DatasetError(f"{images}: --truth: its classes are not the checkpoint's {', '.join(classes.names)}")
+    return true_classes
+
+
+def _label_table(
+    ledger: Ledger, tally: PredictionTotals, thresholds: np.ndarray, source: str | None
+) -> tuple[pa.Table, Quality]:
+    """The manifest's rows, and how good the labels are."""
+    parts = list(_each_chunk(label_chunk, ledger, range(ledger.blocks)))
+    table = pa.concat_tables([rows for rows, *_ in parts])
+    classes = len(tally.histogram)
+    balance = None
+    if source is not None:
+        rows = read_manifest(source)
+        balance = np.array(rows["class_pixels"].combine_chunks().flatten()).reshape(-1, classes).sum(0)
+    quality = Quality(
+        shares=Shares(sum(part[1] for part in parts), tally.histogram.sum(1), thresholds),
+        histogram=tally.histogram,
+        source=balance,
+        right=sum(part[2] for part in parts),
+        reliability=sum(part[3] for part in parts),
+        images=table.num_rows,
+        failed=tally.failed,
+    )
+    return table, quality
+
+
+def _write_reports(work: Work, tally: PredictionTotals, quality: Quality) -> None:
+    wanted = list(dict.fromkeys([*tally.least, *reversed(tally.most)]))  # of few images, none twice
+    examples = []
+    for certainty, image_id, block in wanted:
+        uri = next(row["image_uri"] for row in work.ledger.rows(block) if row["image_id"] == image_id)
+        examples.append(sample(work.out, image_id, uri, certainty))
+    failed = [dict(zip(("image_id", "image_uri", "reason"), row, strict=True)) for row in quality.failed]
+    write_bytes(join(work.out, "failed.json"), json.dumps(failed, indent=1).encode())
+    write_bytes(join(work.out, "report.json"), json.dumps(quality.to_json(work.classes.names), indent=1).encode())
+    page = label_page(classes=work.classes, quality=quality, examples=examples, rules=dataclasses.asdict(work.rules))
+    write_bytes(join(work.out, "report.html"), page.encode())
+
+
+def _print(classes: Classes, numbers: dict[str, Any]) -> Shares:
+    shares = Shares(*(np.array(numbers[name]) for name in ("kept", "predicted", "thresholds")))
+    console = Console()
+    console.print(share_table(classes.names, shares))
+    if numbers["failed"]:
+        console.print(failure_table(numbers["failed"]))
+    return shares
+
+
+def _clear_scratch(out: str) -> None:
+    """Remove what killed tasks left half written."""
+    folder = scratch_folder(out)
+    if folder is not None and os.path.isdir(folder):
+        pafs.LocalFileSystem().delete_dir(folder)

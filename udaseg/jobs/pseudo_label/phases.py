@@ -1,0 +1,144 @@
+"""The phases of a labelling job: which blocks are left, and what is summed over all of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from udaseg.components.thresholds import class_balanced_thresholds
+from udaseg.config import PseudoLabel
+from udaseg.data.classes import read_classes
+from udaseg.data.listing import list_images
+from udaseg.data.storage import join
+from udaseg.errors import DatasetError
+from udaseg.jobs.ledger import Ledger, open_ledger
+from udaseg.jobs.pseudo_label.actors import PrototypeActor
+from udaseg.jobs.pseudo_label.job import _absolute
+from udaseg.jobs.pseudo_label.tasks import (
+    PredictionTotals,
+    Work,
+    count_failed,
+    tally_chunk,
+)
+from udaseg.jobs.ray_session import actor_pool, track
+
+CHUNK = 128
+"""Blocks whose entries one task adds up."""
+
+
+PROTOTYPE_IMAGES = 500
+"""Images of the source, at even distances, that prototypes are the mean of."""
+
+
+class _FailureLimit:
+    """Counts images that cannot be read, and stops the job where there are too many."""
+
+    def __init__(self, most: float | None, ledger: Ledger) -> None:
+        self.most = most if most is None or most >= 1 else most * ledger.images
+        self.failed = 0
+        if most is not None:
+            before = sorted(ledger.committed("predict"))
+            self.add(sum(_each_chunk(count_failed, ledger, before)))
+
+    def add(self, failed: int) -> None:
+        self.failed += failed
+        if self.most is not None and self.failed > self.most:
+            raise DatasetError(
+                f"{self.failed} images could not be read, more than --max-failed allows; "
+                "what is done stays: see why in job/predict, or run the same again with another --max-failed"
+            )
+
+
+def _run(ledger: Ledger, phase: str, limit: _FailureLimit, **how: Any) -> None:
+    """Do a phase's blocks that are not done."""
+    todo = sorted(set(range(ledger.blocks)) - ledger.committed(phase))
+    if not todo:
+        return
+    dataset = (
+        ray.data.from_arrow(pa.table({"block": todo}))
+        .repartition(target_num_rows_per_block=1, strict=True)
+        .map_batches(batch_size=None, batch_format="numpy", **how)
+    )
+    dataset.context.execution_no_progress_timeout_s = -1  # a block of large images may take long
+    done = dataset.iter_batches(batch_size=None, batch_format="numpy")
+    left = min(ledger.images, len(todo) * ledger.block_size)
+    try:
+        for batch in track(done, left, phase, size=lambda b: int(b["images"].sum() + b["failed"].sum())):
+            if phase == "predict":
+                limit.add(int(batch["failed"].sum()))
+    except ray.exceptions.RayTaskError as error:  # its text is a traceback that ends with ours
+        if reason := re.search(r"DatasetError: (.*)", str(error)):
+            raise DatasetError(reason[1]) from None
+        raise
+
+
+def _each_chunk(task: Callable[..., Any], ledger: Ledger, blocks: Sequence[int], *more: Any) -> Iterator[Any]:
+    """What a Ray task makes of each chunk of blocks, in their order."""
+    anywhere = "DEFAULT"  # unsaid, a trial of a sweep would have its tasks where it has no CPU but its own
+    remote = ray.remote(num_cpus=1, scheduling_strategy=anywhere)(task)
+    ends = [*range(0, len(blocks), CHUNK), len(blocks)]
+    for reference in [remote.remote(ledger, blocks[a:b], *more) for a, b in pairwise(ends)]:
+        yield ray.get(reference)
+
+
+def _tally(ledger: Ledger, classes: int) -> PredictionTotals:
+    total = PredictionTotals()
+    for part in _each_chunk(tally_chunk, ledger, range(ledger.blocks), classes):
+        total.add(part)
+    if not total.most:
+        raise DatasetError(f"none of the images could be read: {total.failed[0][2]}")
+    return total
+
+
+def _thresholds(rules: PseudoLabel, histogram: np.ndarray) -> np.ndarray:
+    """(K,) thresholds of the classes."""
+    if rules.rule == "fixed":
+        return np.full(len(histogram), rules.threshold, np.float32)
+    if rules.rule == "soft":
+        return np.zeros(len(histogram), np.float32)
+    return class_balanced_thresholds(histogram, rules.share, cap=rules.cap, rare_class=rules.rare_class)
+
+
+def _prototypes(work: Work, source: str) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
+    """Per checkpoint the mean feature of each class of the source, and which classes have one."""
+    source = _absolute(source)
+    classes = read_classes(source)
+    if classes.names != work.classes.names:
+        raise DatasetError(f"{source}: its classes are not the checkpoint's {', '.join(work.classes.names)}")
+
+    def labelled() -> Iterator[dict[str, Any]]:
+        rows = [row for row in list_images(source, "train") if row["label_uri"] is not None]
+        for i in (
+            sorted({*np.linspace(0, len(rows) - 1, PROTOTYPE_IMAGES).round().astype(int).tolist()}) if rows else ()
+        ):
+            yield rows[i]
+
+    books = open_ledger(join(work.out, "job", "source"), labelled, block_size=work.ledger.block_size, job={})
+    here = dataclasses.replace(work, ledger=books, truth=classes)
+    i = work.inference
+    options, threads = actor_pool(i.actors, i.min_actors, gpu=i.gpu)
+    _run(
+        books,
+        "prototypes",
+        _FailureLimit(None, books),
+        fn=PrototypeActor,
+        fn_constructor_args=(here, threads),
+        **options,
+    )
+    total, count = 0.0, 0.0
+    for block in range(books.blocks):  # in order: sums of floats
+        entry = books.entry("prototypes", block)
+        total, count = total + entry["sum"], count + entry["count"]
+    counts = np.asarray(count).reshape(len(work.checkpoints), -1)
+    sums = np.split(np.asarray(total), len(work.checkpoints))
+    return tuple(
+        ((s.reshape(len(c), -1) / np.maximum(c, 1)[:, None]).astype(np.float32), c > 0)
+        for s, c in zip(sums, counts, strict=True)
+    )

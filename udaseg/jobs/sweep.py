@@ -1,0 +1,192 @@
+"""`udaseg sweep`: search some of a recipe's settings on Ray Tune. A trial is an ordinary run.
+
+sweep.json            what is searched, and how
+shared/               a run of the first stages, where no setting that is swept touches them
+trials/<id>/          the run of a trial; it resumes in any stage, as every run
+trials/<id>/trial.json  its values
+tune/                 what Ray Tune keeps
+trials.json, .csv     the results
+best.json             the best recipe, for `udaseg train --config`
+report.html
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import importlib
+import io
+import json
+import math
+import pkgutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.tune.search.sample import Domain, Float, LogUniform
+from rich.console import Console
+
+import tune_spaces
+from pipelines.sweep import Arguments
+from udaseg.config import Recipe
+from udaseg.data.manifest import digest, read_manifest
+from udaseg.data.storage import absolute, children, exists, join, read_bytes, write_bytes
+from udaseg.errors import ConfigError, DatasetError, TrainingError
+from udaseg.evaluation.checkpoint_scores import Scoring
+from udaseg.evaluation.model_selection import SCORES
+from udaseg.jobs.preflight import check
+from udaseg.jobs.ray_session import ensure_ray, usable_cores
+from udaseg.jobs.train import train
+from udaseg.jobs.trials import MODES, _trainable, _tune, concurrency, read_trials, trial_resources
+from udaseg.overrides import full_names, override, to_json
+from udaseg.recipes import RECIPES
+from udaseg.reports.sweep import Trial, rank_correlations, sweep_page, trial_table
+
+
+@dataclass(frozen=True)
+class Space:
+    """A module of `tune_spaces`."""
+
+    name: str
+    recipe: str
+    metric: str
+    values: Mapping[str, Domain]
+    """A field's name, as on the command line of `udaseg train` -> its range."""
+
+
+def spaces() -> list[str]:
+    """The names of the modules of `tune_spaces`."""
+    return sorted(module.name for module in pkgutil.iter_modules(tune_spaces.__path__))
+
+
+def load_space(name: str) -> Space:
+    """A space by name. Raises ConfigError where there is none, or it does not fit a metric or recipe."""
+    if name not in spaces():
+        raise ConfigError(f"no space {name!r}; there are {', '.join(spaces())}")
+    module = importlib.import_module(f"tune_spaces.{name}")
+    space = Space(name, module.RECIPE, module.METRIC, module.SPACE)
+    if space.metric not in MODES:
+        raise ConfigError(f"tune_spaces/{name}.py: METRIC is {space.metric!r}; it must be one of {', '.join(MODES)}")
+    if space.recipe not in RECIPES:
+        raise ConfigError(f"tune_spaces/{name}.py: no recipe {space.recipe!r}; there are {', '.join(RECIPES)}")
+    if wrong := [field for field, domain in space.values.items() if not isinstance(domain, Domain)]:
+        raise ConfigError(f"tune_spaces/{name}.py: {wrong[0]} is no range; give one of ray.tune, e.g. uniform(0, 1)")
+    return space
+
+
+def sweep(space: Space, a: Arguments) -> list[Trial]:
+    """Try values of a space; writes the results to `a.out` and returns the trials in the order they began.
+
+    Raises:
+        ConfigError, DatasetError, CheckpointError: before anything runs, where something does not fit together.
+        TrainingError: the shared stages cannot be trained, or no trial came to its end.
+    """
+    out, directory = absolute(a.out), absolute(a.target)
+    wanted = {domain for stage in a.recipe.stages for domain in stage.data.domains()}
+    data = {"source": a.source and absolute(a.source), "target": directory if "target" in wanted else None}
+    _check(space, a, data)
+    settings = _settings(space, a, out)
+
+    need = trial_resources(a.cluster)
+    ensure_ray(num_cpus=max(usable_cores(), math.ceil(need["CPU"])), dashboard=True)
+    concurrent = a.concurrent or concurrency(ray.cluster_resources(), need)
+    write_bytes(join(out, "sweep.json"), settings.encode())
+    threads = a.cluster.threads or max(1, usable_cores() // (a.cluster.workers * concurrent))
+    cluster = dataclasses.replace(a.cluster, threads=threads)
+    shared = shared_stages(a.recipe, space.values)
+    if shared:
+        first = dataclasses.replace(a.recipe, stages=a.recipe.stages[:shared])
+        reads = {domain for stage in first.stages for domain in stage.data.domains()}
+        source, target = (data[name] if name in reads else None for name in ("source", "target"))
+        train(first, source=source, target=target, out=join(out, "shared"), resume=True, cluster=a.cluster)
+    scoring = Scoring(directory=directory, split=a.split, images=a.images, window=a.window)
+    trial = _trainable(a.recipe, shared, data, out, cluster, scoring, a.metric)
+    _tune(trial, space, a, out, concurrent, shared)
+
+    trials = read_trials(out, a.recipe, shared)
+    return _report(space, a, out, trials)
+
+
+def shared_stages(recipe: Recipe, names: Sequence[str] | Mapping[str, Any]) -> int:
+    """How many stages there are before the first that a field of `names` touches: all trials share their result."""
+    paths = [path.split(".") for name in names for path in full_names(recipe, name)]
+    return min(int(path[1]) if path[0] == "stages" else 0 for path in paths)
+
+
+def _check(space: Space, a: Arguments, data: dict[str, str | None]) -> None:
+    """Find, before anything runs, what would stop the sweep later."""
+    if a.trials < 1 or a.images < 1:
+        raise ConfigError("--trials and --images must be at least 1")
+    values = {name: domain.sample(random_state=0) for name, domain in space.values.items()}
+    check(override(a.recipe, values), data, a.cluster)
+    rows = read_manifest(a.target, a.split)
+    if a.metric == "miou" and rows["label_uri"].null_count:
+        raise DatasetError(
+            f"{a.target}: --metric miou needs labels, and images of split {a.split!r} have none; "
+            f"choose one of {', '.join(SCORES)}"
+        )
+
+
+def _settings(space: Space, a: Arguments, out: str) -> str:
+    """What `out`/sweep.json is to hold. Raises ConfigError unless `out` is new, or resumed with the same settings."""
+    chosen = ("metric", "trials", "search", "scheduler", "split", "images", "window")
+    mine = {
+        "space": {name: f"{domain.domain_str} {domain.sampler}" for name, domain in space.values.items()},
+        "recipe": dataclasses.asdict(a.recipe),
+        **{name: getattr(a, name) for name in chosen},
+        "manifests": [digest(directory) for directory in (a.source, a.target) if directory is not None],
+    }
+    mine = json.loads(json.dumps(mine))
+    uri = join(out, "sweep.json")
+    if exists(uri):
+        if not a.resume:
+            raise ConfigError(f"{out}: holds a sweep already; go on with it by --resume, or choose another --out")
+        theirs = json.loads(read_bytes(uri))
+        if changed := [name for name in mine if theirs.get(name) != mine[name]]:
+            raise ConfigError(f"{out}: was begun with other settings ({', '.join(changed)}); choose another --out")
+    elif children(out):
+        raise ConfigError(f"{out}: exists and is no sweep's directory; choose another --out")
+    return json.dumps(mine, indent=1)
+
+
+def _report(space: Space, a: Arguments, out: str, trials: list[Trial]) -> list[Trial]:
+    """Rank the trials and write what was found."""
+    mode = MODES[a.metric]
+    ranked = sorted(
+        (t for t in trials if t.state == "finished" and math.isfinite(t.last(a.metric))),
+        key=lambda t: t.last(a.metric),
+        reverse=mode == "max",
+    )
+    if not ranked:
+        why = "; ".join(sorted({t.error for t in trials if t.error})) or "none was begun"
+        raise TrainingError(f"no trial came to its end: {why}")
+    best = ranked[0]
+    recipe = override(a.recipe, best.values)
+    correlations = rank_correlations(trials, MODES)
+    found = {"trial": best.id, a.metric: best.last(a.metric), "recipe": dataclasses.asdict(recipe)}
+    write_bytes(join(out, "best.json"), json.dumps(found, indent=1).encode())
+    rows = [{"trial": t.id, "state": t.state, **t.values, "step": t.step, **t.scores} for t in trials]
+    write_bytes(join(out, "trials.json"), json.dumps([dataclasses.asdict(t) for t in trials], indent=1).encode())
+    table = io.StringIO()
+    writer = csv.DictWriter(table, list(dict.fromkeys(name for row in rows for name in row)))
+    writer.writeheader()
+    writer.writerows(rows)
+    write_bytes(join(out, "trials.csv"), table.getvalue().encode())
+    logarithmic = {n for n, d in space.values.items() if isinstance(d, Float) and isinstance(d.sampler, LogUniform)}
+    page = sweep_page(
+        title=f"{space.name}: {a.recipe.name}",
+        trials=trials,
+        best=best,
+        metric=a.metric,
+        mode=mode,
+        logarithmic=logarithmic,
+        correlations=correlations,
+        settings=to_json(recipe),
+    )
+    write_bytes(join(out, "report.html"), page.encode())
+    Console().print(trial_table(trials, best, a.metric))
+    for name, (rho, step, count) in correlations.items():
+        print(f"{name} ranks {count} trials at step {step} as mIoU does: Spearman {rho:.2f}")
+    print(f"report: {join(out, 'report.html')}\nbest: {join(out, 'best.json')}", flush=True)
+    return trials

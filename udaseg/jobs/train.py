@@ -1,0 +1,220 @@
+"""`udaseg train`: run a recipe's stages one after the other, with pseudo-labelling between them, and resume in any."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import ray.train
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from udaseg.checkpoints.directory import CARD_FILE, copy_model
+from udaseg.config import DOMAIN_OF, Inference, Recipe, Stage
+from udaseg.data.classes import Classes
+from udaseg.data.index import first_image
+from udaseg.data.manifest import digest
+from udaseg.data.plan import Plan, StreamPlan
+from udaseg.data.storage import absolute, exists, join, write_bytes
+from udaseg.errors import TrainingError
+from udaseg.evaluation.checkpoint_scores import Scoring
+from udaseg.job_config import Cluster
+from udaseg.jobs.monitor import Monitor
+from udaseg.jobs.preflight import _check_out, _check_resources, _shortage, check
+from udaseg.jobs.pseudo_label.job import pseudo_label
+from udaseg.jobs.ray_session import check_nodes, ensure_ray, usable_cores
+from udaseg.jobs.stream import PlanDataConfig
+from udaseg.jobs.worker import ProgressLog, WorkerJob, read_registered, train_worker
+from udaseg.overrides import to_json as recipe_to_json
+from udaseg.rng import key_to_seed
+
+
+def train(
+    recipe: Recipe,
+    *,
+    source: str | None,
+    target: str | None,
+    out: str,
+    resume: bool = False,
+    cluster: Cluster | None = None,
+    scoring: Scoring | None = None,
+    on_score: Callable[[dict[str, Any]], None] | None = None,
+) -> str:
+    """Run a recipe; returns the model directory of its last stage, `out`/model.
+
+    Args:
+        recipe: what to run.
+        source: dataset directory of labelled source images; None for a recipe that reads none.
+        target: dataset directory of target images; None for a recipe that reads none.
+        out: run directory, a path or URI that every node can write.
+        resume: go on with the run in `out`; without it a run directory that exists is refused.
+        cluster: workers and their resources.
+        scoring: the images that every checkpoint is scored on; metrics.jsonl has a row of scores for each.
+        on_score: takes these rows as they come, in a thread of its own.
+
+    Raises:
+        ConfigError, DatasetError, CheckpointError: before anything runs, where something does not fit together.
+        TrainingError: training cannot go on.
+    """
+    cluster = cluster or Cluster()
+    directories = {"source": source, "target": target}
+    classes = check(recipe, directories, cluster)
+    digests = {name: digest(directory) for name, directory in directories.items() if directory is not None}
+    out = absolute(out)
+    config = {"recipe": json.loads(recipe_to_json(recipe)), "manifests": digests}
+    _check_out(config, out, resume)
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(cluster.wait))
+    ensure_ray(num_cpus=usable_cores() + cluster.workers)
+    _check_resources(cluster)
+    if not exists(join(out, "config.json")):
+        write_bytes(join(out, "config.json"), json.dumps(config, indent=1).encode())
+    write_bytes(join(out, "classes.json"), classes.to_json().encode())
+    check_nodes([first_image(directory) for directory in directories.values() if directory is not None], out)
+    run = _Run(recipe, classes, directories, digests, out, cluster, Monitor(out, on_score), scoring)
+    for number, stage in enumerate(recipe.stages):
+        if not exists(join(run.stage_directory(number), "model", CARD_FILE)):
+            run_stage(run, number, stage)
+    copy_model(join(run.stage_directory(len(recipe.stages) - 1), "model"), join(out, "model"))
+    return join(out, "model")
+
+
+def stage_directory(out: str, recipe: Recipe, number: int) -> str:
+    """Where a stage of the run in `out` keeps its checkpoints and its model."""
+    return join(out, "stages", f"{number}-{recipe.stages[number].name}")
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What all stages of a run share."""
+
+    recipe: Recipe
+    classes: Classes
+    directories: dict[str, str | None]
+    digests: dict[str, str]
+    out: str
+    cluster: Cluster
+    monitor: Monitor
+    scoring: Scoring | None
+
+    def stage_directory(self, number: int) -> str:
+        return stage_directory(self.out, self.recipe, number)
+
+    def model_uri(self, name: str | None) -> str | None:
+        """The model directory that a stage's name stands for; any other name is one already."""
+        names = [s.name for s in self.recipe.stages]
+        return join(self.stage_directory(names.index(name)), "model") if name in names else name
+
+
+def run_stage(run: _Run, number: int, stage: Stage) -> None:
+    """Label the target if the stage asks for it, and train to the stage's end on Ray Train.
+
+    What was done before is not done again: pseudo-labels that are complete stay, and training goes on from the last
+    registered checkpoint.
+    """
+    recipe, cluster, directory = run.recipe, run.cluster, run.stage_directory(number)
+    init = run.model_uri(stage.init_from)
+    name = f"{number}-{stage.name}"
+    inputs = dict(run.directories)
+    if stage.pseudo_label is not None:
+        target, labelled = inputs["target"], join(run.out, "pseudo_labels", name)
+        labeller = init if stage.pseudo_label.by is None else run.model_uri(stage.pseudo_label.by)
+        assert target is not None and labeller is not None  # see `check`
+        if not exists(join(labelled, "manifest.parquet")):
+            inference = Inference(gpu=cluster.gpu, actors=cluster.workers, min_actors=cluster.fewest)
+            pseudo_label(
+                checkpoint=labeller,
+                images=target,
+                out=labelled,
+                split="train",
+                source=inputs.get("source"),
+                rules=stage.pseudo_label,
+                inference=inference,
+            )
+        inputs["target"] = labelled
+    seed = key_to_seed(recipe.seed, number, *(run.digests[domain] for domain in stage.data.domains()))
+    job = WorkerJob(
+        stage=stage,
+        classes=run.classes,
+        recipe=recipe.name,
+        seed=seed,
+        init_uri=init,
+        checkpoint_every=recipe.checkpoint_every,
+        log_every=recipe.log_every,
+        bf16=recipe.bf16,
+        threads=cluster.threads or max(1, usable_cores() // cluster.workers),
+        scoring=run.scoring,
+    )
+    # on this node: another one may be lost, and what it had not yet told with it
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    progress = ProgressLog.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"job": ray.cloudpickle.dumps(job), "progress": progress},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=cluster.workers if cluster.min_workers is None else (cluster.fewest, cluster.workers),
+            use_gpu=cluster.gpu,
+            resources_per_worker={"CPU": cluster.cpus_per_worker} | ({"GPU": 1} if cluster.gpu else {}),
+            elastic_resize_monitor_interval_s=min(60.0, cluster.wait),
+        ),
+        run_config=ray.train.RunConfig(
+            storage_path=join(run.out, "stages"),
+            name=name,
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=recipe.keep_checkpoints),
+            failure_config=ray.train.FailureConfig(
+                max_failures=cluster.max_failures,
+                max_preemption_failures=cluster.max_failures,
+                controller_failure_limit=3,
+            ),
+        ),
+        torch_config=TorchConfig(timeout_s=600),
+        datasets={"plan": ray.data.range(1)},  # a name only: PlanDataConfig deals the real one
+        dataset_config=PlanDataConfig(make_plan(stage, inputs, seed), directory, wait=cluster.wait),
+    )
+    with run.monitor.stage(number, stage, progress):
+        try:
+            result = trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            raise TrainingError(f"stage {name} failed: {_root_cause(error)}{_shortage(cluster)}") from error
+    if reason := (result.return_value or {}).get("error"):
+        raise TrainingError(f"stage {name}: {reason}")
+    copy_model(read_registered(directory)[-1][1], join(directory, "model"))
+
+
+def make_plan(stage: Stage, directories: dict[str, str | None], seed: int) -> Plan:
+    """The plan of a stage's samples. `directories` names the dataset of each stream."""
+    streams = {}
+    for name, stream in stage.data.streams().items():
+        directory = directories[DOMAIN_OF[name]]
+        assert directory is not None
+        streams[name] = StreamPlan(
+            directory=absolute(directory),
+            labelled=stream.labels != "none",
+            soft=stream.labels == "soft",
+            rare_class=stream.sampling == "rare_class",
+            rare_temperature=stream.rare_temperature,
+            rare_min_pixels=stream.rare_min_pixels,
+            rare_min_crop_pixels=stream.rare_min_crop_pixels,
+            short_side=stream.short_side,
+        )
+    data = stage.data
+    return Plan(
+        seed=seed,
+        batch_size=data.batch_size,
+        steps=stage.steps,
+        crop=data.crop,
+        short_side=data.short_side,
+        scale=data.scale,
+        streams=streams,
+    )
+
+
+def _root_cause(error: BaseException) -> str:
+    """The last line of the innermost worker error, for people; the traceback stays in Ray's logs."""
+    failures = getattr(error, "worker_failures", None) or {}
+    first = next(iter(failures.values()), None) or error.__cause__ or error
+    lines = [line for line in str(first).strip().splitlines() if line.strip()]
+    return lines[-1] if lines else repr(first)

@@ -1,0 +1,195 @@
+"""The trials of a sweep: what one takes, runs and leaves behind."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
+from typing import Any, Literal
+
+import optuna
+import ray
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
+from ray.tune.search import BasicVariantGenerator
+from ray.tune.search.optuna import OptunaSearch
+
+from pipelines.sweep import Arguments
+from udaseg.checkpoints.directory import CARD_FILE, copy_model
+from udaseg.config import Recipe
+from udaseg.data.storage import children, exists, join, read_bytes, write_bytes
+from udaseg.errors import CheckpointError, ConfigError, TrainingError
+from udaseg.evaluation.checkpoint_scores import Scoring
+from udaseg.evaluation.model_selection import SCORES
+from udaseg.job_config import Cluster
+from udaseg.jobs.sweep import Space
+from udaseg.jobs.train import stage_directory, train
+from udaseg.overrides import override
+from udaseg.reports.sweep import State, Trial
+
+MODES: dict[str, Literal["min", "max"]] = {"miou": "max", **SCORES}
+
+
+def trial_resources(cluster: Cluster) -> dict[str, float]:
+    """What a trial takes: its driver and its data tasks a CPU each, and its workers."""
+    return {"CPU": 2 + cluster.workers * cluster.cpus_per_worker, "GPU": cluster.workers if cluster.gpu else 0}
+
+
+def concurrency(resources: Mapping[str, float], need: Mapping[str, float]) -> int:
+    """How many trials run at a time. Raises ConfigError where not even one can."""
+    for name, amount in need.items():
+        if resources.get(name, 0) < amount:
+            raise ConfigError(
+                f"a trial takes {amount:g} {name}, the cluster has {resources.get(name, 0):g}; "
+                "give it fewer by --cluster.workers, or --concurrent where the cluster will grow"
+            )
+    return min(int(resources[name] // amount) for name, amount in need.items() if amount)
+
+
+def _trainable(
+    recipe: Recipe,
+    shared: int,
+    data: dict[str, str | None],
+    out: str,
+    cluster: Cluster,
+    scoring: Scoring,
+    metric: str,
+) -> Callable[[dict[str, Any]], None]:
+    """The function of one trial: Ray Tune calls it with values, and again where the trial was interrupted."""
+    begins = _begins(recipe, shared)
+
+    def trial(values: dict[str, Any]) -> None:
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        run, own = override(recipe, values), join(out, "trials", tune.get_context().get_trial_id())
+        uri = join(own, "trial.json")
+        if exists(uri):
+            note = json.loads(read_bytes(uri)) | {"error": None}
+        else:
+            note = {"began": time.time(), "values": values, "error": None}
+            for number in range(shared):
+                come_from = stage_directory(join(out, "shared"), run, number)
+                copy_model(join(come_from, "model"), join(stage_directory(own, run, number), "model"))
+
+        write_bytes(uri, json.dumps(note).encode())
+
+        def report(row: dict[str, Any]) -> None:
+            if (done := begins[row["stage"]] + row["step"]) < begins[-1]:
+                tune.report({"step": done, **_scores(row)})
+
+        try:
+            train(
+                run,
+                source=data["source"],
+                target=data["target"],
+                out=own,
+                resume=True,
+                cluster=cluster,
+                scoring=scoring,
+                on_score=report,
+            )
+        except Exception as error:
+            write_bytes(uri, json.dumps(note | {"error": str(error)}).encode())
+            if not isinstance(error, TrainingError | ConfigError | CheckpointError):
+                raise  # another try may end otherwise
+            tune.report({"step": begins[-1], metric: math.nan})
+            return
+        # Only now: the scheduler may stop a trial at each report, and this one is whole.
+        tune.report({"step": begins[-1], **read_curve(own, begins)[-1][1]})
+
+    return trial
+
+
+def _begins(recipe: Recipe, shared: int) -> list[int]:
+    """The steps that a trial has trained before each stage, and in all; those of shared stages are not its own."""
+    own = [0 if number < shared else stage.steps for number, stage in enumerate(recipe.stages)]
+    return list(accumulate(own, initial=0))
+
+
+def _scores(row: Mapping[str, Any]) -> dict[str, float]:
+    return {name: row[name] for name in MODES if name in row}
+
+
+def read_curve(run: str, begins: Sequence[int]) -> list[tuple[int, dict[str, float]]]:
+    """(steps, scores) of a run's checkpoints, oldest first."""
+    uri = join(run, "metrics.jsonl")
+    rows = map(json.loads, read_bytes(uri).decode().splitlines()) if exists(uri) else []
+    return [(begins[row["stage"]] + row["step"], _scores(row)) for row in rows if "entropy" in row]
+
+
+def read_trials(out: str, recipe: Recipe, shared: int) -> list[Trial]:
+    """The trials in a sweep's directory, in the order they began."""
+    begins, trials = _begins(recipe, shared), []
+    names = [info.base_name for info in children(join(out, "trials"))]
+    notes = {name: json.loads(read_bytes(join(out, "trials", name, "trial.json"))) for name in names}
+    for name, note in sorted(notes.items(), key=lambda item: item[1]["began"]):
+        own = join(out, "trials", name)
+        finished = exists(join(own, "model", CARD_FILE))
+        state: State = "failed" if note["error"] else "finished" if finished else "stopped"
+        trials.append(Trial(name, note["values"], state, read_curve(own, begins), note["error"]))
+    return trials
+
+
+def _tune(trial: Callable, space: Space, a: Arguments, out: str, concurrent: int, shared: int) -> None:
+    """Run the trials, or what is left of them."""
+    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "2")  # a trial that Tune has not noted is begun anew
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # a recipe may name files by relative paths
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # which prints whatever its verbosity
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    mode, steps = MODES[a.metric], _begins(a.recipe, shared)[-1]
+    trainable = tune.with_resources(trial, {"CPU": 1})
+    directory = join(out, "tune")
+    if a.resume and tune.Tuner.can_restore(directory):
+        tune.Tuner.restore(directory, trainable=trainable, resume_errored=True).fit()
+        return
+    search = (
+        OptunaSearch(seed=a.recipe.seed)
+        if a.search == "optuna"
+        else BasicVariantGenerator(max_concurrent=concurrent, random_state=a.recipe.seed)
+    )
+    grace = min(steps, max(a.recipe.checkpoint_every, steps // 9))
+    scheduler = (
+        ASHAScheduler("step", max_t=steps, grace_period=grace, reduction_factor=3, stop_last_trials=False)
+        if a.scheduler == "asha"
+        else FIFOScheduler()
+    )
+    tune.Tuner(
+        trainable,
+        param_space=dict(space.values),
+        tune_config=tune.TuneConfig(
+            metric=a.metric,
+            mode=mode,
+            search_alg=search,
+            scheduler=scheduler,
+            num_samples=a.trials,
+            max_concurrent_trials=concurrent if a.search == "optuna" else None,
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=out,
+            failure_config=tune.FailureConfig(max_failures=a.cluster.max_failures),
+            callbacks=[_Lines(a.metric, a.trials, steps)],
+            verbose=0,
+        ),
+    ).fit()
+
+
+class _Lines(tune.Callback):
+    """A line for each event of a trial."""
+
+    def __init__(self, metric: str, trials: int, steps: int) -> None:
+        self.metric, self.trials, self.steps = metric, trials, steps
+
+    def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        values = "  ".join(f"{name} {_short(value)}" for name, value in trial.config.items())
+        print(f"trial {trial.trial_id} ({len(trials)} of {self.trials})  {values}", flush=True)
+
+    def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
+        score = _short(result.get(self.metric, math.nan))
+        print(f"trial {trial.trial_id}  step {result['step']}/{self.steps}  {self.metric} {score}", flush=True)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,216 @@
+"""The function that Ray Train runs on every worker, and the channel on which its first rank reports progress.
+
+Ray Train's controller and the driver load this module too. What only a worker needs (networks, augmentation) is
+imported in its functions, which saves them seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import ray
+import ray.train
+import ray.train.torch
+import torch
+from ray.train import CheckpointUploadMode
+
+from udaseg.data.classes import Classes
+from udaseg.data.storage import join, read_bytes
+from udaseg.jobs.stream import iterate
+
+if TYPE_CHECKING:
+    from udaseg.config import Stage
+    from udaseg.evaluation.checkpoint_scores import Scoring
+    from udaseg.training.step import RunState
+
+
+HISTORY_FILE = "history.jsonl"
+"""The stage's metrics up to a checkpoint: what a lost driver had not written yet is found there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerJob:
+    """All that a worker must know to run a stage."""
+
+    stage: Stage
+    classes: Classes
+    recipe: str
+    seed: int
+    """Key of the run and stage."""
+    init_uri: str | None
+    """Model directory to start from."""
+    checkpoint_every: int
+    log_every: int
+    bf16: bool
+    threads: int
+    """Intra-op threads of torch on the CPU."""
+    scoring: Scoring | None = None
+    """None = checkpoints are not scored."""
+
+
+@ray.remote(num_cpus=0)
+class ProgressLog:
+    """Rows of metrics on their way from rank 0 to the driver, which takes them twice a second."""
+
+    def __init__(self) -> None:
+        self._rows: list[dict[str, Any]] = []
+
+    def put(self, row: dict[str, Any]) -> None:
+        self._rows.append(row)
+
+    def take(self) -> list[dict[str, Any]]:
+        rows, self._rows = self._rows, []
+        return rows
+
+
+def train_worker(config: dict[str, Any]) -> dict[str, Any]:
+    """Train one stage on this rank.
+
+    Args:
+        config: "job" (a `WorkerJob`, pickled, so that the controller need not load what it names) and "progress"
+            (handle of a `ProgressLog`).
+
+    Returns:
+        {"error": message} where training cannot go on, else {}. Returned, not raised: another try would end the same.
+    """
+    from udaseg.checkpoints.directory import STATE_FILE, read_weights
+    from udaseg.errors import TrainingError
+    from udaseg.training.step import build_state
+
+    job: WorkerJob = ray.cloudpickle.loads(config["job"])
+    torch.set_num_threads(job.threads)
+    device = ray.train.torch.get_device()
+    context = ray.train.get_context()
+    checkpoint = ray.train.get_checkpoint()
+    init = None if job.init_uri is None or checkpoint is not None else read_weights(job.init_uri)
+    stage = job.stage
+    state = build_state(stage, len(job.classes), seed=job.seed, init=init, device=device, bf16=job.bf16)
+    history: list[dict[str, Any]] = []
+    if checkpoint is not None:
+        with checkpoint.as_directory() as directory:
+            state.load(Path(directory) / STATE_FILE)
+            history = [json.loads(line) for line in (Path(directory) / HISTORY_FILE).read_text().splitlines()]
+    try:
+        _run(state, history, job, device, context.get_world_rank(), context.get_world_size(), config["progress"])
+    except TrainingError as error:
+        return {"error": str(error)}
+    return {}
+
+
+def _run(
+    state: RunState,
+    history: list[dict[str, Any]],
+    job: WorkerJob,
+    device: torch.device,
+    rank: int,
+    world_size: int,
+    progress: Any,
+) -> None:
+    """Train from `state` to the stage's end; `history` holds the rows of metrics so far, and rank 0 adds its own."""
+    from udaseg.evaluation.checkpoint_scores import score
+    from udaseg.training.batches import to_batches
+    from udaseg.training.step import train_step
+
+    stage, data = job.stage, job.stage.data
+    share = data.batch_size // world_size
+
+    def report(row: dict[str, Any]) -> None:
+        if rank == 0:
+            history.append(row)
+            progress.put.remote(row)
+
+    if rank == 0:
+        progress.put.remote({"event": "start", "step": state.step, "history": history})
+    rows = iterate(ray.train.get_dataset_shard("plan"), share=share)
+    waited, since, since_step = 0.0, time.monotonic(), state.step
+    noticed = False
+    while state.step < stage.steps:
+        asked = time.monotonic()
+        columns = next(rows)
+        waited += time.monotonic() - asked
+        expected = np.arange(share) + state.step * data.batch_size + rank * share
+        if not np.array_equal(columns["index"], expected):
+            raise RuntimeError(f"rank {rank} got samples {columns['index']} at step {state.step}, not {expected}")
+        values = train_step(state, to_batches(columns, data, seed=job.seed, device=device), stage, seed=job.seed)
+        last = state.step == stage.steps
+        if state.step % job.log_every == 0 or last:
+            now = time.monotonic()
+            images = (state.step - since_step) * data.batch_size * len(data.streams())
+            took = now - since
+            speed = {
+                "images_per_second": images / took,
+                "data_wait": waited / took,
+                "step_seconds": took / (state.step - since_step),
+                "memory_mib": peak_memory(device),
+                "workers": world_size,
+            }
+            lr = stage.optim.lr * stage.optim.lr_factor(state.step - 1, stage.steps)
+            report({"event": "step", "step": state.step, "lr": lr, **values, **speed})
+            waited, since, since_step = 0.0, now, state.step
+        due = state.step % job.checkpoint_every == 0 or last
+        if due and job.scoring is not None:
+            # before the checkpoint counts: what is done again after a loss is scored again too
+            scores = score(state.method.predictor, job.scoring, short_side=data.short_side, device=device)
+            report({"event": "score", "step": state.step, **scores})
+        if not noticed and state.step % job.log_every == 0:
+            # a node is about to be taken away: save once, and go on until it is; all ranks hear the same
+            noticed = ray.train.get_preemption_info() is not None
+            due = due or noticed
+        if due:
+            _checkpoint(state, history, job, rank)
+
+
+def peak_memory(device: torch.device) -> float:
+    """MiB that this process has held at its peak: allocated on a GPU, resident on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def _checkpoint(state: RunState, history: list[dict[str, Any]], job: WorkerJob, rank: int) -> None:
+    """Save on rank 0 and have Ray Train upload and register it; a barrier of all ranks.
+
+    Training goes on during the upload, unless nothing is left to train. A checkpoint counts once it is whole, so that a
+    loss during an upload falls back on the one before.
+    """
+    from udaseg.checkpoints.directory import STATE_FILE, ModelCard, save_model
+
+    name = f"checkpoint_{state.step:07d}"
+    if rank != 0:
+        ray.train.report({"step": state.step}, checkpoint_dir_name=name)
+        return
+    scratch = Path(tempfile.mkdtemp(prefix="udaseg-checkpoint-"))
+    state.save(scratch / STATE_FILE)
+    (scratch / HISTORY_FILE).write_text("".join(json.dumps(row) + "\n" for row in history))
+    card = ModelCard(
+        model=job.stage.model,
+        classes=job.classes,
+        short_side=job.stage.data.short_side,
+        recipe=job.recipe,
+        stage=job.stage.name,
+        step=state.step,
+    )
+    save_model(scratch, state.method.predictor, card)
+    last = state.step == job.stage.steps
+    ray.train.report(
+        {"step": state.step},
+        checkpoint=ray.train.Checkpoint.from_directory(scratch),
+        checkpoint_dir_name=name,
+        checkpoint_upload_mode=CheckpointUploadMode.SYNC if last else CheckpointUploadMode.ASYNC,
+        delete_local_checkpoint_after_upload=True,
+    )
+
+
+def read_registered(run_dir: str) -> list[tuple[int, str]]:
+    """(step, directory) of the checkpoints that Ray Train keeps in a stage's directory, oldest first."""
+    snapshot = json.loads(read_bytes(join(run_dir, "checkpoint_manager_snapshot.json")))
+    names = [entry["checkpoint_dir_name"] for entry in snapshot["checkpoint_results"]]
+    return sorted((int(name.rpartition("_")[2]), join(run_dir, name)) for name in names)

@@ -1,0 +1,130 @@
+"""Prediction of images: at the size the network was trained at, whole or in overlapping windows, in several views."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import product
+from typing import Protocol, TypeVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from udaseg.models.windows import window_starts
+from udaseg.types import Blend, Domain, SegOutput
+
+Key = TypeVar("Key")
+
+
+class Classifier(Protocol):
+    """A `Segmenter`, or what stands for one."""
+
+    @property
+    def num_classes(self) -> int: ...
+
+    def __call__(self, image: Tensor, domain: Domain, /) -> SegOutput: ...
+
+
+@torch.inference_mode()
+def predict(
+    network: Classifier,
+    image: Tensor,
+    *,
+    short_side: int,
+    window: tuple[int, int] | None = None,
+    overlap: float = 0.5,
+    blend: Blend = "mean",
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    domain: Domain = "target",
+) -> Tensor:
+    """Class probabilities of images, at their native size.
+
+    Args:
+        network: in evaluation mode.
+        image: (B, 3, H, W) in [0, 1].
+        short_side: pixels of the short side that the network sees.
+        window: height and width in pixels of sliding windows; None = the whole image at once.
+        overlap: share of a window that the next one covers again, in [0, 1).
+        blend: how windows that overlap are averaged: all alike, or the less the nearer a pixel is to a window's edge.
+        scales: factors on `short_side`; probabilities are averaged over them.
+        flip: average over the mirrored image too.
+        domain: which domain's parts of the network are used.
+
+    Returns:
+        (B, K, H, W) float probabilities.
+    """
+    height, width = image.shape[-2:]
+    total: Tensor | None = None
+    views = list(product(scales, (False, True) if flip else (False,)))
+    for scale, mirrored in views:
+        factor = scale * short_side / min(height, width)
+        view = image.flip(-1) if mirrored else image
+        if factor != 1:
+            size = (max(1, round(height * factor)), max(1, round(width * factor)))
+            view = F.interpolate(view, size=size, mode="bilinear", align_corners=False, antialias=True)
+        logits = (
+            network(view, domain).logits if window is None else _slide(network, view, window, overlap, domain, blend)
+        )
+        if factor != 1:
+            logits = F.interpolate(logits, size=(height, width), mode="bilinear", align_corners=False)
+        probability = logits.softmax(1)
+        probability = probability.flip(-1) if mirrored else probability
+        total = probability if total is None else total.add_(probability)
+    assert total is not None
+    return total if len(views) == 1 else total.div_(len(views))
+
+
+def _slide(
+    network: Classifier, image: Tensor, window: tuple[int, int], overlap: float, domain: Domain, blend: Blend = "mean"
+) -> Tensor:
+    """The mean of the logits of all windows that cover a pixel."""
+    height, width = image.shape[-2:]
+    total = image.new_zeros(image.shape[0], network.num_classes, height, width)
+    count = image.new_zeros(1, 1, height, width)
+    rows, columns = min(window[0], height), min(window[1], width)
+    weight = (
+        image.new_ones(rows, columns) if blend == "mean" else torch.outer(_taper(rows, image), _taper(columns, image))
+    )
+    for top in window_starts(height, window[0], overlap):
+        for left in window_starts(width, window[1], overlap):
+            here = (..., slice(top, top + window[0]), slice(left, left + window[1]))
+            total[here] += network(image[here], domain).logits * weight
+            count[here] += weight
+    return total / count
+
+
+def _taper(length: int, like: Tensor) -> Tensor:
+    """(length,) weights that fall linearly from 1 in the middle toward, but not to, 0 at both ends."""
+    position = torch.arange(length, device=like.device, dtype=like.dtype)
+    return torch.minimum(position + 1, length - position) * 2 / (length + 1)
+
+
+def by_size(images: Iterable[tuple[Key, np.ndarray]], batch_size: int) -> Iterator[tuple[list[Key], np.ndarray]]:
+    """Batches of images of one size each, none padded, from a stream of (key, (H, W, 3) image).
+
+    A batch is passed on as soon as it is full, so that never more than `batch_size` images of each size are held; what
+    does not fill one comes last.
+
+    Returns:
+        Iterator of (keys, (B, H, W, 3)).
+    """
+    waiting: dict[tuple[int, ...], list[tuple[Key, np.ndarray]]] = {}
+    for key, image in images:
+        bucket = waiting.setdefault(image.shape, [])
+        bucket.append((key, image))
+        if len(bucket) == batch_size:
+            yield _stack(waiting.pop(image.shape))
+    for bucket in waiting.values():
+        yield _stack(bucket)
+
+
+def _stack(bucket: list[tuple[Key, np.ndarray]]) -> tuple[list[Key], np.ndarray]:
+    keys, images = zip(*bucket, strict=True)
+    return list(keys), np.stack(images)
+
+
+def to_pixels(images: np.ndarray, device: torch.device) -> torch.Tensor:
+    """(B, H, W, 3) uint8 images as (B, 3, H, W) floats in [0, 1] on a device."""
+    return torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float() / 255

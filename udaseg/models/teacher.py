@@ -1,0 +1,82 @@
+"""The mean teacher, and a network that stays as it was."""
+
+from __future__ import annotations
+
+import copy
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from udaseg.models.segmenter import Segmenter
+from udaseg.types import Domain, SegOutput
+
+
+class EMATeacher(nn.Module):
+    """An exponential moving average of a student: teacher <- a * teacher + (1 - a) * student, a = min(1 - 1/(t+1), m).
+
+    Parameters are averaged. Dropout and drop-path are off.
+
+    Args:
+        student: the network that is copied and followed.
+        momentum: m in [0, 1).
+        statistics: whose batch-norm statistics it has. "own": those of the target images that it labels, since it runs
+            in training mode while training (as in DACS and its line); "student": a copy of the student's, for a method
+            whose teacher labels nothing.
+    """
+
+    updates: Tensor
+
+    def __init__(self, student: nn.Module, *, momentum: float, statistics: Literal["own", "student"] = "own") -> None:
+        super().__init__()
+        if not 0 <= momentum < 1:
+            raise ValueError(f"teacher momentum is {momentum}; it must lie in [0, 1)")
+        self.momentum = momentum
+        self.statistics = statistics
+        self.network = copy.deepcopy(student).requires_grad_(False)
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+
+    def train(self, mode: bool = True) -> EMATeacher:
+        super().train(mode)
+        for module in self.network.modules():
+            if "drop" in type(module).__name__.lower():  # Dropout2d, timm's DropPath, DropBlock2d, ...
+                module.eval()
+        return self
+
+    @torch.no_grad()
+    def update(self, student: nn.Module) -> None:
+        """One step toward the student. The first update copies it."""
+        momentum = min(1 - 1 / (int(self.updates) + 1), self.momentum)
+        for mine, new in zip(self.network.parameters(), student.parameters(), strict=True):
+            mine.lerp_(new.to(mine.dtype), 1 - momentum)
+        if self.statistics == "student":
+            for buffer, new_buffer in zip(self.network.buffers(), student.buffers(), strict=True):
+                buffer.copy_(new_buffer)
+        self.updates += 1
+
+    @torch.no_grad()
+    def forward(self, image: Tensor, domain: str = "target") -> SegOutput:
+        """The teacher's output, without gradient."""
+        output: SegOutput = self.network(image, domain)
+        return output
+
+    def label(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Confidence (B, H, W) in [0, 1] and train ids (B, H, W) of the teacher's best class."""
+        confidence, label = self(image).logits.softmax(1).max(1)
+        return confidence, label
+
+
+class FrozenNetwork(nn.Module):
+    """A network as it is now: it neither learns nor gathers statistics, and is saved with the method that holds it."""
+
+    def __init__(self, network: Segmenter) -> None:
+        super().__init__()
+        self.network = copy.deepcopy(network).requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> FrozenNetwork:
+        return self
+
+    @torch.no_grad()
+    def levels(self, image: Tensor, domain: Domain) -> tuple[Tensor, ...]:
+        """The backbone's levels in evaluation mode, without gradient."""
+        return self.network.levels(image, domain)

@@ -1,0 +1,121 @@
+"""A recipe's fields by name: from the command line, from Ray Tune, and as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import typeguard
+
+from udaseg.config import Recipe
+from udaseg.errors import ConfigError
+
+
+def full_names(recipe: Recipe, name: str) -> list[str]:
+    """The fields that an override's name stands for: `method.x` is `stages.i.method.x` of every stage that has it.
+
+    Raises ConfigError, with the nearest names, where no field is meant.
+    """
+    leaves = [path for path, _ in _leaves(recipe)]
+    if name in leaves:
+        return [name]
+    everywhere = [path for path in leaves if path.split(".")[0] == "stages" and path.split(".", 2)[2] == name]
+    if everywhere:
+        return everywhere
+    short = sorted({path.split(".", 2)[2] if path.startswith("stages.") else path for path in leaves})
+    close = difflib.get_close_matches(name, [*short, *leaves], n=3, cutoff=0.5)
+    hint = f"; did you mean {', '.join(close)}?" if close else ""
+    raise ConfigError(f"recipe {recipe.name!r} has no field {name!r}{hint}")
+
+
+def override(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
+    """A copy of the recipe with other values, e.g. `override(recipe, {"method.temperature": 0.07})`.
+
+    Raises ConfigError where a name is misspelt or a value is of another type than the field.
+    """
+    for name, value in values.items():
+        for path in full_names(recipe, name):
+            recipe = _set(recipe, path.split("."), value, path)
+    return recipe
+
+
+def to_json(recipe: Recipe) -> str:
+    """The recipe with every field, as JSON that `from_json` reads."""
+    return json.dumps(dataclasses.asdict(recipe), indent=1)
+
+
+def from_json(text: str, recipes: Mapping[str, Any], origin: str) -> Recipe:
+    """The recipe that `to_json` wrote. `recipes` maps names to the functions that build them.
+
+    Raises ConfigError, naming `origin`, where it names an unknown recipe or field.
+    """
+    try:
+        raw = json.loads(text)
+        recipe: Recipe = recipes[raw["name"]]()
+    except (json.JSONDecodeError, TypeError, KeyError) as error:
+        raise ConfigError(f"{origin}: not a configuration of a known recipe ({error!r})") from None
+    if len(raw.get("stages", recipe.stages)) != len(recipe.stages):
+        raise ConfigError(f"{origin}: {len(raw['stages'])} stages; recipe {recipe.name!r} has {len(recipe.stages)}")
+    try:
+        return override(recipe, dict(_flatten(raw)) | {"name": recipe.name})
+    except ConfigError as error:
+        raise ConfigError(f"{origin}: {error}") from None
+
+
+def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name, value) of every field that is no section of its own."""
+    if dataclasses.is_dataclass(value):
+        items = [(f.name, getattr(value, f.name)) for f in dataclasses.fields(value)]
+    elif isinstance(value, tuple) and any(dataclasses.is_dataclass(v) for v in value):
+        items = [(str(i), v) for i, v in enumerate(value)]
+    else:
+        yield prefix, value
+        return
+    for name, item in items:
+        yield from _leaves(item, f"{prefix}.{name}" if prefix else name)
+
+
+def _flatten(raw: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(raw, dict):
+        items = list(raw.items())
+    elif isinstance(raw, list) and any(isinstance(v, dict) for v in raw):
+        items = [(str(i), v) for i, v in enumerate(raw)]
+    else:
+        yield prefix, raw
+        return
+    for name, item in items:
+        yield from _flatten(item, f"{prefix}.{name}" if prefix else name)
+
+
+def _set(value: Any, path: list[str], new: Any, full: str) -> Any:
+    if isinstance(value, tuple):
+        i = int(path[0])
+        return (*value[:i], _set(value[i], path[1:], new, full), *value[i + 1 :])
+    if len(path) > 1:
+        return dataclasses.replace(value, **{path[0]: _set(getattr(value, path[0]), path[1:], new, full)})
+    expected = typing.get_type_hints(type(value))[path[0]]
+    if isinstance(new, list):
+        new = tuple(new)
+    if expected is float and isinstance(new, int) and not isinstance(new, bool):
+        new = float(new)
+    numbers = new if isinstance(new, tuple) else (new,) if expected in (int, float) else ()
+    if any(isinstance(number, bool) for number in numbers):  # Python counts True as 1
+        raise ConfigError(f"{full} is {new!r}; it must be {_type_name(expected)}")
+    try:
+        typeguard.check_type(new, expected)
+    except typeguard.TypeCheckError:
+        raise ConfigError(f"{full} is {new!r}; it must be {_type_name(expected)}") from None
+    return dataclasses.replace(value, **{path[0]: new})
+
+
+def _type_name(expected: Any) -> str:
+    if typing.get_origin(expected) is Literal:
+        return "one of " + ", ".join(map(repr, typing.get_args(expected)))
+    if isinstance(expected, types.UnionType):
+        return " or ".join(map(_type_name, typing.get_args(expected)))
+    return getattr(expected, "__name__", None) if isinstance(expected, type) else str(expected)  # type: ignore[return-value]

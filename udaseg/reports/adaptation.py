@@ -1,0 +1,288 @@
+"""An adaptation for people: tables, pictures and one HTML page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from typing import Any, NamedTuple
+
+import jinja2
+import matplotlib
+import numpy as np
+from PIL import Image
+from rich.table import Table
+
+from udaseg.data.classes import Classes
+from udaseg.data.taxonomies import CITYSCAPES_CLASSES, SYNTHIA_MEANS
+from udaseg.evaluation.metrics import gap_closed, iou, mean_iou, pixel_accuracy
+
+matplotlib.use("Agg")
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
+
+from udaseg.reports.page import _percent, clear, data_uri, to_image
+
+NOT_LOSSES = {
+    *("stage", "name", "step", "lr", "grad_norm"),
+    *("images_per_second", "data_wait", "step_seconds", "memory_mib", "workers"),
+}
+"""What a row of metrics.jsonl holds beside the losses."""
+
+
+_COLOURS = ("#56606b", "#1f6fd1", "#128a5c")  # source-only, adapted, oracle
+
+
+class Shares(NamedTuple):
+    """What a pseudo-labelling kept, per class."""
+
+    kept: np.ndarray
+    """(K,) pixels."""
+    predicted: np.ndarray
+    """(K,) pixels."""
+    thresholds: np.ndarray
+    """(K,) confidences."""
+
+
+class Example(NamedTuple):
+    """An image that two networks have predicted, all (H, W)."""
+
+    image: np.ndarray
+    """uint8, with a third axis of RGB."""
+    truth: np.ndarray
+    """Train ids or 255, as the two predictions are."""
+    before: np.ndarray
+    after: np.ndarray
+    confidence: np.ndarray
+    """In [0, 1], of `after`."""
+
+
+def _synthia_means(counts: np.ndarray, names: Sequence[str]) -> dict[str, float]:
+    """For the classes of Cityscapes, the means over those of them that SYNTHIA has; for others nothing."""
+    if tuple(names) != CITYSCAPES_CLASSES.names:
+        return {}
+    return {title: mean_iou(counts, [names.index(name) for name in some]) for title, some in SYNTHIA_MEANS.items()}
+
+
+def summary(counts: np.ndarray, names: Sequence[str]) -> dict[str, object]:
+    """A confusion matrix's metrics as plain values; the IoU of a class that never occurs is None."""
+    per_class = {name: None if np.isnan(v) else round(float(v), 6) for name, v in zip(names, iou(counts), strict=True)}
+    return {
+        "miou": round(mean_iou(counts), 6),
+        **{title: round(value, 6) for title, value in _synthia_means(counts, names).items()},
+        "pixel_accuracy": round(pixel_accuracy(counts), 6),
+        "iou": per_class,
+        "confusion": counts.tolist(),
+    }
+
+
+def iou_table(counts: Mapping[str, np.ndarray], names: Sequence[str]) -> Table:
+    """Per-class IoU in percent, one column a network, with the means and pixel accuracy below."""
+    table = Table()
+    table.add_column("class")
+    for title in counts:
+        table.add_column(title or "IoU %", justify="right")
+    columns = [iou(c) for c in counts.values()]
+    for k, name in enumerate(names):
+        table.add_row(name, *(_percent(column[k]) for column in columns))
+    table.add_section()
+    means = [{"mIoU": mean_iou(c)} | _synthia_means(c, names) for c in counts.values()]
+    for title in means[0]:
+        table.add_row(title, *(_percent(mean[title]) for mean in means))
+    table.add_row("pixel accuracy", *(_percent(pixel_accuracy(c)) for c in counts.values()))
+    return table
+
+
+def share_table(names: Sequence[str], shares: Shares) -> Table:
+    """What a pseudo-labelling kept: per class its threshold, share kept, and share of all labels."""
+    *classes, everything = _share_rows(names, shares)
+    table = Table("class", "threshold", "kept %", "of all labels %")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row in classes:
+        table.add_row(*row)
+    table.add_section()
+    table.add_row(*everything)
+    return table
+
+
+def _share_rows(names: Sequence[str], shares: Shares) -> list[tuple[str, str, str, str]]:
+    """The cells of `share_table`, one row a class and one for all."""
+    kept, predicted, thresholds = shares
+    rows = [
+        (
+            name,
+            f"{thresholds[k]:.4f}" if predicted[k] else "never predicted",
+            _percent(kept[k] / max(1, predicted[k])),
+            _percent(kept[k] / max(1, kept.sum())),
+        )
+        for k, name in enumerate(names)
+    ]
+    return [*rows, ("all", "", _percent(kept.sum() / max(1, predicted.sum())), "100.0")]
+
+
+def confusion_picture(counts: np.ndarray, names: Sequence[str]) -> Image.Image:
+    """A confusion matrix, each row (true class) in percent of its pixels."""
+    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    side = 2.2 + 0.45 * len(names)
+    figure = Figure(figsize=(side + 0.6, side), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(range(len(names)), names, rotation=60, ha="right", rotation_mode="anchor", parse_math=False)
+    axes.set_yticks(range(len(names)), names, parse_math=False)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    for i, j in np.ndindex(*share.shape):
+        if share[i, j] >= 0.005:
+            colour = "white" if share[i, j] > 0.5 else "black"
+            axes.text(j, i, f"{100 * share[i, j]:.0f}", ha="center", va="center", fontsize=7, color=colour)
+    return to_image(figure)
+
+
+def loss_picture(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Image.Image:
+    """Losses over steps, one panel a run, from its rows of metrics.jsonl with "step" counted over all its stages."""
+    figure = Figure(figsize=(4 * len(runs), 4), layout="constrained")
+    panels = figure.subplots(1, len(runs), sharey=True, squeeze=False)[0]
+    for axes, (run, rows) in zip(panels, runs.items(), strict=True):
+        names = dict.fromkeys(name for row in rows for name in row if name not in NOT_LOSSES | {"coverage"})
+        for n, name in enumerate(names):
+            for stage in sorted({row["stage"] for row in rows}):  # a line of its own: stages do not join
+                points = [(row["step"], row[name]) for row in rows if row["stage"] == stage and name in row]
+                if points:
+                    axes.plot(*zip(*points, strict=True), color=f"C{n}", lw=1.3, label=name)
+        lines = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.14)}
+        axes.legend(lines.values(), lines.keys(), frameon=False, ncols=2, **below)
+        axes.set_title(run, loc="left")
+        axes.set_xlabel("steps")
+        clear(axes)
+    panels[0].set_yscale("log")
+    panels[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    panels[0].yaxis.set_major_formatter("{x:g}")
+    panels[0].yaxis.set_minor_formatter("")
+    panels[0].set_ylim(bottom=max(0.01, panels[0].get_ylim()[0]))  # a contrast of nearly 0 would take up the panel
+    return to_image(figure)
+
+
+def miou_picture(curves: Mapping[str, Sequence[tuple[int, float]]], begins: Mapping[str, int]) -> Image.Image:
+    """mIoU over total steps.
+
+    Args:
+        curves: per network its (step, mIoU), in the order source-only, adapted, oracle.
+        begins: per stage of the adapted network the step that it begins at.
+    """
+    figure = Figure(figsize=(5.8, 5.4), layout="constrained")
+    axes = figure.subplots()
+    for (name, points), colour in zip(curves.items(), _COLOURS, strict=True):
+        steps, values = zip(*points, strict=True)
+        label = f"{name}, {_percent(values[-1])} at last"
+        axes.plot(steps, [100 * value for value in values], color=colour, lw=2, marker="o", ms=4.5, label=label)
+    for stage, step in begins.items():
+        axes.axvline(step, color="#b4bcc5", lw=1, ls="--", zorder=0)
+        axes.text(step, 1.01, f" {stage}", transform=axes.get_xaxis_transform(), fontsize=9, color="#66717c")
+    axes.set_xlim(left=0)
+    axes.set_xlabel("steps, of all stages together")
+    axes.set_ylabel("target mIoU, %")
+    axes.legend(frameon=False)
+    clear(axes)
+    return to_image(figure)
+
+
+def sheet_picture(examples: Sequence[Example], classes: Classes) -> Image.Image:
+    """Images in rows: image, truth, before, after, and the confidence of the last."""
+    colours = np.full((256, 3), 255, np.uint8)  # pixels without a label are white
+    colours[: len(classes)] = classes.palette
+    titles = ("image", "truth", "before", "after", "confidence")
+    height, width = examples[0].truth.shape
+    head, row, foot, cell = 0.3, 2.4 * height / width, 0.45, 2.4  # inches
+    inches = head + row * len(examples) + foot
+    figure = Figure(figsize=(cell * len(titles), inches))
+    spaces = {"left": 0, "right": 1, "top": 1 - head / inches, "bottom": foot / inches, "wspace": 0.02, "hspace": 0.04}
+    grid = figure.subplots(len(examples), len(titles), squeeze=False, gridspec_kw=spaces)
+    for axes, example in zip(grid, examples, strict=True):
+        labels = (colours[label] for label in (example.truth, example.before, example.after))
+        for cell_axes, picture in zip(axes[:-1], (example.image, *labels), strict=True):
+            cell_axes.imshow(picture, aspect="auto")
+        shown = axes[-1].imshow(example.confidence, cmap="viridis", vmin=0, vmax=1, aspect="auto")
+    for cell_axes in grid.flat:
+        cell_axes.set_axis_off()
+    for cell_axes, title in zip(grid[0], titles, strict=True):
+        cell_axes.set_title(title)
+    left = grid[-1, -1].get_position().x0 + 0.01
+    scale = figure.add_axes((left, (foot - 0.2) / inches, 0.98 - left, 0.1 / inches))
+    figure.colorbar(shown, cax=scale, orientation="horizontal")
+    return to_image(figure)
+
+
+def gap_text(before: float, adapted: float, oracle: float) -> str:
+    """How much of the gap between source-only and oracle the adaptation closed, e.g. "gap closed 0.62"."""
+    return f"gap closed {round(gap_closed(before, adapted, oracle), 2) + 0.0:.2f}"  # + 0.0: never "-0.00"
+
+
+def html_report(
+    *,
+    classes: Classes,
+    about: str,
+    curves: Mapping[str, Sequence[tuple[int, np.ndarray]]],
+    begins: Mapping[str, int],
+    losses: Mapping[str, Sequence[Mapping[str, Any]]],
+    examples: Sequence[Example],
+    shares: Shares,
+    settings: Mapping[str, str],
+    facts: Mapping[str, str],
+    seconds: Mapping[str, float],
+) -> str:
+    """An adaptation as one HTML page that needs no other file.
+
+    Args:
+        classes: names and colours.
+        about: what was done, in a sentence.
+        curves: of the networks "source-only", "adapted" and "oracle", in this order, the (step, confusion matrix on the
+            target) of their checkpoints; the last is the network's result.
+        begins: per stage of the adapted network the step that it begins at.
+        losses: per run its rows of metrics.jsonl with "step" counted over all its stages.
+        examples: images of the target, predicted by the source-only and the adapted network.
+        shares: what the target's last pseudo-labels keep.
+        settings: per run its configuration as JSON.
+        facts: seed, versions and the like.
+        seconds: wall time per phase.
+    """
+    source_only, adapted, oracle = (points[-1][1] for points in curves.values())
+    results = [mean_iou(counts) for counts in (source_only, adapted, oracle)]
+    columns = [iou(counts) for counts in (source_only, adapted, oracle)]
+    rows = [_iou_row(name, [column[k] for column in columns]) for k, name in enumerate(classes.names)]
+    totals = [
+        _iou_row("mIoU", results),
+        _iou_row("pixel accuracy", [pixel_accuracy(counts) for counts in (source_only, adapted, oracle)]),
+    ]
+    miou = {name: [(step, mean_iou(counts)) for step, counts in points] for name, points in curves.items()}
+    template = files("udaseg").joinpath("report.html").read_text(encoding="utf-8")
+    jinja = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return jinja.from_string(template).render(
+        about=about,
+        gap=gap_text(*results),
+        has_gap=results[2] > results[0],
+        networks=list(curves),
+        results=[_percent(value) for value in results],
+        colours=_COLOURS,
+        closed=float(np.clip(np.nan_to_num(gap_closed(*results)), 0, 1)),
+        palette=dict(zip(classes.names, classes.palette, strict=True)),
+        rows=rows,
+        totals=totals,
+        losses=data_uri(loss_picture(losses)),
+        miou=data_uri(miou_picture(miou, begins)),
+        confusion=data_uri(confusion_picture(adapted, classes.names)),
+        sheet=data_uri(sheet_picture(examples, classes)),
+        shares=_share_rows(classes.names, shares),
+        settings=settings,
+        facts=facts,
+        seconds={name: f"{value:.1f} s" for name, value in seconds.items()},
+        total=f"{sum(seconds.values()):.1f} s",
+    )
+
+
+def _iou_row(name: str, values: Sequence[float]) -> dict[str, Any]:
+    """A row's cells: the three networks' values and what adaptation changed, in percent."""
+    change = round(100 * (values[1] - values[0]), 1)
+    tone = "better" if change > 0 else "worse" if change < 0 else ""
+    text = "-" if np.isnan(change) else f"{change + 0.0:+.1f}"
+    return {"name": name, "values": [_percent(value) for value in values], "change": text, "tone": tone}

@@ -1,0 +1,45 @@
+"""Streamed columns as augmented batches on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from udaseg.components.augment import strong, weak
+from udaseg.config import Data
+from udaseg.data.confidence import decode_confidence
+from udaseg.types import Batch
+
+
+def to_batches(columns: Mapping[str, np.ndarray], data: Data, *, seed: int, device: torch.device) -> dict[str, Batch]:
+    """Streamed uint8 columns as augmented batches on the device, keyed per sample.
+
+    Args:
+        columns: "index" (B,), and per stream "<name>_image" (B, H, W, 3), and maybe "<name>_label" and
+            "<name>_confidence" (B, H, W).
+        data: augmentation settings.
+        seed: key of the run and stage.
+        device: where the batches go.
+    """
+    index = torch.from_numpy(columns["index"].astype(np.int64)).to(device)
+    batches = {}
+    for name, stream in data.streams().items():
+        image = torch.tensor(columns[f"{name}_image"]).to(device)  # a copy: Arrow's memory is read-only
+        label, code = columns.get(f"{name}_label"), columns.get(f"{name}_confidence")
+        batch = Batch(
+            image=image.permute(0, 3, 1, 2).float() / 255,  # channels last, as it comes: convolutions are faster so
+            index=index,
+            label=None if label is None else torch.tensor(label).to(device).long(),
+            weight=None if code is None else torch.from_numpy(decode_confidence(code)).to(device),
+        )
+        batch = weak(batch, seed=seed, purpose=name, flip=data.flip, rotation=data.rotation)
+        if stream.jitter or stream.blur:
+            view = strong(
+                batch.image, index, seed=seed, purpose=name, jitter=stream.jitter, blur_probability=stream.blur
+            )
+            batch = replace(batch, image=view)
+        batches[name] = batch
+    return batches

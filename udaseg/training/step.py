@@ -1,0 +1,125 @@
+"""The training loop of one process: its state, and one step. Nothing here knows of Ray."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from udaseg.config import Stage
+from udaseg.distributed import average_batch_norm, average_gradients, rank
+from udaseg.errors import CheckpointError, TrainingError
+from udaseg.models.build import build_segmenter
+from udaseg.rng import key_to_seed
+from udaseg.types import Batch
+
+
+@dataclass
+class RunState:
+    """All that changes in a run: saving, resuming and moving it is this and nothing else."""
+
+    method: Any
+    """A `Method` that is an `nn.Module`."""
+    optimizers: list[Optimizer]
+    step: int = 0
+    """Steps done."""
+
+    def save(self, path: Path) -> None:
+        """Write the state to a file that loads without executing code."""
+        torch.save(
+            {
+                "method": self.method.state_dict(),
+                "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+                "step": self.step,
+            },
+            path,
+        )
+
+    def load(self, path: Path) -> None:
+        """Take over a state of `save`. Raises CheckpointError where it is of another method or network."""
+        device = next(self.method.parameters()).device
+        try:
+            state = torch.load(path, map_location=device, weights_only=True)
+            self.method.load_state_dict(state["method"])
+            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
+        except (RuntimeError, KeyError, ValueError, OSError, EOFError, pickle.UnpicklingError) as error:
+            raise CheckpointError(f"{path}: not a checkpoint of this stage ({error})") from error
+        self.step = int(state["step"])
+
+
+def build_state(
+    stage: Stage, num_classes: int, *, seed: int, init: Mapping[str, Tensor] | None, device: torch.device, bf16: bool
+) -> RunState:
+    """A stage's method before its first step.
+
+    Args:
+        stage: the configuration.
+        num_classes: K.
+        seed: key of the run and stage.
+        init: state of the network to start from; None = from the backbone's weights.
+        device: where everything lives.
+        bf16: autocast the network to bfloat16.
+    """
+    torch.manual_seed(key_to_seed(seed, "init"))
+    model = stage.model if init is None else dataclasses.replace(stage.model, pretrained=False, weights=None)
+    student = build_segmenter(num_classes, **dataclasses.asdict(model))
+    student.bf16, student.seed = bf16, seed
+    if init is not None:
+        student.load_network(init)
+    method = stage.method.build(student, seed=seed).to(device=device, memory_format=torch.channels_last)
+    return RunState(method, method.optimizers(stage.optim))
+
+
+def train_step(state: RunState, batches: Mapping[str, Batch], stage: Stage, *, seed: int) -> dict[str, float]:
+    """One step of the loop: forward and backward per graph, averaged gradients, optimisers, teacher.
+
+    Returns:
+        Each loss by name as this rank sees it, and "grad_norm".
+
+    Raises:
+        TrainingError: a loss or gradient is not finite; on every rank, since the averaged gradient carries it.
+    """
+    method, step = state.method, state.step
+    method.train()
+    torch.manual_seed(key_to_seed(seed, step, rank(), "dropout"))
+    for optimizer in state.optimizers:
+        optimizer.zero_grad(set_to_none=True)
+        factor = stage.optim.lr_factor(step, stage.steps)
+        for group in optimizer.param_groups:
+            group["lr"] = group["base_lr"] * factor
+
+    logs: dict[str, Tensor] = {}
+    for losses in method.losses(batches, step, stage.steps):
+        terms = [loss.weight * loss.value for loss in losses if loss.weight and loss.value.requires_grad]
+        if terms:
+            torch.stack(terms).sum().backward()
+        logs |= {loss.name: loss.value.detach() for loss in losses}
+
+    parameters = [p for optimizer in state.optimizers for group in optimizer.param_groups for p in group["params"]]
+    norm = 0.0
+    if parameters:
+        average_gradients(parameters)
+        clip = stage.optim.clip or math.inf
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters, clip))
+    values = {name: float(value) for name, value in logs.items()}
+    if not math.isfinite(norm) or not all(map(math.isfinite, values.values())):
+        seen = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+        raise TrainingError(
+            f"step {step}: a loss or gradient is not finite (gradient norm {norm}; {seen}). "
+            "Lower optim.lr, set optim.clip, or look for images without any labelled pixel"
+        )
+    for optimizer in state.optimizers:
+        optimizer.step()
+    average_batch_norm(method)
+    method.after_step()
+    state.step += 1
+    return values | {"grad_norm": norm}
