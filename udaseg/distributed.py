@@ -49,16 +49,21 @@ def _average_flat(tensors: list[Tensor]) -> None:
             tensor.copy_(mean.view_as(tensor))
 
 
-def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replace each gradient by its mean over ranks; a missing one becomes zero, so that all ranks hold the same set."""
-    gradients = []
-    for parameter in parameters:
-        if parameter.requires_grad:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            gradients.append(parameter.grad)
-    if world_size() > 1 and gradients:
-        _average_flat(gradients)
+def average_gradients(parameters: Iterable[nn.Parameter]) -> bool:
+    """Replace each gradient by its mean over ranks; a missing one becomes zero, so that all ranks hold the same set.
+
+    Returns whether any parameter had a gradient on any rank.
+    """
+    learning = [parameter for parameter in parameters if parameter.requires_grad]
+    found = any(parameter.grad is not None for parameter in learning)
+    for parameter in learning:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    if world_size() == 1 or not learning:
+        return found
+    share = torch.full_like(learning[0].flatten()[:1], float(found), requires_grad=False)
+    _average_flat([*(parameter.grad for parameter in learning if parameter.grad is not None), share])
+    return bool(share > 0)
 
 
 def average_batch_norm(module: nn.Module) -> None:
@@ -69,10 +74,3 @@ def average_batch_norm(module: nn.Module) -> None:
     statistics = [b for name, b in module.named_buffers() if name.endswith(("running_mean", "running_var"))]
     if world_size() > 1 and statistics:
         _average_flat(statistics)
-
-
-def broadcast_state(module: nn.Module) -> None:
-    """Give every rank the parameters and buffers of rank 0."""
-    if world_size() > 1:
-        for tensor in [*module.parameters(), *module.buffers()]:
-            torch_dist.broadcast(tensor.data, src=0)

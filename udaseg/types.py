@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:  # tasks that need no network start five seconds sooner without torch
@@ -33,10 +33,20 @@ class Batch:
     """(B, H, W) int64 train ids, 255 = ignore."""
     weight: Tensor | None = None
     """(B, H, W) float, for pseudo-labels the confidence in [0, 1]."""
+    stream: str = ""
+    """Which one, for messages."""
+
+    @property
+    def labels(self) -> Tensor:
+        """`label` of a stream that must have one. Raises ValueError, naming the stream, where it has none."""
+        if self.label is None:
+            raise ValueError(f'stream {self.stream!r} has no labels: give data.{self.stream}.labels other than "none"')
+        return self.label
 
     def to(self, device: torch.device) -> Batch:
         """The same batch with every tensor on `device`."""
-        return Batch(
+        return replace(
+            self,
             image=self.image.to(device),
             index=self.index.to(device),
             label=None if self.label is None else self.label.to(device),

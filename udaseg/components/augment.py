@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import kornia
 import torch
@@ -44,7 +45,7 @@ def weak(batch: Batch, *, seed: int, purpose: str, flip: float = 0.5, rotation: 
         for name, plane in planes.items():
             if plane is not None:
                 planes[name] = _warp(plane, matrix, is_label=name == "label")
-    return Batch(index=batch.index, **planes)  # type: ignore[arg-type] # the image is never None
+    return replace(batch, **planes)  # type: ignore[arg-type] # the image is never None
 
 
 def _warp(plane: Tensor, matrix: Tensor, *, is_label: bool) -> Tensor:

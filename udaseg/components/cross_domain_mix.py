@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from udaseg.components.augment import strong
+from udaseg.components.masked_consistency import MIC
 from udaseg.components.mixing import class_mask, paste
 from udaseg.components.pseudo_label import confident_share
+from udaseg.losses.segmentation import Reduction
+from udaseg.models.segmenter import Segmenter
 from udaseg.models.teacher import EMATeacher
-from udaseg.types import Batch
+from udaseg.types import Batch, Loss
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +24,8 @@ class Mixture:
 
     image: Tensor
     """(B, 3, H, W), in a strong view."""
+    mask: Tensor
+    """Bool: the pixels of the source."""
     label: Tensor
     weight: Tensor
     """1 where pixels are the source's, `quality` where they are the target's, 0 in its border."""
@@ -41,6 +47,9 @@ def mix(
     jitter: float,
     ignore_top: int = 0,
     ignore_bottom: int = 0,
+    include_ignore: bool = True,
+    jitter_probability: float = 0.8,
+    blur_probability: float = 0.5,
 ) -> Mixture:
     """The teacher labels the target, and half of each source image's classes is pasted on it, jittered and blurred.
 
@@ -53,22 +62,67 @@ def mix(
         threshold: confidence from which a pixel counts toward the quality.
         jitter: strength of the strong view's colour jitter.
         ignore_top, ignore_bottom: rows of the target that weigh 0.
+        include_ignore: see `class_mask`.
+        jitter_probability, blur_probability: see `strong`.
     """
-    assert source.label is not None
     confidence, target_label = teacher.label(target.image)
     quality = confident_share(confidence, threshold)
     target_weight = quality.expand_as(confidence).clone()
     target_weight[:, :ignore_top] = 0
     target_weight[:, max(confidence.shape[1] - ignore_bottom, 0) :] = 0
 
-    mask = class_mask(source.label, source.index, seed=seed)
-    pasted = paste(mask, source.image, target.image)
+    mask = class_mask(source.labels, source.index, seed=seed, include_ignore=include_ignore)
+    image = strong(
+        paste(mask, source.image, target.image),
+        target.index,
+        seed=seed,
+        purpose="mixed",
+        jitter=jitter,
+        jitter_probability=jitter_probability,
+        blur_probability=blur_probability,
+    )
     return Mixture(
-        image=strong(pasted, target.index, seed=seed, purpose="mixed", jitter=jitter),
-        label=paste(mask, source.label, target_label),
+        image=image,
+        mask=mask,
+        label=paste(mask, source.labels, target_label),
         weight=paste(mask, torch.ones_like(confidence), target_weight),
         sure=mask | (confidence >= threshold) & (target_weight > 0),
         target_label=target_label,
         target_weight=target_weight,
         quality=quality,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelfTraining:
+    """The settings that DAFormer and what builds on it share."""
+
+    threshold: float = 0.968
+    """Confidence from which a teacher's pixel counts toward q."""
+    teacher_momentum: float = 0.999
+    ignore_top: int = 15
+    """Rows of the target's pseudo-label that weigh 0."""
+    ignore_bottom: int = 120
+    """Likewise, of the bottom, where a car's own bonnet is."""
+    reduction: Reduction = "all"
+    """Of every cross-entropy; "all" is the authors'."""
+    jitter: float = 0.2
+    mic: MIC = MIC()
+
+    def mix(self, teacher: EMATeacher, source: Batch, target: Batch, *, seed: int) -> Mixture:
+        """`mix` with these settings."""
+        return mix(
+            teacher,
+            source,
+            target,
+            seed=seed,
+            threshold=self.threshold,
+            jitter=self.jitter,
+            ignore_top=self.ignore_top,
+            ignore_bottom=self.ignore_bottom,
+        )
+
+    def masked(self, student: Segmenter, target: Batch, mixed: Mixture, *, seed: int) -> Iterator[tuple[Loss, ...]]:
+        """`MIC.losses` on what the teacher made of the target; nothing where it is off."""
+        labels = mixed.target_label, mixed.target_weight
+        return self.mic.losses(student, target, *labels, seed=seed, reduction=self.reduction)

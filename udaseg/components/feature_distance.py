@@ -21,11 +21,10 @@ def thing_distance(
     Source: DAFormer (2111.14887). A cell counts if a thing class, one of the train ids `things`, holds at least
     `min_share` of its pixels.
     """
-    assert source.label is not None
     reference = beginning.levels(source.image, "source")[-1]
     scale, classes = beginning.network.feature_stride, beginning.network.num_classes
-    bottom, right = (c * scale - s for c, s in zip(feature.shape[-2:], source.label.shape[-2:], strict=True))
-    label = F.pad(source.label, (0, right, 0, bottom), value=IGNORE)  # the last cells reach beyond the image
+    bottom, right = (c * scale - s for c, s in zip(feature.shape[-2:], source.labels.shape[-2:], strict=True))
+    label = F.pad(source.labels, (0, right, 0, bottom), value=IGNORE)  # the last cells reach beyond the image
     cells = majority_label(label, scale, num_classes=classes, min_share=min_share)
     mask = torch.isin(cells, torch.tensor(things, device=cells.device))
     return feature_distance(feature, reference, mask)

@@ -20,7 +20,7 @@ from udaseg.job_config import Cluster
 from udaseg.models.build import build_segmenter
 
 
-def _lacking(cluster: Cluster) -> str:
+def lacking_resources(cluster: Cluster) -> str:
     """What the fewest workers need and the cluster lacks; "" where it has enough."""
     has = ray.cluster_resources()
     need = {"CPU": cluster.fewest * cluster.cpus_per_worker + 1, "GPU": cluster.fewest if cluster.gpu else 0}
@@ -30,16 +30,16 @@ def _lacking(cluster: Cluster) -> str:
     return " and ".join(short)
 
 
-def _check_resources(cluster: Cluster) -> None:
+def check_resources(cluster: Cluster) -> None:
     """On a Ray of this process's own, which cannot grow, what it lacks will never come."""
-    if os.environ.get("RAY_ADDRESS", "local") == "local" and (lacking := _lacking(cluster)):
+    if os.environ.get("RAY_ADDRESS", "local") == "local" and (lacking := lacking_resources(cluster)):
         raise ConfigError(
             f"{cluster.fewest} workers and their data tasks need {lacking}; use fewer --cluster.workers or a cluster"
         )
 
 
-def _shortage(cluster: Cluster) -> str:
-    lacking = _lacking(cluster)
+def shortage(cluster: Cluster) -> str:
+    lacking = lacking_resources(cluster)
     return f"; {cluster.fewest} workers and their data tasks need {lacking}" if lacking else ""
 
 
@@ -103,7 +103,7 @@ def check(recipe: Recipe, directories: dict[str, str | None], cluster: Cluster) 
     return classes
 
 
-def _check_out(config: dict[str, Any], out: str, resume: bool) -> None:
+def check_out(config: dict[str, Any], out: str, resume: bool) -> None:
     """Make sure that a run directory is new, or that the run to be resumed has this configuration and data."""
     uri = join(out, "config.json")
     if not exists(uri):

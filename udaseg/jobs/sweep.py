@@ -38,7 +38,7 @@ from udaseg.evaluation.model_selection import SCORES
 from udaseg.jobs.preflight import check
 from udaseg.jobs.ray_session import ensure_ray, usable_cores
 from udaseg.jobs.train import train
-from udaseg.jobs.trials import MODES, _trainable, _tune, concurrency, read_trials, trial_resources
+from udaseg.jobs.trials import MODES, concurrency, read_trials, run_trials, trainable, trial_resources
 from udaseg.overrides import full_names, override, to_json
 from udaseg.recipes import RECIPES
 from udaseg.reports.sweep import Trial, rank_correlations, sweep_page, trial_table
@@ -101,8 +101,8 @@ def sweep(space: Space, a: Arguments) -> list[Trial]:
         source, target = (data[name] if name in reads else None for name in ("source", "target"))
         train(first, source=source, target=target, out=join(out, "shared"), resume=True, cluster=a.cluster)
     scoring = Scoring(directory=directory, split=a.split, images=a.images, window=a.window)
-    trial = _trainable(a.recipe, shared, data, out, cluster, scoring, a.metric)
-    _tune(trial, space, a, out, concurrent, shared)
+    trial = trainable(a.recipe, shared, data, out, cluster, scoring, a.metric)
+    run_trials(trial, space, a, out, concurrent, shared)
 
     trials = read_trials(out, a.recipe, shared)
     return _report(space, a, out, trials)

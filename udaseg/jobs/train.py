@@ -24,7 +24,7 @@ from udaseg.errors import TrainingError
 from udaseg.evaluation.checkpoint_scores import Scoring
 from udaseg.job_config import Cluster
 from udaseg.jobs.monitor import Monitor
-from udaseg.jobs.preflight import _check_out, _check_resources, _shortage, check
+from udaseg.jobs.preflight import check, check_out, check_resources, shortage
 from udaseg.jobs.pseudo_label.job import pseudo_label
 from udaseg.jobs.ray_session import check_nodes, ensure_ray, usable_cores
 from udaseg.jobs.stream import PlanDataConfig
@@ -66,10 +66,10 @@ def train(
     digests = {name: digest(directory) for name, directory in directories.items() if directory is not None}
     out = absolute(out)
     config = {"recipe": json.loads(recipe_to_json(recipe)), "manifests": digests}
-    _check_out(config, out, resume)
+    check_out(config, out, resume)
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(cluster.wait))
     ensure_ray(num_cpus=usable_cores() + cluster.workers)
-    _check_resources(cluster)
+    check_resources(cluster)
     if not exists(join(out, "config.json")):
         write_bytes(join(out, "config.json"), json.dumps(config, indent=1).encode())
     write_bytes(join(out, "classes.json"), classes.to_json().encode())
@@ -178,7 +178,7 @@ def run_stage(run: _Run, number: int, stage: Stage) -> None:
         try:
             result = trainer.fit()
         except ray.train.TrainingFailedError as error:
-            raise TrainingError(f"stage {name} failed: {_root_cause(error)}{_shortage(cluster)}") from error
+            raise TrainingError(f"stage {name} failed: {_root_cause(error)}{shortage(cluster)}") from error
     if reason := (result.return_value or {}).get("error"):
         raise TrainingError(f"stage {name}: {reason}")
     copy_model(read_registered(directory)[-1][1], join(directory, "model"))

@@ -49,7 +49,7 @@ def concurrency(resources: Mapping[str, float], need: Mapping[str, float]) -> in
     return min(int(resources[name] // amount) for name, amount in need.items() if amount)
 
 
-def _trainable(
+def trainable(
     recipe: Recipe,
     shared: int,
     data: dict[str, str | None],
@@ -59,7 +59,7 @@ def _trainable(
     metric: str,
 ) -> Callable[[dict[str, Any]], None]:
     """The function of one trial: Ray Tune calls it with values, and again where the trial was interrupted."""
-    begins = _begins(recipe, shared)
+    begins = stage_begins(recipe, shared)
 
     def trial(values: dict[str, Any]) -> None:
         ray.data.DataContext.get_current().enable_progress_bars = False
@@ -102,7 +102,7 @@ def _trainable(
     return trial
 
 
-def _begins(recipe: Recipe, shared: int) -> list[int]:
+def stage_begins(recipe: Recipe, shared: int) -> list[int]:
     """The steps that a trial has trained before each stage, and in all; those of shared stages are not its own."""
     own = [0 if number < shared else stage.steps for number, stage in enumerate(recipe.stages)]
     return list(accumulate(own, initial=0))
@@ -121,7 +121,7 @@ def read_curve(run: str, begins: Sequence[int]) -> list[tuple[int, dict[str, flo
 
 def read_trials(out: str, recipe: Recipe, shared: int) -> list[Trial]:
     """The trials in a sweep's directory, in the order they began."""
-    begins, trials = _begins(recipe, shared), []
+    begins, trials = stage_begins(recipe, shared), []
     names = [info.base_name for info in children(join(out, "trials"))]
     notes = {name: json.loads(read_bytes(join(out, "trials", name, "trial.json"))) for name in names}
     for name, note in sorted(notes.items(), key=lambda item: item[1]["began"]):
@@ -132,13 +132,13 @@ def read_trials(out: str, recipe: Recipe, shared: int) -> list[Trial]:
     return trials
 
 
-def _tune(trial: Callable, space: Space, a: Arguments, out: str, concurrent: int, shared: int) -> None:
+def run_trials(trial: Callable, space: Space, a: Arguments, out: str, concurrent: int, shared: int) -> None:
     """Run the trials, or what is left of them."""
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "2")  # a trial that Tune has not noted is begun anew
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # a recipe may name files by relative paths
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # which prints whatever its verbosity
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    mode, steps = MODES[a.metric], _begins(a.recipe, shared)[-1]
+    mode, steps = MODES[a.metric], stage_begins(a.recipe, shared)[-1]
     trainable = tune.with_resources(trial, {"CPU": 1})
     directory = join(out, "tune")
     if a.resume and tune.Tuner.can_restore(directory):

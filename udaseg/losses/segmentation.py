@@ -33,11 +33,10 @@ def cross_entropy(
     loss = F.cross_entropy(logits, label, ignore_index=IGNORE, reduction="none")
     if weight is not None:
         loss = loss * weight
-    count = {
-        "valid": lambda: (label != IGNORE).sum(),
-        "all": lambda: torch.tensor(label.numel(), device=label.device),
-        "nonzero": lambda: (loss > 0).sum(),
-    }[reduction]()
+    if reduction == "all":
+        count = torch.tensor(label.numel(), device=label.device)
+    else:
+        count = (label != IGNORE if reduction == "valid" else loss > 0).sum()
     return loss.sum() / mean_over_ranks(count.to(loss.dtype)).clamp_min(1e-12)
 
 

@@ -10,11 +10,12 @@ from torch import nn
 from torch.optim import Optimizer
 
 from udaseg.config import Optim
+from udaseg.methods.base import Method
 from udaseg.models.segmenter import Segmenter
 from udaseg.types import Batch, Loss
 
 
-class AdaBN(nn.Module):
+class AdaBN(Method):
     """Re-estimates every running mean and variance as the average over all target batches of the stage.
 
     Source: "Revisiting batch normalization for practical domain adaptation" (1603.04779). No parameter learns.
@@ -35,17 +36,10 @@ class AdaBN(nn.Module):
             if name.endswith(("running_mean", "running_var", "num_batches_tracked")):
                 buffer.fill_(name.endswith("running_var"))
 
-    @property
-    def predictor(self) -> nn.Module:
-        return self.student
-
     def losses(self, batches: Mapping[str, Batch], step: int, total_steps: int) -> Iterator[tuple[Loss, ...]]:
         with torch.no_grad():
             confidence = self.student(batches["target"].image, "target").logits.softmax(1).amax(1).mean()
         yield (Loss("confidence", confidence, weight=0),)
-
-    def after_step(self) -> None:
-        pass
 
     def optimizers(self, optim: Optim) -> list[Optimizer]:
         return []

@@ -1,60 +1,80 @@
 """What the training loop asks of a method, and the optimiser that most methods use.
 
-A method is one class in one file of `methods/`. It is an `nn.Module`; all that changes in it is a parameter or a
-persistent buffer, so that `state_dict` is all there is to save.
+A method is one class in one file of `methods/`. All that changes in it is a parameter or a persistent buffer, so that
+`state_dict` is all there is to save.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
-if TYPE_CHECKING:  # the configuration needs `Optim` alone, and is read where there is no network
-    import torch
-    from torch import nn
+import torch
+from torch import nn
+from torch.optim import Optimizer
 
-    from udaseg.models.segmenter import Segmenter
-    from udaseg.types import Batch, Loss
 from udaseg.config import Optim
+from udaseg.models.segmenter import Segmenter
+from udaseg.types import Batch, Loss
 
 
-class Method(Protocol):
-    """The interface of `methods/*`; every implementation is also an `nn.Module`."""
+class Method(nn.Module):
+    """A student and how it learns; what a method does not say otherwise is as here: one optimiser, nothing else moves.
 
-    predictor: nn.Module
-    """The network that is evaluated: the teacher's where there is one."""
+    The student lies under the name `student`, a teacher's network under `teacher.network`: checkpoints name them so.
+    """
+
+    student: Segmenter
+
+    @property
+    def predictor(self) -> Segmenter:
+        """The network that is evaluated: the teacher's where there is one."""
+        return self.student
 
     def losses(self, batches: Mapping[str, Batch], step: int, total_steps: int) -> Iterator[tuple[Loss, ...]]:
         """One tuple of terms per graph; the loop backpropagates and frees each before the next is built.
+
+        A network that judges another one (a discriminator) is called with detached weights where it is not to learn,
+        by `torch.func.functional_call`: nothing is frozen and thawed within a step.
 
         Args:
             batches: the streams that the stage names, e.g. "source" and "target", augmented weakly.
             step: in [0, total_steps).
             total_steps: steps of the stage.
         """
-        ...
+        raise NotImplementedError
 
     def after_step(self) -> None:
         """Called when the optimisers have stepped: teachers and banks follow here."""
-        ...
 
-    def optimizers(self, optim: Optim) -> list[torch.optim.Optimizer]:
-        """The optimisers of everything that learns."""
-        ...
+    def optimizers(self, optim: Optim) -> list[Optimizer]:
+        """The optimisers of everything that learns; each gets a gradient at every step, or training ends.
+
+        The learning rates that they are made with are those of step 0, before warm-up and decay. Gradients are averaged
+        over ranks and clipped per optimiser.
+        """
+        return [build_optimizer(self.student, optim)]
+
+    def schedule(self, number: int, optim: Optim) -> Optim:
+        """The settings whose decay, warm-up and clip norm an optimiser follows: the stage's, unless a method says more.
+
+        Args:
+            number: the optimiser's place in what `optimizers` returns.
+            optim: of the stage.
+        """
+        return optim
 
 
 class MethodConfig(Protocol):
     """A frozen dataclass, a method's numbers under the paper's names."""
 
-    def build(self, student: Segmenter, *, seed: int) -> Any:
+    def build(self, student: Segmenter, *, seed: int) -> Method:
         """The method around a student. `seed` is the key of the run and stage for all random draws."""
         ...
 
 
-def build_optimizer(student: Segmenter, optim: Optim, *, heads: Iterable[nn.Module] = ()) -> torch.optim.Optimizer:
+def build_optimizer(student: Segmenter, optim: Optim, *, heads: Iterable[nn.Module] = ()) -> Optimizer:
     """SGD or AdamW over a student; its head and a method's own `heads` learn at `head_lr_factor` times the rate."""
-    import torch
-
     backbone, head = student.parameter_groups()
     head = [*head, *(parameter for module in heads for parameter in module.parameters())]
     positions = {id(p) for name, p in student.named_parameters() if "pos_embed" in name}
@@ -63,7 +83,7 @@ def build_optimizer(student: Segmenter, optim: Optim, *, heads: Iterable[nn.Modu
         decays = [optim.decay_vectors or (p.ndim > 1 and id(p) not in positions) for p in parameters]
         for decay, settings in ((True, {}), (False, {"weight_decay": 0.0})):
             chosen = [p for p, does in zip(parameters, decays, strict=True) if does == decay]
-            groups.append({"params": chosen, "lr": lr, "base_lr": lr, **settings})
+            groups.append({"params": chosen, "lr": lr, **settings})
     groups = [group for group in groups if group["params"]]
     if optim.name == "sgd":
         return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay)

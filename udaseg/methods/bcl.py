@@ -15,16 +15,14 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from udaseg.components.augment import strong
-from udaseg.components.mixing import class_mask, paste
-from udaseg.components.pseudo_label import confident_share, hybrid_label, prototype_transfer
-from udaseg.config import Optim
+from udaseg.components.cross_domain_mix import mix
+from udaseg.components.mixing import paste
+from udaseg.components.pseudo_label import hybrid_label, prototype_transfer
 from udaseg.distributed import sum_over_ranks
 from udaseg.losses.contrastive import bidirectional_contrast, downscale_label, masked_average_pool
 from udaseg.losses.segmentation import EntropyForm, entropy, output_cross_entropy
-from udaseg.methods.base import build_optimizer
+from udaseg.methods.base import Method
 from udaseg.models.segmenter import Segmenter
 from udaseg.models.teacher import EMATeacher
 from udaseg.types import IGNORE, Batch, Loss
@@ -66,7 +64,7 @@ class _Soft(NamedTuple):
     quality: Tensor  # scalar, the share of pixels that it is sure of
 
 
-class BCL(nn.Module):
+class BCL(Method):
     """CE(source) + 0.3 CE(target) + 0.4 [H(source) + 0.3 H(target)] + forward and backward contrast, pair by pair.
 
     Forward contrast pulls target pixels to source prototypes, backward contrast source pixels to target prototypes.
@@ -122,24 +120,23 @@ class BCL(nn.Module):
         self.teacher = EMATeacher(student, momentum=momentum, statistics=statistics) if momentum else None
 
     @property
-    def predictor(self) -> nn.Module:
+    def predictor(self) -> Segmenter:
         return self.student if self.teacher is None else self.teacher.network
 
     def losses(self, batches: Mapping[str, Batch], step: int, total_steps: int) -> Iterator[tuple[Loss, ...]]:
         c, source, target = self.config, batches["source"], batches["target"]
-        assert source.label is not None
         target, soft = self._mix(source, target) if c.mix else (target, None)
-        static = target.label
+        static = target.labels
         assert static is not None
         out_s = self.student(source.image, "source", source.index)
         out_t = self.student(target.image, "target", target.index)
 
         target_label = static
         if c.variant == "paper":
-            target_label = self._hybrid(out_s.embedding, source.label, out_t.embedding, static)
+            target_label = self._hybrid(out_s.embedding, source.labels, out_t.embedding, static)
         forward, backward = bidirectional_contrast(
             out_s.embedding,
-            source.label,
+            source.labels,
             out_t.embedding,
             target_label,
             num_classes=self.student.num_classes,
@@ -151,7 +148,7 @@ class BCL(nn.Module):
             weight = torch.where(known, 1.0 if weight is None else weight, soft.quality)
             ce_label = torch.where(known, ce_label, soft.label)
         losses = [
-            Loss("source_ce", output_cross_entropy(out_s, source.label)),
+            Loss("source_ce", output_cross_entropy(out_s, source.labels)),
             Loss("target_ce", output_cross_entropy(out_t, ce_label, weight), c.target_weight),
             Loss("forward_contrast", forward, c.forward_weight),
             Loss("backward_contrast", backward, c.backward_weight),
@@ -166,19 +163,12 @@ class BCL(nn.Module):
 
     def _mix(self, source: Batch, target: Batch) -> tuple[Batch, _Soft]:
         """The mixed images with the labels of source and round, and the teacher's for the rest."""
-        assert self.teacher is not None and source.label is not None and target.label is not None
-        confidence, teacher_label = self.teacher.label(target.image)
-        mask = class_mask(source.label, source.index, seed=self.seed)
-        image = strong(
-            paste(mask, source.image, target.image),
-            target.index,
-            seed=self.seed,
-            purpose="mixed",
-            jitter=self.config.mix_jitter,
-        )
-        weight = None if target.weight is None else paste(mask, torch.ones_like(target.weight), target.weight)
-        soft = _Soft(paste(mask, source.label, teacher_label), confident_share(confidence, self.config.mix_threshold))
-        return replace(target, image=image, label=paste(mask, source.label, target.label), weight=weight), soft
+        assert self.teacher is not None  # see `__init__`
+        c = self.config
+        mixed = mix(self.teacher, source, target, seed=self.seed, threshold=c.mix_threshold, jitter=c.mix_jitter)
+        weight = None if target.weight is None else paste(mixed.mask, torch.ones_like(target.weight), target.weight)
+        label = paste(mixed.mask, source.labels, target.labels)
+        return replace(target, image=mixed.image, label=label, weight=weight), _Soft(mixed.label, mixed.quality)
 
     @torch.no_grad()
     def _hybrid(self, source: Tensor, source_label: Tensor, target: Tensor, static: Tensor) -> Tensor:
@@ -200,6 +190,3 @@ class BCL(nn.Module):
     def after_step(self) -> None:
         if self.teacher is not None:
             self.teacher.update(self.student)
-
-    def optimizers(self, optim: Optim) -> list[Optimizer]:
-        return [build_optimizer(self.student, optim)]

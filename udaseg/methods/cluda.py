@@ -8,24 +8,23 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
-from udaseg.components.cross_domain_mix import mix
+from udaseg.components.cross_domain_mix import SelfTraining
 from udaseg.components.feature_distance import thing_distance
-from udaseg.components.masked_consistency import MIC
 from udaseg.config import Optim
 from udaseg.losses.contrastive import downscale_label
 from udaseg.losses.pixel_pair import multi_resolution_contrast, pixel_contrast
-from udaseg.losses.segmentation import Reduction, output_cross_entropy
-from udaseg.methods.base import build_optimizer
+from udaseg.losses.segmentation import output_cross_entropy
+from udaseg.methods.base import Method, build_optimizer
 from udaseg.models.heads import ContextAwareHead
 from udaseg.models.segmenter import Segmenter
 from udaseg.models.teacher import EMATeacher, FrozenNetwork
 from udaseg.types import IGNORE, Batch, Loss, SegOutput
 
 
-class CLUDA(nn.Module):
+class CLUDA(Method):
     """DAFormer's step, where pixels of a class attract each other, within source images and across mixed ones.
 
     1. source cross-entropy, feature distance, and contrast of the source's pixels by their labels;
@@ -40,24 +39,13 @@ class CLUDA(nn.Module):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config:
-        threshold: float = 0.968
-        """Confidence from which a teacher's pixel counts toward q."""
-        teacher_momentum: float = 0.999
+    class Config(SelfTraining):
         feature_weight: float = 0.005
         """Of the feature distance; 0 = off."""
         things: tuple[int, ...] = (6, 7, 11, 12, 13, 14, 15, 16, 17, 18)
         """Train ids of the thing classes."""
         thing_share: float = 0.75
         """Share of a cell's pixels that its commonest class must have to count."""
-        ignore_top: int = 15
-        """Rows of the target's pseudo-label that weigh 0."""
-        ignore_bottom: int = 120
-        """Likewise, of the bottom, where a car's own bonnet is."""
-        reduction: Reduction = "all"
-        """Of every cross-entropy; "all" is the authors'."""
-        jitter: float = 0.2
-        mic: MIC = MIC()
         contrast_weight: float = 1.0
         contrast_size: int = 65
         """Side of the square grid that features and labels are brought to."""
@@ -87,16 +75,15 @@ class CLUDA(nn.Module):
         self.beginning = FrozenNetwork(student) if config.feature_weight else None
 
     @property
-    def predictor(self) -> nn.Module:
+    def predictor(self) -> Segmenter:
         return self.teacher.network
 
     def losses(self, batches: Mapping[str, Batch], step: int, total_steps: int) -> Iterator[tuple[Loss, ...]]:
         c, source, target = self.config, batches["source"], batches["target"]
-        assert source.label is not None
         out = self.student(source.image, "source", source.index)
         losses = [
-            Loss("source_ce", output_cross_entropy(out, source.label, reduction=c.reduction)),
-            Loss("source_contrast", self._contrast(out, source.label), c.contrast_weight),
+            Loss("source_ce", output_cross_entropy(out, source.labels, reduction=c.reduction)),
+            Loss("source_contrast", self._contrast(out, source.labels), c.contrast_weight),
         ]
         if self.beginning is not None:
             distance = thing_distance(
@@ -105,16 +92,7 @@ class CLUDA(nn.Module):
             losses.append(Loss("feature_distance", distance, c.feature_weight))
         yield tuple(losses)
 
-        mixed = mix(
-            self.teacher,
-            source,
-            target,
-            seed=self.seed,
-            threshold=c.threshold,
-            jitter=c.jitter,
-            ignore_top=c.ignore_top,
-            ignore_bottom=c.ignore_bottom,
-        )
+        mixed = c.mix(self.teacher, source, target, seed=self.seed)
         out = self.student(mixed.image, "target", target.index, "entropy" if step >= c.seek_from else "random")
         yield (
             Loss("mixed_ce", output_cross_entropy(out, mixed.label, mixed.weight, reduction=c.reduction)),
@@ -122,9 +100,7 @@ class CLUDA(nn.Module):
             Loss("coverage", mixed.quality, weight=0),
         )
 
-        yield from c.mic.losses(
-            self.student, target, mixed.target_label, mixed.target_weight, seed=self.seed, reduction=c.reduction
-        )
+        yield from c.masked(self.student, target, mixed, seed=self.seed)
 
     def _contrast(self, out: SegOutput, label: Tensor, weight: Tensor | None = None) -> Tensor:
         c, released = self.config, self.config.variant == "released"

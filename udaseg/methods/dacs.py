@@ -5,23 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-import torch
-from torch import nn
-from torch.optim import Optimizer
-
-from udaseg.components.augment import strong
+from udaseg.components.cross_domain_mix import mix
 from udaseg.components.masked_consistency import MIC
-from udaseg.components.mixing import class_mask, paste
-from udaseg.components.pseudo_label import confident_share
-from udaseg.config import Optim
 from udaseg.losses.segmentation import Reduction, output_cross_entropy
-from udaseg.methods.base import build_optimizer
+from udaseg.methods.base import Method
 from udaseg.models.segmenter import Segmenter
 from udaseg.models.teacher import EMATeacher
 from udaseg.types import Batch, Loss
 
 
-class DACS(nn.Module):
+class DACS(Method):
     """Half of each source image's classes is pasted on a target image that the teacher has labelled.
 
     1. source cross-entropy;
@@ -57,38 +50,31 @@ class DACS(nn.Module):
         self.teacher = EMATeacher(student, momentum=config.teacher_momentum)
 
     @property
-    def predictor(self) -> nn.Module:
+    def predictor(self) -> Segmenter:
         return self.teacher.network
 
     def losses(self, batches: Mapping[str, Batch], step: int, total_steps: int) -> Iterator[tuple[Loss, ...]]:
         c, source, target = self.config, batches["source"], batches["target"]
-        assert source.label is not None
         out = self.student(source.image, "source", source.index)
-        yield (Loss("source_ce", output_cross_entropy(out, source.label)),)
+        yield (Loss("source_ce", output_cross_entropy(out, source.labels)),)
 
-        confidence, target_label = self.teacher.label(target.image)
-        quality = confident_share(confidence, c.threshold)
-        mask = class_mask(source.label, source.index, seed=self.seed, include_ignore=c.mix_ignore)
-        image = strong(
-            paste(mask, source.image, target.image),
-            target.index,
+        mixed = mix(
+            self.teacher,
+            source,
+            target,
             seed=self.seed,
-            purpose="mixed",
+            threshold=c.threshold,
+            include_ignore=c.mix_ignore,
             jitter=c.jitter,
             jitter_probability=c.jitter_probability,
             blur_probability=c.blur_probability,
         )
-        label = paste(mask, source.label, target_label)
-        weight = torch.where(mask, torch.ones_like(confidence), quality)
-        out = self.student(image, "target", target.index)
-        mixed = output_cross_entropy(out, label, weight, reduction=c.reduction)
-        yield Loss("mixed_ce", mixed, c.mixed_weight), Loss("coverage", quality, weight=0)
+        out = self.student(mixed.image, "target", target.index)
+        loss = output_cross_entropy(out, mixed.label, mixed.weight, reduction=c.reduction)
+        yield Loss("mixed_ce", loss, c.mixed_weight), Loss("coverage", mixed.quality, weight=0)
 
-        weight = quality.expand_as(confidence)
-        yield from c.mic.losses(self.student, target, target_label, weight, seed=self.seed, reduction=c.reduction)
+        labels = mixed.target_label, mixed.target_weight
+        yield from c.mic.losses(self.student, target, *labels, seed=self.seed, reduction=c.reduction)
 
     def after_step(self) -> None:
         self.teacher.update(self.student)
-
-    def optimizers(self, optim: Optim) -> list[Optimizer]:
-        return [build_optimizer(self.student, optim)]

@@ -17,13 +17,13 @@ from udaseg.components.pseudo_label import confident_share
 from udaseg.config import Optim
 from udaseg.losses.feature import mmd, upsampled_mean
 from udaseg.losses.segmentation import Reduction, output_cross_entropy
-from udaseg.methods.base import build_optimizer
+from udaseg.methods.base import Method, build_optimizer
 from udaseg.models.segmenter import Segmenter
 from udaseg.models.teacher import EMATeacher
 from udaseg.types import Batch, Loss
 
 
-class DSP(nn.Module):
+class DSP(Method):
     """Classes of a template image are blended into a target and a source image, and the two mixtures are aligned.
 
     1. source cross-entropy;
@@ -78,22 +78,21 @@ class DSP(nn.Module):
         self.teacher = EMATeacher(student, momentum=config.teacher_momentum)
 
     @property
-    def predictor(self) -> nn.Module:
+    def predictor(self) -> Segmenter:
         return self.teacher.network
 
     def losses(self, batches: Mapping[str, Batch], step: int, total_steps: int) -> Iterator[tuple[Loss, ...]]:
         c = self.config
         source, target, template, rare = (batches[name] for name in ("source", "target", "template", "rare"))
-        assert source.label is not None and template.label is not None and rare.label is not None
         out = self.student(source.image, "source", source.index)
-        yield (Loss("source_ce", output_cross_entropy(out, source.label)),)
+        yield (Loss("source_ce", output_cross_entropy(out, source.labels)),)
 
         confidence, target_label = self.teacher.label(target.image)
         quality = confident_share(confidence, c.threshold)
-        mask = class_mask(template.label, template.index, seed=self.seed)
-        tail = rare_mask(rare.label, rare.index, classes=c.long_tail, seed=self.seed)
+        mask = class_mask(template.labels, template.index, seed=self.seed)
+        tail = rare_mask(rare.labels, rare.index, classes=c.long_tail, seed=self.seed)
 
-        rare_label, template_label = rare.label, template.label
+        rare_label, template_label = rare.labels, template.labels
 
         def mixture(under: Tensor, under_label: Tensor, purpose: str) -> tuple[Tensor, Tensor]:
             image = paste(tail, rare.image, soft_paste(mask, template.image, under, blend=c.blend))
@@ -101,7 +100,7 @@ class DSP(nn.Module):
             return strong(image, target.index, seed=self.seed, purpose=purpose), label
 
         target_image, target_mixed = mixture(target.image, target_label, "mixed.target")
-        source_image, source_mixed = mixture(source.image, source.label, "mixed.source")
+        source_image, source_mixed = mixture(source.image, source.labels, "mixed.source")
         on_target = self.student(target_image, "target", target.index)
         on_source = self.student(source_image, "source", source.index)
         weight = torch.where(mask, torch.ones_like(confidence), quality)
@@ -109,7 +108,7 @@ class DSP(nn.Module):
         losses = [
             Loss("target_mixed", output_cross_entropy(on_target, target_mixed, weight, reduction=c.reduction), c.blend),
             Loss("source_mixed", output_cross_entropy(on_source, source_mixed), c.blend),
-            Loss("source_under", output_cross_entropy(on_source, source.label), 1 - c.blend),
+            Loss("source_under", output_cross_entropy(on_source, source.labels), 1 - c.blend),
             Loss("mmd_image", whole, c.mmd_weight),
             Loss("mmd_pasted", pasted, c.mmd_weight),
             Loss("coverage", quality, weight=0),

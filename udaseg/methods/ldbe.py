@@ -7,20 +7,18 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 
 from udaseg.components.mixing import class_mask, paste
-from udaseg.config import Optim
 from udaseg.losses.segmentation import EntropyForm, entropy, negative_learning, output_cross_entropy
-from udaseg.methods.base import build_optimizer
+from udaseg.methods.base import Method
 from udaseg.models.segmenter import Segmenter
 from udaseg.models.teacher import EMATeacher
 from udaseg.rng import keyed
 from udaseg.types import IGNORE, Batch, Loss
 
 
-class LDBE(nn.Module):
+class LDBE(Method):
     """Only the target is read, with the pseudo-labels that the network has given it before the stage.
 
     label_denoising:
@@ -66,7 +64,7 @@ class LDBE(nn.Module):
         self.teacher = EMATeacher(student, momentum=config.teacher_momentum, statistics=statistics)
 
     @property
-    def predictor(self) -> nn.Module:
+    def predictor(self) -> Segmenter:
         return self.teacher.network
 
     def losses(self, batches: Mapping[str, Batch], step: int, total_steps: int) -> Iterator[tuple[Loss, ...]]:
@@ -75,23 +73,21 @@ class LDBE(nn.Module):
 
     def _denoise(self, target: Batch, step: int) -> tuple[Loss, ...]:
         c, classes = self.config, self.student.num_classes
-        assert target.label is not None
         out = self.student(target.image, "target", target.index)
         drawn = int(keyed(self.seed, step, "place").integers(-c.place_spread, c.place_spread + 1))
         place = min(max(classes // 2 + drawn, 1), classes)
         return (
-            Loss("positive", output_cross_entropy(out, target.label, target.weight)),
+            Loss("positive", output_cross_entropy(out, target.labels, target.weight)),
             Loss("entropy", entropy(out.logits, form=c.entropy), c.entropy_weight),
             Loss("negative", negative_learning(out.logits, place), c.negative_weight),
-            Loss("coverage", (target.label != IGNORE).float().mean(), weight=0),
+            Loss("coverage", (target.labels != IGNORE).float().mean(), weight=0),
         )
 
     def _enhance(self, target: Batch) -> tuple[Loss, ...]:
         c = self.config
-        assert target.label is not None
         confidence, teacher_label = self.teacher.label(target.image)
-        labelled = target.label != IGNORE
-        label = torch.where(labelled, target.label, teacher_label)
+        labelled = target.labels != IGNORE
+        label = torch.where(labelled, target.labels, teacher_label)
         confidence = torch.where(labelled, 1.0 if target.weight is None else target.weight, confidence)
 
         mask = class_mask(label, target.index, seed=self.seed, round_up=False)
@@ -110,6 +106,3 @@ class LDBE(nn.Module):
 
     def after_step(self) -> None:
         self.teacher.update(self.student)
-
-    def optimizers(self, optim: Optim) -> list[Optimizer]:
-        return [build_optimizer(self.student, optim)]

@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 
 from udaseg.components.prototypes import ClassGaussians
-from udaseg.config import Optim
 from udaseg.losses.contrastive import distribution_contrast, downscale_label
 from udaseg.losses.segmentation import lovasz_softmax, output_cross_entropy
-from udaseg.methods.base import build_optimizer
+from udaseg.methods.base import Method
 from udaseg.models.segmenter import Segmenter
 from udaseg.types import IGNORE, Batch, Loss, SegOutput
 
 
-class SDCA(nn.Module):
+class SDCA(Method):
     """The source gives each class a distribution; pixels of both domains are pulled to that of their own.
 
     1. source cross-entropy and Lovasz-softmax;
@@ -51,19 +49,14 @@ class SDCA(nn.Module):
         self.feature_classes = ClassGaussians(classes, student.feature_channels[-1])
         self.output_classes = ClassGaussians(classes, classes)
 
-    @property
-    def predictor(self) -> nn.Module:
-        return self.student
-
     def losses(self, batches: Mapping[str, Batch], step: int, total_steps: int) -> Iterator[tuple[Loss, ...]]:
         c, source, target = self.config, batches["source"], batches["target"]
-        assert source.label is not None
         out = self.student(source.image, "source", source.index)
-        self._update(out, source.label)
+        self._update(out, source.labels)
         yield (
-            Loss("source_ce", output_cross_entropy(out, source.label)),
-            Loss("source_lovasz", lovasz_softmax(out.logits, source.label), c.lovasz_weight),
-            *self._contrast("source", out, source.label, step),
+            Loss("source_ce", output_cross_entropy(out, source.labels)),
+            Loss("source_lovasz", lovasz_softmax(out.logits, source.labels), c.lovasz_weight),
+            *self._contrast("source", out, source.labels, step),
         )
         out = self.student(target.image, "target", target.index)
         confidence, label = out.aux["coarse_logits"].detach().softmax(1).max(1)
@@ -88,12 +81,6 @@ class SDCA(nn.Module):
             Loss(f"{domain}_feature_contrast", feature, on * c.feature_weight),
             Loss(f"{domain}_output_contrast", output, on * c.output_weight),
         )
-
-    def after_step(self) -> None:
-        pass
-
-    def optimizers(self, optim: Optim) -> list[Optimizer]:
-        return [build_optimizer(self.student, optim)]
 
 
 def _levels(out: SegOutput) -> tuple[Tensor, Tensor]:

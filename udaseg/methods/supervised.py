@@ -6,17 +6,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import nn
-from torch.optim import Optimizer
-
-from udaseg.config import Optim
 from udaseg.losses.segmentation import output_cross_entropy
-from udaseg.methods.base import build_optimizer
+from udaseg.methods.base import Method
 from udaseg.models.segmenter import Segmenter
 from udaseg.types import Batch, Loss
 
 
-class Supervised(nn.Module):
+class Supervised(Method):
     """Cross-entropy on the labels of one stream."""
 
     @dataclass(frozen=True, kw_only=True)
@@ -32,18 +28,7 @@ class Supervised(nn.Module):
         self.config = config
         self.student = student
 
-    @property
-    def predictor(self) -> nn.Module:
-        return self.student
-
     def losses(self, batches: Mapping[str, Batch], step: int, total_steps: int) -> Iterator[tuple[Loss, ...]]:
         batch = batches[self.config.stream]
-        assert batch.label is not None
         out = self.student(batch.image, self.config.stream, batch.index)
-        yield (Loss("ce", output_cross_entropy(out, batch.label, batch.weight)),)
-
-    def after_step(self) -> None:
-        pass
-
-    def optimizers(self, optim: Optim) -> list[Optimizer]:
-        return [build_optimizer(self.student, optim)]
+        yield (Loss("ce", output_cross_entropy(out, batch.labels, batch.weight)),)

@@ -5,21 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from torch import nn
-from torch.optim import Optimizer
-
-from udaseg.components.cross_domain_mix import mix
+from udaseg.components.cross_domain_mix import SelfTraining
 from udaseg.components.masked_consistency import MIC
-from udaseg.config import Optim
 from udaseg.losses.contrastive import bidirectional_contrast
-from udaseg.losses.segmentation import Reduction, output_cross_entropy
-from udaseg.methods.base import build_optimizer
+from udaseg.losses.segmentation import output_cross_entropy
+from udaseg.methods.base import Method
 from udaseg.models.segmenter import Segmenter
 from udaseg.models.teacher import EMATeacher
 from udaseg.types import IGNORE, Batch, Loss
 
 
-class VFM(nn.Module):
+class VFM(Method):
     """What VFM-UDA (2406.09896) shows to suffice for a strong backbone, and BCL's contrast of both domains.
 
     1. source cross-entropy;
@@ -31,20 +27,15 @@ class VFM(nn.Module):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config:
-        threshold: float = 0.968
-        """Confidence from which a teacher's pixel counts toward q, and takes part in the contrast."""
-        teacher_momentum: float = 0.999
+    class Config(SelfTraining):
+        """`threshold` also is the confidence from which the teacher's pixels take part in the contrast."""
+
         contrast_weight: float = 0.1
         """Of each direction."""
         temperature: float = 0.1
         """Of the contrast."""
         ignore_top: int = 0
-        """Rows of the target's pseudo-label that weigh 0."""
         ignore_bottom: int = 0
-        """Likewise, of the bottom, where a car's own bonnet is."""
-        reduction: Reduction = "all"
-        jitter: float = 0.2
         mic: MIC = MIC(weight=1.0)
 
         def build(self, student: Segmenter, *, seed: int) -> VFM:
@@ -57,27 +48,17 @@ class VFM(nn.Module):
         self.teacher = EMATeacher(student, momentum=config.teacher_momentum)
 
     @property
-    def predictor(self) -> nn.Module:
+    def predictor(self) -> Segmenter:
         return self.teacher.network
 
     def losses(self, batches: Mapping[str, Batch], step: int, total_steps: int) -> Iterator[tuple[Loss, ...]]:
         c, source, target = self.config, batches["source"], batches["target"]
-        assert source.label is not None
-        mixed = mix(
-            self.teacher,
-            source,
-            target,
-            seed=self.seed,
-            threshold=c.threshold,
-            jitter=c.jitter,
-            ignore_top=c.ignore_top,
-            ignore_bottom=c.ignore_bottom,
-        )
+        mixed = c.mix(self.teacher, source, target, seed=self.seed)
         out = self.student(source.image, "source", source.index)
         out_mixed = self.student(mixed.image, "target", target.index)
         forward, backward = bidirectional_contrast(
             out.embedding,
-            source.label,
+            source.labels,
             out_mixed.embedding,
             mixed.label.masked_fill(~mixed.sure, IGNORE),
             num_classes=self.student.num_classes,
@@ -85,19 +66,14 @@ class VFM(nn.Module):
         )
         loss = output_cross_entropy(out_mixed, mixed.label, mixed.weight, reduction=c.reduction)
         yield (
-            Loss("source_ce", output_cross_entropy(out, source.label, reduction=c.reduction)),
+            Loss("source_ce", output_cross_entropy(out, source.labels, reduction=c.reduction)),
             Loss("mixed_ce", loss),
             Loss("forward_contrast", forward, c.contrast_weight),
             Loss("backward_contrast", backward, c.contrast_weight),
             Loss("coverage", mixed.quality, weight=0),
         )
 
-        yield from c.mic.losses(
-            self.student, target, mixed.target_label, mixed.target_weight, seed=self.seed, reduction=c.reduction
-        )
+        yield from c.masked(self.student, target, mixed, seed=self.seed)
 
     def after_step(self) -> None:
         self.teacher.update(self.student)
-
-    def optimizers(self, optim: Optim) -> list[Optimizer]:
-        return [build_optimizer(self.student, optim)]

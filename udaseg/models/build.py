@@ -56,6 +56,8 @@ def build_segmenter(
     frozen_norm_affine: bool = False,
     drop_path: float = 0.0,
     detail_crop: tuple[int, int] | None = None,
+    seed: int = 0,
+    bf16: bool = False,
 ) -> Segmenter:
     """A `Segmenter` on any timm backbone that has `features_only`, or on SegFormer's mit_b0 ... mit_b5.
 
@@ -76,6 +78,8 @@ def build_segmenter(
         frozen_norm_affine: keep the scale and shift of the backbone's batch norms as they are.
         drop_path: largest rate of stochastic depth in the backbone.
         detail_crop: height and width of HRDA's detail crop; None = one resolution.
+        seed: key of the run and stage for what the network draws.
+        bf16: autocast to bfloat16.
 
     Raises:
         ValueError: unknown backbone, one that cannot be built like this, or missing weights; it says which.
@@ -111,6 +115,8 @@ def build_segmenter(
         "feature_channels": parts.channels,
         "feature_stride": parts.strides[-1],
         "size_multiple": parts.size_multiple,
+        "seed": seed,
+        "bf16": bf16,
     }
     if detail_crop is None:
         return Segmenter(parts.body, made, **settings)

@@ -42,11 +42,13 @@ class Segmenter(nn.Module):
         feature_stride: int = 32,
         size_multiple: int = 1,
         attention: nn.Module | None = None,
+        seed: int = 0,
+        bf16: bool = False,
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
-        self.bf16 = False  # autocast to bfloat16, which needs no loss scaling
-        self.seed = 0  # key of the run and stage for what the network draws
+        self.bf16 = bf16  # autocast to bfloat16, which needs no loss scaling
+        self.seed = seed  # key of the run and stage for what the network draws
         self.size_multiple = size_multiple
         self.net = _Net(backbone, head, projection, skip_levels, attention)
         self.embedding_channels: int = (projection or head).embedding_channels  # type: ignore[assignment]

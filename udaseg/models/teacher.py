@@ -27,7 +27,7 @@ class EMATeacher(nn.Module):
 
     updates: Tensor
 
-    def __init__(self, student: nn.Module, *, momentum: float, statistics: Literal["own", "student"] = "own") -> None:
+    def __init__(self, student: Segmenter, *, momentum: float, statistics: Literal["own", "student"] = "own") -> None:
         super().__init__()
         if not 0 <= momentum < 1:
             raise ValueError(f"teacher momentum is {momentum}; it must lie in [0, 1)")

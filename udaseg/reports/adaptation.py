@@ -20,7 +20,7 @@ matplotlib.use("Agg")
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-from udaseg.reports.page import _percent, clear, data_uri, to_image
+from udaseg.reports.page import clear, data_uri, percent, to_image
 
 NOT_LOSSES = {
     *("stage", "name", "step", "lr", "grad_norm"),
@@ -83,18 +83,18 @@ def iou_table(counts: Mapping[str, np.ndarray], names: Sequence[str]) -> Table:
         table.add_column(title or "IoU %", justify="right")
     columns = [iou(c) for c in counts.values()]
     for k, name in enumerate(names):
-        table.add_row(name, *(_percent(column[k]) for column in columns))
+        table.add_row(name, *(percent(column[k]) for column in columns))
     table.add_section()
     means = [{"mIoU": mean_iou(c)} | _synthia_means(c, names) for c in counts.values()]
     for title in means[0]:
-        table.add_row(title, *(_percent(mean[title]) for mean in means))
-    table.add_row("pixel accuracy", *(_percent(pixel_accuracy(c)) for c in counts.values()))
+        table.add_row(title, *(percent(mean[title]) for mean in means))
+    table.add_row("pixel accuracy", *(percent(pixel_accuracy(c)) for c in counts.values()))
     return table
 
 
 def share_table(names: Sequence[str], shares: Shares) -> Table:
     """What a pseudo-labelling kept: per class its threshold, share kept, and share of all labels."""
-    *classes, everything = _share_rows(names, shares)
+    *classes, everything = share_rows(names, shares)
     table = Table("class", "threshold", "kept %", "of all labels %")
     for column in table.columns[1:]:
         column.justify = "right"
@@ -105,19 +105,19 @@ def share_table(names: Sequence[str], shares: Shares) -> Table:
     return table
 
 
-def _share_rows(names: Sequence[str], shares: Shares) -> list[tuple[str, str, str, str]]:
+def share_rows(names: Sequence[str], shares: Shares) -> list[tuple[str, str, str, str]]:
     """The cells of `share_table`, one row a class and one for all."""
     kept, predicted, thresholds = shares
     rows = [
         (
             name,
             f"{thresholds[k]:.4f}" if predicted[k] else "never predicted",
-            _percent(kept[k] / max(1, predicted[k])),
-            _percent(kept[k] / max(1, kept.sum())),
+            percent(kept[k] / max(1, predicted[k])),
+            percent(kept[k] / max(1, kept.sum())),
         )
         for k, name in enumerate(names)
     ]
-    return [*rows, ("all", "", _percent(kept.sum() / max(1, predicted.sum())), "100.0")]
+    return [*rows, ("all", "", percent(kept.sum() / max(1, predicted.sum())), "100.0")]
 
 
 def confusion_picture(counts: np.ndarray, names: Sequence[str]) -> Image.Image:
@@ -174,7 +174,7 @@ def miou_picture(curves: Mapping[str, Sequence[tuple[int, float]]], begins: Mapp
     axes = figure.subplots()
     for (name, points), colour in zip(curves.items(), _COLOURS, strict=True):
         steps, values = zip(*points, strict=True)
-        label = f"{name}, {_percent(values[-1])} at last"
+        label = f"{name}, {percent(values[-1])} at last"
         axes.plot(steps, [100 * value for value in values], color=colour, lw=2, marker="o", ms=4.5, label=label)
     for stage, step in begins.items():
         axes.axvline(step, color="#b4bcc5", lw=1, ls="--", zorder=0)
@@ -262,7 +262,7 @@ def html_report(
         gap=gap_text(*results),
         has_gap=results[2] > results[0],
         networks=list(curves),
-        results=[_percent(value) for value in results],
+        results=[percent(value) for value in results],
         colours=_COLOURS,
         closed=float(np.clip(np.nan_to_num(gap_closed(*results)), 0, 1)),
         palette=dict(zip(classes.names, classes.palette, strict=True)),
@@ -272,7 +272,7 @@ def html_report(
         miou=data_uri(miou_picture(miou, begins)),
         confusion=data_uri(confusion_picture(adapted, classes.names)),
         sheet=data_uri(sheet_picture(examples, classes)),
-        shares=_share_rows(classes.names, shares),
+        shares=share_rows(classes.names, shares),
         settings=settings,
         facts=facts,
         seconds={name: f"{value:.1f} s" for name, value in seconds.items()},
@@ -285,4 +285,4 @@ def _iou_row(name: str, values: Sequence[float]) -> dict[str, Any]:
     change = round(100 * (values[1] - values[0]), 1)
     tone = "better" if change > 0 else "worse" if change < 0 else ""
     text = "-" if np.isnan(change) else f"{change + 0.0:+.1f}"
-    return {"name": name, "values": [_percent(value) for value in values], "change": text, "tone": tone}
+    return {"name": name, "values": [percent(value) for value in values], "change": text, "tone": tone}

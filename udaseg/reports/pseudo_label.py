@@ -18,8 +18,8 @@ from udaseg.data.confidence import CODES_PER_NAT, HISTOGRAM_BINS, decode_confide
 from udaseg.data.images import read_image
 from udaseg.data.storage import join, read_bytes
 from udaseg.evaluation.calibration import calibration_error
-from udaseg.reports.adaptation import Shares, _share_rows
-from udaseg.reports.page import _percent, clear, data_uri, to_image
+from udaseg.reports.adaptation import Shares, share_rows
+from udaseg.reports.page import clear, data_uri, percent, to_image
 
 _SIDE = 480  # pixels of the long side of an example
 
@@ -197,11 +197,11 @@ def label_page(*, classes: Classes, quality: Quality, examples: Sequence[Sample]
     template = files("udaseg").joinpath("label_report.html").read_text(encoding="utf-8")
     return jinja.from_string(template).render(
         images=quality.images,
-        kept=_percent(shares.kept.sum() / max(1, shares.predicted.sum())),
-        rows=_share_rows(classes.names, shares),
+        kept=percent(shares.kept.sum() / max(1, shares.predicted.sum())),
+        rows=share_rows(classes.names, shares),
         palette=dict(zip(classes.names, classes.palette, strict=True)),
         rules=rules,
-        accuracy=["-" if value is None else _percent(value) for value in accuracy] if any(quality.right) else None,
+        accuracy=["-" if value is None else percent(value) for value in accuracy] if any(quality.right) else None,
         calibration=None if numbers["calibration_error"] is None else f"{numbers['calibration_error']:.3f}",
         reliability=data_uri(reliability_picture(quality.reliability)) if any(quality.right) else None,
         confidence=data_uri(confidence_picture(quality.histogram, shares.thresholds, classes)),

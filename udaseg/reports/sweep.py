@@ -224,8 +224,8 @@ def sweep_page(
         counts={state: sum(t.state == state for t in trials) for state in ("finished", "stopped", "failed")},
         head=head,
         rows=[(row, trial is best, trial.error) for trial, row in zip(trials, rows, strict=True)],
-        chosen=_percent(best.last("miou")),
-        possible=_percent(float(np.nanmax(mious))) if np.isfinite(mious).any() else None,
+        chosen=percent(best.last("miou")),
+        possible=percent(float(np.nanmax(mious))) if np.isfinite(mious).any() else None,
         correlations={name: (f"{rho:.2f}", step, count) for name, (rho, step, count) in correlations.items()},
         parallel=data_uri(parallel_picture(trials, best, metric, logarithmic)),
         curves=data_uri(curve_picture(trials, best, metric)),
@@ -234,5 +234,5 @@ def sweep_page(
     )
 
 
-def _percent(value: float) -> str:
+def percent(value: float) -> str:
     return f"{100 * value:.1f} %"

@@ -32,6 +32,7 @@ def to_batches(columns: Mapping[str, np.ndarray], data: Data, *, seed: int, devi
         batch = Batch(
             image=image.permute(0, 3, 1, 2).float() / 255,  # channels last, as it comes: convolutions are faster so
             index=index,
+            stream=name,
             label=None if label is None else torch.tensor(label).to(device).long(),
             weight=None if code is None else torch.from_numpy(decode_confidence(code)).to(device),
         )

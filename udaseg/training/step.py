@@ -8,7 +8,6 @@ import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +16,7 @@ from torch.optim import Optimizer
 from udaseg.config import Stage
 from udaseg.distributed import average_batch_norm, average_gradients, rank
 from udaseg.errors import CheckpointError, TrainingError
+from udaseg.methods.base import Method
 from udaseg.models.build import build_segmenter
 from udaseg.rng import key_to_seed
 from udaseg.types import Batch
@@ -26,8 +26,7 @@ from udaseg.types import Batch
 class RunState:
     """All that changes in a run: saving, resuming and moving it is this and nothing else."""
 
-    method: Any
-    """A `Method` that is an `nn.Module`."""
+    method: Method
     optimizers: list[Optimizer]
     step: int = 0
     """Steps done."""
@@ -71,11 +70,11 @@ def build_state(
     """
     torch.manual_seed(key_to_seed(seed, "init"))
     model = stage.model if init is None else dataclasses.replace(stage.model, pretrained=False, weights=None)
-    student = build_segmenter(num_classes, **dataclasses.asdict(model))
-    student.bf16, student.seed = bf16, seed
+    student = build_segmenter(num_classes, seed=seed, bf16=bf16, **dataclasses.asdict(model))
     if init is not None:
         student.load_network(init)
-    method = stage.method.build(student, seed=seed).to(device=device, memory_format=torch.channels_last)
+    method: Method = stage.method.build(student, seed=seed)
+    method = method.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return RunState(method, method.optimizers(stage.optim))
 
 
@@ -83,19 +82,20 @@ def train_step(state: RunState, batches: Mapping[str, Batch], stage: Stage, *, s
     """One step of the loop: forward and backward per graph, averaged gradients, optimisers, teacher.
 
     Returns:
-        Each loss by name as this rank sees it, and "grad_norm".
+        Each loss by name as this rank sees it, and "grad_norm", that of the first optimiser.
 
     Raises:
-        TrainingError: a loss or gradient is not finite; on every rank, since the averaged gradient carries it.
+        TrainingError: a loss or gradient is not finite, or an optimiser has frozen parameters or no gradient at all;
+            on every rank, since the averaged gradient carries it.
     """
     method, step = state.method, state.step
     method.train()
     torch.manual_seed(key_to_seed(seed, step, rank(), "dropout"))
-    for optimizer in state.optimizers:
+    for number, optimizer in enumerate(state.optimizers):
         optimizer.zero_grad(set_to_none=True)
-        factor = stage.optim.lr_factor(step, stage.steps)
+        factor = method.schedule(number, stage.optim).lr_factor(step, stage.steps)
         for group in optimizer.param_groups:
-            group["lr"] = group["base_lr"] * factor
+            group["lr"] = group.setdefault("base_lr", group["lr"]) * factor
 
     logs: dict[str, Tensor] = {}
     for losses in method.losses(batches, step, stage.steps):
@@ -104,14 +104,10 @@ def train_step(state: RunState, batches: Mapping[str, Batch], stage: Stage, *, s
             torch.stack(terms).sum().backward()
         logs |= {loss.name: loss.value.detach() for loss in losses}
 
-    parameters = [p for optimizer in state.optimizers for group in optimizer.param_groups for p in group["params"]]
-    norm = 0.0
-    if parameters:
-        average_gradients(parameters)
-        clip = stage.optim.clip or math.inf
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, clip))
+    norms = [_gather(method, number, optimizer, stage) for number, optimizer in enumerate(state.optimizers)]
+    norm = norms[0] if norms else 0.0
     values = {name: float(value) for name, value in logs.items()}
-    if not math.isfinite(norm) or not all(map(math.isfinite, values.values())):
+    if not all(map(math.isfinite, [*norms, *values.values()])):
         seen = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
         raise TrainingError(
             f"step {step}: a loss or gradient is not finite (gradient norm {norm}; {seen}). "
@@ -123,3 +119,24 @@ def train_step(state: RunState, batches: Mapping[str, Batch], stage: Stage, *, s
     method.after_step()
     state.step += 1
     return values | {"grad_norm": norm}
+
+
+def _gather(method: Method, number: int, optimizer: Optimizer, stage: Stage) -> float:
+    """Average an optimiser's gradients over ranks and clip them; returns their norm before.
+
+    Raises TrainingError, naming parameters, where some are frozen or none has a gradient on any rank: they would never
+    learn, without a word.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    names = {id(p): name for name, p in method.named_parameters()}
+    if frozen := [names.get(id(p), "?") for p in parameters if not p.requires_grad]:
+        raise TrainingError(f"optimiser {number}: frozen parameters never learn: {_listed(frozen)}; leave them out")
+    if not average_gradients(parameters):
+        idle = _listed([names.get(id(p), "?") for p in parameters])
+        raise TrainingError(f"optimiser {number}: no loss has a gradient with respect to its parameters: {idle}")
+    clip = method.schedule(number, stage.optim).clip or math.inf
+    return float(torch.nn.utils.clip_grad_norm_(parameters, clip))
+
+
+def _listed(names: list[str], most: int = 4) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -37,18 +37,19 @@ from udaseg.data.classes import Classes, read_classes
 from udaseg.data.export import ExportFormat
 from udaseg.data.listing import list_images
 from udaseg.data.manifest import digest, read_manifest, write_dataset
-from udaseg.data.storage import exists, join, read_bytes, write_bytes
+from udaseg.data.storage import absolute, exists, join, read_bytes, write_bytes
 from udaseg.errors import CheckpointError, ConfigError, DatasetError
 from udaseg.jobs.ledger import Ledger, exclusive_driver, open_ledger
 from udaseg.jobs.pseudo_label.actors import PredictActor
-from udaseg.jobs.pseudo_label.phases import _each_chunk, _FailureLimit, _prototypes, _run, _tally, _thresholds
-from udaseg.jobs.pseudo_label.tasks import (
-    PredictionTotals,
-    Work,
-    apply_thresholds,
-    label_chunk,
-    scratch_folder,
+from udaseg.jobs.pseudo_label.phases import (
+    FailureLimit,
+    class_thresholds,
+    each_chunk,
+    predicted_totals,
+    run_phase,
+    source_prototypes,
 )
+from udaseg.jobs.pseudo_label.tasks import PredictionTotals, Work, apply_thresholds, label_chunk, scratch_folder
 from udaseg.jobs.ray_session import actor_pool, check_nodes, ensure_ray
 from udaseg.reports.adaptation import Shares, share_table
 from udaseg.reports.pseudo_label import Quality, failure_table, label_page, sample
@@ -98,8 +99,8 @@ def pseudo_label(
     inference.check()
     if block_size < 1 or (max_failed is not None and max_failed < 0):
         raise ConfigError("block_size must be at least 1, and max_failed at least 0")
-    checkpoints = tuple(_absolute(uri) for uri in (checkpoint, *agree_with))
-    out, images = _absolute(out), _absolute(images)
+    checkpoints = tuple(absolute(uri) for uri in (checkpoint, *agree_with))
+    out, images = absolute(out), absolute(images)
     classes = _common_classes(checkpoints)
     if rules.measure == "prototype" and source is None:
         raise ConfigError("measure prototype needs the labelled source that prototypes are made from: give --source")
@@ -141,23 +142,19 @@ def _do(work: Work, source: str | None, max_failed: float | None) -> None:
     check_nodes([row["image_uri"] for row in ledger.rows(0) if exists(row["image_uri"])][:1], out)
     if rules.measure == "prototype":
         assert source is not None
-        work = dataclasses.replace(work, prototypes=_prototypes(work, source))
+        work = dataclasses.replace(work, prototypes=source_prototypes(work, source))
     options, threads = actor_pool(inference.actors, inference.min_actors, gpu=inference.gpu)
-    limit = _FailureLimit(max_failed, ledger)
-    _run(ledger, "predict", limit, fn=PredictActor, fn_constructor_args=(work, threads), **options)
-    tally = _tally(ledger, len(work.classes))
-    thresholds = _thresholds(rules, tally.histogram)
+    limit = FailureLimit(max_failed, ledger)
+    run_phase(ledger, "predict", limit, fn=PredictActor, fn_constructor_args=(work, threads), **options)
+    tally = predicted_totals(ledger, len(work.classes))
+    thresholds = class_thresholds(rules, tally.histogram)
     if rules.rule == "any_class":
-        _run(ledger, "label", limit, fn=PredictActor, fn_constructor_args=(work, threads, thresholds), **options)
+        run_phase(ledger, "label", limit, fn=PredictActor, fn_constructor_args=(work, threads, thresholds), **options)
     else:
-        _run(ledger, "label", limit, fn=apply_thresholds(work, thresholds), num_cpus=1)
+        run_phase(ledger, "label", limit, fn=apply_thresholds(work, thresholds), num_cpus=1)
     table, quality = _label_table(ledger, tally, thresholds, source)
     _write_reports(work, tally, quality)
     write_dataset(out, table, work.classes)
-
-
-def _absolute(uri: str) -> str:
-    return uri if "://" in uri else os.path.abspath(uri)
 
 
 def _common_classes(checkpoints: Sequence[str]) -> Classes:
@@ -193,7 +190,7 @@ def _label_table(
     ledger: Ledger, tally: PredictionTotals, thresholds: np.ndarray, source: str | None
 ) -> tuple[pa.Table, Quality]:
     """The manifest's rows, and how good the labels are."""
-    parts = list(_each_chunk(label_chunk, ledger, range(ledger.blocks)))
+    parts = list(each_chunk(label_chunk, ledger, range(ledger.blocks)))
     table = pa.concat_tables([rows for rows, *_ in parts])
     classes = len(tally.histogram)
     balance = None

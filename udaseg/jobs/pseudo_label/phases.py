@@ -16,17 +16,11 @@ from udaseg.components.thresholds import class_balanced_thresholds
 from udaseg.config import PseudoLabel
 from udaseg.data.classes import read_classes
 from udaseg.data.listing import list_images
-from udaseg.data.storage import join
+from udaseg.data.storage import absolute, join
 from udaseg.errors import DatasetError
 from udaseg.jobs.ledger import Ledger, open_ledger
 from udaseg.jobs.pseudo_label.actors import PrototypeActor
-from udaseg.jobs.pseudo_label.job import _absolute
-from udaseg.jobs.pseudo_label.tasks import (
-    PredictionTotals,
-    Work,
-    count_failed,
-    tally_chunk,
-)
+from udaseg.jobs.pseudo_label.tasks import PredictionTotals, Work, count_failed, tally_chunk
 from udaseg.jobs.ray_session import actor_pool, track
 
 CHUNK = 128
@@ -37,7 +31,7 @@ PROTOTYPE_IMAGES = 500
 """Images of the source, at even distances, that prototypes are the mean of."""
 
 
-class _FailureLimit:
+class FailureLimit:
     """Counts images that cannot be read, and stops the job where there are too many."""
 
     def __init__(self, most: float | None, ledger: Ledger) -> None:
@@ -45,7 +39,7 @@ class _FailureLimit:
         self.failed = 0
         if most is not None:
             before = sorted(ledger.committed("predict"))
-            self.add(sum(_each_chunk(count_failed, ledger, before)))
+            self.add(sum(each_chunk(count_failed, ledger, before)))
 
     def add(self, failed: int) -> None:
         self.failed += failed
@@ -56,7 +50,7 @@ class _FailureLimit:
             )
 
 
-def _run(ledger: Ledger, phase: str, limit: _FailureLimit, **how: Any) -> None:
+def run_phase(ledger: Ledger, phase: str, limit: FailureLimit, **how: Any) -> None:
     """Do a phase's blocks that are not done."""
     todo = sorted(set(range(ledger.blocks)) - ledger.committed(phase))
     if not todo:
@@ -79,7 +73,7 @@ def _run(ledger: Ledger, phase: str, limit: _FailureLimit, **how: Any) -> None:
         raise
 
 
-def _each_chunk(task: Callable[..., Any], ledger: Ledger, blocks: Sequence[int], *more: Any) -> Iterator[Any]:
+def each_chunk(task: Callable[..., Any], ledger: Ledger, blocks: Sequence[int], *more: Any) -> Iterator[Any]:
     """What a Ray task makes of each chunk of blocks, in their order."""
     anywhere = "DEFAULT"  # unsaid, a trial of a sweep would have its tasks where it has no CPU but its own
     remote = ray.remote(num_cpus=1, scheduling_strategy=anywhere)(task)
@@ -88,16 +82,16 @@ def _each_chunk(task: Callable[..., Any], ledger: Ledger, blocks: Sequence[int],
         yield ray.get(reference)
 
 
-def _tally(ledger: Ledger, classes: int) -> PredictionTotals:
+def predicted_totals(ledger: Ledger, classes: int) -> PredictionTotals:
     total = PredictionTotals()
-    for part in _each_chunk(tally_chunk, ledger, range(ledger.blocks), classes):
+    for part in each_chunk(tally_chunk, ledger, range(ledger.blocks), classes):
         total.add(part)
     if not total.most:
         raise DatasetError(f"none of the images could be read: {total.failed[0][2]}")
     return total
 
 
-def _thresholds(rules: PseudoLabel, histogram: np.ndarray) -> np.ndarray:
+def class_thresholds(rules: PseudoLabel, histogram: np.ndarray) -> np.ndarray:
     """(K,) thresholds of the classes."""
     if rules.rule == "fixed":
         return np.full(len(histogram), rules.threshold, np.float32)
@@ -106,9 +100,9 @@ def _thresholds(rules: PseudoLabel, histogram: np.ndarray) -> np.ndarray:
     return class_balanced_thresholds(histogram, rules.share, cap=rules.cap, rare_class=rules.rare_class)
 
 
-def _prototypes(work: Work, source: str) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
+def source_prototypes(work: Work, source: str) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
     """Per checkpoint the mean feature of each class of the source, and which classes have one."""
-    source = _absolute(source)
+    source = absolute(source)
     classes = read_classes(source)
     if classes.names != work.classes.names:
         raise DatasetError(f"{source}: its classes are not the checkpoint's {', '.join(work.classes.names)}")
@@ -124,10 +118,10 @@ def _prototypes(work: Work, source: str) -> tuple[tuple[np.ndarray, np.ndarray],
     here = dataclasses.replace(work, ledger=books, truth=classes)
     i = work.inference
     options, threads = actor_pool(i.actors, i.min_actors, gpu=i.gpu)
-    _run(
+    run_phase(
         books,
         "prototypes",
-        _FailureLimit(None, books),
+        FailureLimit(None, books),
         fn=PrototypeActor,
         fn_constructor_args=(here, threads),
         **options,

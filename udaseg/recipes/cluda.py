@@ -1,0 +1,38 @@
+"""CLUDA: contrast across classes, domains and resolutions (2208.14227)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from udaseg.config import Recipe
+from udaseg.methods.cluda import CLUDA
+from udaseg.recipes.common import small
+from udaseg.recipes.daformer import daformer_small
+from udaseg.recipes.hrda import hrda
+
+
+def cluda() -> Recipe:
+    """CLUDA, GTA5 -> Cityscapes (2208.14227): 74.4 mIoU (authors' README). HRDA with contrast of pixels.
+
+    `--model.detail-crop None` and DAFormer's crops give its single-resolution form.
+    """
+    stage = hrda().stages[0]
+    method = CLUDA.Config(ignore_top=30, ignore_bottom=240)
+    stage = replace(stage, name="cluda", method=method, data=replace(stage.data, group_size=2))
+    return Recipe(name="cluda", stages=(stage,), checkpoint_every=2000)
+
+
+def cluda_small() -> Recipe:
+    """CLUDA at one resolution from a source-only warm start, on a small network."""
+    warm_start, stage = daformer_small().stages
+    method = CLUDA.Config(
+        threshold=0.9,
+        teacher_momentum=0.99,
+        things=(5, 6),
+        ignore_top=0,
+        ignore_bottom=0,
+        contrast_size=32,
+        attention_channels=32,
+    )
+    stage = replace(stage, name="cluda", method=method, data=replace(stage.data, group_size=2))
+    return small("cluda_small", warm_start, stage)

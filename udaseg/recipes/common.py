@@ -1,0 +1,58 @@
+"""What recipes share: networks, schedules and the warm start; `*_small` ones take minutes on a CPU."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from udaseg.config import Data, Model, Optim, Recipe, Stage, Stream
+from udaseg.methods.supervised import Supervised
+
+DEEPLAB = Model(backbone="resnet101", pretrained=True, output_stride=8, head="aspp", frozen_norm_affine=True)
+DAFORMER = Model(
+    backbone="mit_b5",
+    pretrained=True,
+    head="context_aware",
+    head_branches=(1, 6, 12, 18),
+    head_channels=256,
+    drop_path=0.1,
+)
+TRANSFORMER_OPTIM = Optim(
+    name="adamw", lr=6e-5, head_lr_factor=10.0, weight_decay=0.01, decay_vectors=False, power=1.0, warmup_steps=1500
+)
+
+SMALL = Model(backbone="test_byobnet", head="multilevel", head_channels=32)  # 0.2 M parameters: minutes on a CPU
+SMALL_DATA = Data(batch_size=8, short_side=128, scale=(1.0, 1.4), crop=(128, 192))
+SMALL_OPTIM = Optim(name="adamw", lr=3e-3, head_lr_factor=1.0, weight_decay=0.01, horizon=1.1, clip=5.0)
+SMALL_RARE = Stream(
+    labels="true", sampling="rare_class", rare_temperature=0.1, rare_min_pixels=60, rare_min_crop_pixels=30
+)
+WARM_STEPS, ROUND_STEPS = 300, 300
+
+
+def small(name: str, *stages: Stage) -> Recipe:
+    """A recipe of small stages, which keeps a checkpoint every 150 steps."""
+    return Recipe(name=name, stages=stages, checkpoint_every=150)
+
+
+def warm_start(steps: int = WARM_STEPS, model: Model = SMALL) -> Stage:
+    """A small network on the source alone, from which small recipes adapt."""
+    return Stage(
+        name="source",
+        method=Supervised.Config(stream="source"),
+        steps=steps,
+        model=model,
+        data=replace(SMALL_DATA, target=None),
+        optim=SMALL_OPTIM,
+    )
+
+
+def rare_source(*, short_side: int, share: float) -> Stream:
+    """DAFormer's rare-class sampling; a crop has `share` times the pixels of the class that an image needs."""
+    return Stream(
+        labels="true",
+        sampling="rare_class",
+        rare_temperature=0.01,
+        rare_min_pixels=3000,
+        rare_min_crop_pixels=int(3000 * share),
+        short_side=short_side,
+    )

@@ -1,0 +1,39 @@
+"""DAFormer (2111.14887)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from udaseg.config import Data, Recipe, Stage
+from udaseg.methods.daformer import DAFormer
+from udaseg.recipes.common import DAFORMER, SMALL_DATA, SMALL_RARE, TRANSFORMER_OPTIM, rare_source, small, warm_start
+from udaseg.recipes.dacs import dacs_small
+
+
+def daformer() -> Recipe:
+    """DAFormer, GTA5 -> Cityscapes (2111.14887): 68.3 mIoU in the paper. MiT-B5 and its context-aware head.
+
+    40,000 steps of 2 + 2 crops of 512. `--model.backbone` takes any hierarchical backbone of timm instead.
+    """
+    stage = Stage(
+        name="daformer",
+        method=DAFormer.Config(),
+        steps=40_000,
+        model=DAFORMER,
+        data=Data(batch_size=2, short_side=512, crop=(512, 512), source=rare_source(short_side=720, share=0.5)),
+        optim=TRANSFORMER_OPTIM,
+    )
+    return Recipe(name="daformer", stages=(stage,), checkpoint_every=2000)
+
+
+def daformer_small() -> Recipe:
+    """DAFormer on a small network, from a source-only warm start, near whose features things stay."""
+    stage = replace(
+        dacs_small().stages[1],
+        name="daformer",
+        method=DAFormer.Config(
+            threshold=0.9, teacher_momentum=0.99, things=(5, 6), ignore_top=0, ignore_bottom=0, feature_weight=0.005
+        ),
+        data=replace(SMALL_DATA, source=SMALL_RARE),
+    )
+    return small("daformer_small", warm_start(), stage)
