@@ -271,7 +271,7 @@ def _measure_workers(
     def timed(config: dict[str, Any]) -> dict[str, Any]:
         import torch.distributed as torch_dist
 
-        import udaseg.checkpoints.directory
+        import udaseg.training.step
         from udaseg.distributed import rank
 
         real_reduce, real_step = torch_dist.all_reduce, udaseg.training.step.train_step

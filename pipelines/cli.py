@@ -2,14 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import json
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-from udaseg.config import Recipe
-from udaseg.overrides import full_names
+from udaseg.errors import CheckpointError, ConfigError, DatasetError, TrainingError
+
+if TYPE_CHECKING:
+    from udaseg.config import Recipe
+
+
+def command(run: Callable[[Sequence[str]], None]) -> Callable[..., int]:
+    """A subcommand's entry point, `main(argv=None) -> exit code`: 2 for input that cannot be used, 1 for lost work."""
+
+    @functools.wraps(run)
+    def main(argv: Sequence[str] | None = None) -> int:
+        try:
+            run(sys.argv[1:] if argv is None else argv)
+        except (ConfigError, DatasetError, CheckpointError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        except TrainingError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+        return 0
+
+    return main
+
+
+def recipe_file(uri: str) -> Recipe:
+    """The recipe of a run's config.json, or of a sweep's best.json. Raises ConfigError, naming the file."""
+    from udaseg.data.storage import exists, read_bytes
+    from udaseg.overrides import from_json
+    from udaseg.recipes import RECIPES
+
+    if not exists(uri):
+        raise ConfigError(f"{uri}: no such file; give a run's config.json")
+    raw = json.loads(read_bytes(uri))
+    return from_json(json.dumps(raw.get("recipe", raw)), RECIPES, uri)
 
 
 def spell_out(recipe: Recipe, argv: Sequence[str], own: set[str]) -> list[str]:
-    """Repeat `--section.field value` for each stage that it stands for; `own` names the command's other options."""
+    """Repeat `--section.field value` for each stage that it stands for; `own` names the command's other options.
+
+    Raises ConfigError for a field that the recipe does not have.
+    """
+    from udaseg.overrides import full_names
+
     out: list[str] = []
     groups: list[list[str]] = []
     for word in argv:
@@ -24,11 +65,10 @@ def spell_out(recipe: Recipe, argv: Sequence[str], own: set[str]) -> list[str]:
         if not flag.startswith("--") or flag in flags or flag.startswith("--cluster."):
             out += [flag, *values]
             continue
-        name = flag[2:].replace("-", "_")
-        negated = name.rpartition(".")[2].startswith("no_")
-        names = full_names(recipe, name.replace("no_", "", 1) if negated else name)
-        for path in names:
-            head, _, leaf = path.rpartition(".")
-            spelled = f"{head}.{'no-' if negated else ''}{leaf}" if head else f"{'no-' if negated else ''}{leaf}"
-            out += [f"--{spelled.replace('_', '-')}", *values]
+        section, dot, leaf = flag[2:].replace("-", "_").rpartition(".")
+        positive = leaf.removeprefix("no_")
+        no = "" if positive == leaf else "no-"
+        for path in full_names(recipe, f"{section}{dot}{positive}"):
+            head, dots, name = path.rpartition(".")
+            out += [f"--{head}{dots}{no}{name}".replace("_", "-"), *values]
     return out

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 import tyro
 
-from udaseg.errors import CheckpointError, ConfigError, DatasetError, TrainingError
-from udaseg.jobs.demo import demo
+from pipelines.cli import command
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,18 +23,12 @@ class Arguments:
     """Go on with the demo in --out."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+@command
+def main(argv: Sequence[str]) -> None:
     a = tyro.cli(Arguments, args=argv, prog="udaseg demo")
-    try:
-        demo(a.out, seed=a.seed, resume=a.resume)
-    except (ConfigError, DatasetError, CheckpointError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except TrainingError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    from udaseg.jobs.demo import demo
+
+    demo(a.out, seed=a.seed, resume=a.resume)
 
 
 if __name__ == "__main__":

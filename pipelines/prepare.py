@@ -7,18 +7,14 @@ from collections.abc import Sequence
 
 import tyro
 
-from udaseg.errors import DatasetError
-from udaseg.jobs.prepare import prepare
+from pipelines.cli import command
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line. Returns the exit status: 2 where the input is refused."""
-    try:
-        tyro.cli(prepare, args=argv, prog="udaseg prepare")
-    except (DatasetError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+@command
+def main(argv: Sequence[str]) -> None:
+    from udaseg.jobs.prepare import prepare
+
+    tyro.cli(prepare, args=argv, prog="udaseg prepare")
 
 
 if __name__ == "__main__":

@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import tyro
 
+from pipelines.cli import command
 from udaseg.config import Inference, PseudoLabel
 from udaseg.data.export import ExportFormat
-from udaseg.errors import CheckpointError, ConfigError, DatasetError
-from udaseg.jobs.pseudo_label.job import pseudo_label
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,19 +39,16 @@ class Arguments:
     block_size: int = 32
     """Images that are committed together: what a kill costs at most, for each process that predicts."""
     rules: PseudoLabel = PseudoLabel()
-    inference: Inference = Inference()
+    inference: Inference = field(default_factory=Inference)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+@command
+def main(argv: Sequence[str]) -> None:
     arguments = tyro.cli(Arguments, args=argv, prog="udaseg pseudo-label", config=(tyro.conf.AvoidSubcommands,))
-    try:
-        pseudo_label(**{f.name: getattr(arguments, f.name) for f in dataclasses.fields(arguments)})
-    except (ConfigError, DatasetError, CheckpointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    from udaseg.jobs.pseudo_label.job import pseudo_label
+
+    pseudo_label(**{f.name: getattr(arguments, f.name) for f in dataclasses.fields(arguments)})
     print(f"pseudo-labels: {arguments.out}")
-    return 0
 
 
 if __name__ == "__main__":

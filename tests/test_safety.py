@@ -22,7 +22,7 @@ from tiny import draw, make_checkpoint, make_dataset
 from pipelines.pseudo_label import main
 from udaseg.checkpoints.directory import load_model, read_card
 from udaseg.config import Inference, PseudoLabel
-from udaseg.data import layouts as datasets
+from udaseg.data import images as decoding
 from udaseg.data.classes import read_classes
 from udaseg.data.folders import files
 from udaseg.data.images import read_image
@@ -62,7 +62,7 @@ def test_a_decompression_bomb_is_not_decoded(tmp_path: Path) -> None:
 
 
 def test_a_huge_file_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets, "MAX_BYTES", 1000)
+    monkeypatch.setattr(decoding, "MAX_BYTES", 1000)
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 50, 3), np.uint8)).save(tmp_path / "a.png")
     with pytest.raises(DatasetError, match=r"a.png: .* bytes; files of more than 1,000 are not read"):
         read_image(str(tmp_path / "a.png"))

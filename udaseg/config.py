@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
-
-if TYPE_CHECKING:  # the configuration needs `Optim` alone, and is read where there is no network
-    pass
-from dataclasses import field
+import os
+import sys
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from udaseg.errors import ConfigError
 from udaseg.types import Blend, Domain, HeadName, NetworkRole, PerDomain
@@ -175,8 +173,12 @@ class PseudoLabel:
             raise ConfigError("rule any_class looks at probabilities, of which entropy is none; use top1 or fixed")
 
 
-def _has_gpu() -> bool:
-    import torch  # not above: tasks that read a configuration start without it
+def has_gpu() -> bool:
+    """Whether torch finds a GPU. Where the system shows none it is not asked: loading it takes seconds."""
+    devices = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # CUDA, CUDA under Windows' Linux, ROCm
+    if sys.platform == "linux" and "torch" not in sys.modules and not any(map(os.path.exists, devices)):
+        return False
+    import torch
 
     return torch.cuda.is_available()
 
@@ -205,7 +207,7 @@ class Inference:
     """Processes that predict; None = one on a GPU, else as many as this machine has cores, up to 4."""
     min_actors: int | None = None
     """Begin with as few processes as this and add others while there is work for them; None = `actors`, or 1."""
-    gpu: bool = field(default_factory=_has_gpu)
+    gpu: bool = field(default_factory=has_gpu)
     """One GPU an actor."""
 
     def check(self) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
-import torch
+from udaseg.config import Recipe, has_gpu
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +17,7 @@ class Cluster:
     min_workers: int | None = None
     """Elastic: go on with as few as this while more cannot be had; None = always `workers`. Results then depend on how
     many there were, since batch norm normalises per worker, but not which samples make a step."""
-    gpu: bool = torch.cuda.is_available()
+    gpu: bool = field(default_factory=has_gpu)
     """One GPU a worker."""
     cpus_per_worker: float = 1.0
     """CPUs that Ray sets aside for a worker; data tasks need some beside them."""
@@ -31,3 +32,35 @@ class Cluster:
     def fewest(self) -> int:
         """The least workers that training goes on with."""
         return self.workers if self.min_workers is None else self.min_workers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """What a sweep is told, beside its space."""
+
+    recipe: Recipe
+    out: str
+    """Directory of the sweep, a path or URI that every node can write."""
+    target: str
+    """Dataset directory of target images."""
+    source: str | None = None
+    """Dataset directory of labelled source images."""
+    metric: Literal["miou", "entropy", "information", "agreement", "snd"]
+    """What trials are ranked by; all but miou need no labels. See `udaseg.evaluation.model_selection`."""
+    trials: int = 16
+    """How many values are tried."""
+    search: Literal["optuna", "random"] = "optuna"
+    """How the next values are chosen."""
+    scheduler: Literal["asha", "none"] = "asha"
+    """asha stops the worse two thirds of the trials early, none nothing."""
+    split: str = "val"
+    """Split of the target that checkpoints are scored on."""
+    images: int = 200
+    """Most images that a checkpoint is scored on."""
+    window: tuple[int, int] | None = None
+    """Height and width of sliding windows in pixels; None = whole images."""
+    concurrent: int = 0
+    """Trials at a time; 0 = as many as the cluster's CPUs and GPUs hold."""
+    resume: bool = False
+    """Go on with the sweep in --out."""
+    cluster: Cluster = field(default_factory=Cluster)

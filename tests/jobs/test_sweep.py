@@ -23,7 +23,7 @@ from rich.console import Console
 from tiny import make_dataset, tiny_recipe
 from two_ranks import TwoRanks
 
-from pipelines.sweep import Arguments
+from pipelines.sweep import Arguments, main
 from pipelines.train import parse
 from udaseg.components.augment import strong
 from udaseg.data.index import open_index
@@ -42,7 +42,7 @@ from udaseg.evaluation.model_selection import (
 )
 from udaseg.job_config import Cluster
 from udaseg.jobs import sweep as job
-from udaseg.jobs.sweep import Space, load_space, shared_stages, spaces
+from udaseg.jobs.spaces import Space, load_space, shared_stages, spaces
 from udaseg.jobs.trials import concurrency, trial_resources
 from udaseg.models.build import build_segmenter
 from udaseg.models.inference import predict
@@ -306,7 +306,7 @@ def test_the_command_line_says_what_is_wrong(
     words = [pair.get(word, word) for word in words]
     target = [] if "--target" in words else ["--target", pair["target"]]
     data = ["--source", pair["source"], *target, "--out", str(tmp_path / "out")]
-    assert job.main([words[0], *data, *words[1:]]) == 2
+    assert main([words[0], *data, *words[1:]]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
@@ -356,16 +356,16 @@ def test_other_directories_are_refused(no_ray: None, pair: dict[str, str], tmp_p
 
 DRIVER = """
 import sys
-from pipelines.session import ensure_ray
+from udaseg.jobs.ray_session import ensure_ray
 from pipelines.sweep import main
 ensure_ray(num_cpus=int(sys.argv[1]), dashboard=True)
 sys.exit(main(sys.argv[2:]))
 """
 ONE_STAGE = """
 import ray.tune
-from pipelines import sweep
-space = sweep.Space("rate", "source_only_small", "information", {"optim.lr": ray.tune.loguniform(1e-4, 1e-2)})
-sweep.load_space = lambda name: space
+from udaseg.jobs import spaces
+space = spaces.Space("rate", "source_only_small", "information", {"optim.lr": ray.tune.loguniform(1e-4, 1e-2)})
+spaces.load_space = lambda name: space
 """
 SMALL = (
     *("--checkpoint-every", "2", "--log-every", "1"),

@@ -16,6 +16,7 @@ import torch
 from tiny import make_dataset, plain_loop, tiny_recipe
 
 from pipelines.evaluate import main as evaluate_main
+from pipelines.train import main as train_main
 from udaseg.checkpoints.directory import load_model
 from udaseg.config import Recipe
 from udaseg.errors import CheckpointError, ConfigError, DatasetError, TrainingError
@@ -200,7 +201,7 @@ def test_a_run_cut_off_in_a_stage_resumes_to_the_uninterrupted_result(
         from udaseg.jobs.worker import train_worker
 
         def stops(config):  # type: ignore[no-untyped-def]
-            import udaseg.checkpoints.directory as loop
+            import udaseg.training.step as loop
 
             real = loop.train_step
 
@@ -345,7 +346,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_at_once(
 def test_the_command_line_says_what_is_wrong(
     words: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert job.main(words) == 2
+    assert train_main(words) == 2
     assert message in capsys.readouterr().err
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import ray.train
 
+from pipelines.train import main as main_train
 from udaseg.jobs import train as job
 from udaseg.jobs.worker import train_worker
 
@@ -29,7 +30,7 @@ def main() -> int:
     def recording(config: dict[str, Any]) -> dict[str, Any]:
         import zlib
 
-        import udaseg.checkpoints.directory as loop
+        import udaseg.training.step as loop
         from udaseg.distributed import rank, world_size
 
         real = loop.train_step
@@ -64,7 +65,7 @@ def main() -> int:
         return real_trainer(function, run_config=run_config, **named)
 
     job.train_worker, job.TorchTrainer = recording, trainer
-    return job.main(sys.argv[3:])
+    return main_train(sys.argv[3:])
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ from udaseg.components.pseudo_label import confident_share
 from udaseg.distributed import (
     average_batch_norm,
     average_gradients,
-    broadcast_state,
     mean_over_ranks,
     rank,
     sum_over_ranks,
@@ -162,7 +161,6 @@ def _tell(rank_given: int) -> dict[str, Any]:
     norm.running_mean.fill_(rank_given)
     average_gradients(network.parameters())
     average_batch_norm(network)
-    broadcast_state(network)
     return {
         "ranks": (rank(), world_size()),
         "total": total.item(),

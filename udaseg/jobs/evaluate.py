@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import ray
 import torch
+from rich.console import Console
 
 from udaseg.checkpoints.directory import load_model, read_card
 from udaseg.config import Inference
 from udaseg.data.classes import read_classes
 from udaseg.data.index import open_index
 from udaseg.data.manifest import read_manifest
-from udaseg.errors import CheckpointError, DatasetError
+from udaseg.errors import CheckpointError, ConfigError, DatasetError
 from udaseg.evaluation.metrics import confusion
 from udaseg.jobs.ray_session import actor_pool, ensure_ray, track
 from udaseg.models.inference import by_size, predict, to_pixels
+from udaseg.reports.adaptation import confusion_picture, iou_table, summary
+
+FILES = ("metrics.json", "confusion.png")
 
 
 class Evaluator:
@@ -86,3 +92,26 @@ def evaluate(
     for block in track(blocks, stop - start, "evaluate", size=lambda b: int(b["images"].sum())):
         total += block["counts"].sum(0)
     return list(total)
+
+
+def evaluate_to(
+    out: str | None, checkpoint: str, dataset: str, *, split: str, inference: Inference, print_json: bool = False
+) -> None:
+    """Evaluate a checkpoint, print its table or JSON, and write both files to the folder `out` where it is given.
+
+    Raises, before any work, as `evaluate` does, and ConfigError where the folder holds results already.
+    """
+    folder = Path(out) if out is not None else None
+    if folder is not None and (folder.is_file() or any((folder / name).exists() for name in FILES)):
+        raise ConfigError(f"{folder}: holds results already; choose another --out")
+    counts = evaluate([checkpoint], dataset, split=split, inference=inference)[0]
+    classes = read_classes(dataset)
+    metrics = summary(counts, classes.names)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / FILES[0]).write_text(json.dumps(metrics, indent=1))
+        confusion_picture(counts, classes.names).save(folder / FILES[1])
+    if print_json:
+        print(json.dumps(metrics))
+    else:
+        Console().print(iou_table({"": counts}, classes.names))

@@ -14,68 +14,30 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import importlib
 import io
 import json
 import math
-import pkgutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import ray
-from ray.tune.search.sample import Domain, Float, LogUniform
+from ray.tune.search.sample import Float, LogUniform
 from rich.console import Console
 
-import tune_spaces
-from pipelines.sweep import Arguments
-from udaseg.config import Recipe
 from udaseg.data.manifest import digest, read_manifest
 from udaseg.data.storage import absolute, children, exists, join, read_bytes, write_bytes
 from udaseg.errors import ConfigError, DatasetError, TrainingError
 from udaseg.evaluation.checkpoint_scores import Scoring
 from udaseg.evaluation.model_selection import SCORES
+from udaseg.job_config import Sweep
 from udaseg.jobs.preflight import check
 from udaseg.jobs.ray_session import ensure_ray, usable_cores
+from udaseg.jobs.spaces import MODES, Space, shared_stages
 from udaseg.jobs.train import train
-from udaseg.jobs.trials import MODES, concurrency, read_trials, run_trials, trainable, trial_resources
-from udaseg.overrides import full_names, override, to_json
-from udaseg.recipes import RECIPES
+from udaseg.jobs.trials import concurrency, read_trials, run_trials, trainable, trial_resources
+from udaseg.overrides import override, to_json
 from udaseg.reports.sweep import Trial, rank_correlations, sweep_page, trial_table
 
 
-@dataclass(frozen=True)
-class Space:
-    """A module of `tune_spaces`."""
-
-    name: str
-    recipe: str
-    metric: str
-    values: Mapping[str, Domain]
-    """A field's name, as on the command line of `udaseg train` -> its range."""
-
-
-def spaces() -> list[str]:
-    """The names of the modules of `tune_spaces`."""
-    return sorted(module.name for module in pkgutil.iter_modules(tune_spaces.__path__))
-
-
-def load_space(name: str) -> Space:
-    """A space by name. Raises ConfigError where there is none, or it does not fit a metric or recipe."""
-    if name not in spaces():
-        raise ConfigError(f"no space {name!r}; there are {', '.join(spaces())}")
-    module = importlib.import_module(f"tune_spaces.{name}")
-    space = Space(name, module.RECIPE, module.METRIC, module.SPACE)
-    if space.metric not in MODES:
-        raise ConfigError(f"tune_spaces/{name}.py: METRIC is {space.metric!r}; it must be one of {', '.join(MODES)}")
-    if space.recipe not in RECIPES:
-        raise ConfigError(f"tune_spaces/{name}.py: no recipe {space.recipe!r}; there are {', '.join(RECIPES)}")
-    if wrong := [field for field, domain in space.values.items() if not isinstance(domain, Domain)]:
-        raise ConfigError(f"tune_spaces/{name}.py: {wrong[0]} is no range; give one of ray.tune, e.g. uniform(0, 1)")
-    return space
-
-
-def sweep(space: Space, a: Arguments) -> list[Trial]:
+def sweep(space: Space, a: Sweep) -> list[Trial]:
     """Try values of a space; writes the results to `a.out` and returns the trials in the order they began.
 
     Raises:
@@ -108,13 +70,7 @@ def sweep(space: Space, a: Arguments) -> list[Trial]:
     return _report(space, a, out, trials)
 
 
-def shared_stages(recipe: Recipe, names: Sequence[str] | Mapping[str, Any]) -> int:
-    """How many stages there are before the first that a field of `names` touches: all trials share their result."""
-    paths = [path.split(".") for name in names for path in full_names(recipe, name)]
-    return min(int(path[1]) if path[0] == "stages" else 0 for path in paths)
-
-
-def _check(space: Space, a: Arguments, data: dict[str, str | None]) -> None:
+def _check(space: Space, a: Sweep, data: dict[str, str | None]) -> None:
     """Find, before anything runs, what would stop the sweep later."""
     if a.trials < 1 or a.images < 1:
         raise ConfigError("--trials and --images must be at least 1")
@@ -128,7 +84,7 @@ def _check(space: Space, a: Arguments, data: dict[str, str | None]) -> None:
         )
 
 
-def _settings(space: Space, a: Arguments, out: str) -> str:
+def _settings(space: Space, a: Sweep, out: str) -> str:
     """What `out`/sweep.json is to hold. Raises ConfigError unless `out` is new, or resumed with the same settings."""
     chosen = ("metric", "trials", "search", "scheduler", "split", "images", "window")
     mine = {
@@ -150,7 +106,7 @@ def _settings(space: Space, a: Arguments, out: str) -> str:
     return json.dumps(mine, indent=1)
 
 
-def _report(space: Space, a: Arguments, out: str, trials: list[Trial]) -> list[Trial]:
+def _report(space: Space, a: Sweep, out: str, trials: list[Trial]) -> list[Trial]:
     """Rank the trials and write what was found."""
     mode = MODES[a.metric]
     ranked = sorted(

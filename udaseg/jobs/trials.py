@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
-from typing import Any, Literal
+from typing import Any
 
 import optuna
 import ray
@@ -17,20 +17,16 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from ray.tune.search import BasicVariantGenerator
 from ray.tune.search.optuna import OptunaSearch
 
-from pipelines.sweep import Arguments
 from udaseg.checkpoints.directory import CARD_FILE, copy_model
 from udaseg.config import Recipe
 from udaseg.data.storage import children, exists, join, read_bytes, write_bytes
 from udaseg.errors import CheckpointError, ConfigError, TrainingError
 from udaseg.evaluation.checkpoint_scores import Scoring
-from udaseg.evaluation.model_selection import SCORES
-from udaseg.job_config import Cluster
-from udaseg.jobs.sweep import Space
+from udaseg.job_config import Cluster, Sweep
+from udaseg.jobs.spaces import MODES, Space
 from udaseg.jobs.train import stage_directory, train
 from udaseg.overrides import override
 from udaseg.reports.sweep import State, Trial
-
-MODES: dict[str, Literal["min", "max"]] = {"miou": "max", **SCORES}
 
 
 def trial_resources(cluster: Cluster) -> dict[str, float]:
@@ -132,7 +128,7 @@ def read_trials(out: str, recipe: Recipe, shared: int) -> list[Trial]:
     return trials
 
 
-def run_trials(trial: Callable, space: Space, a: Arguments, out: str, concurrent: int, shared: int) -> None:
+def run_trials(trial: Callable, space: Space, a: Sweep, out: str, concurrent: int, shared: int) -> None:
     """Run the trials, or what is left of them."""
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "2")  # a trial that Tune has not noted is begun anew
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # a recipe may name files by relative paths

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from typing import Any, NamedTuple
 
-import jinja2
 import matplotlib
 import numpy as np
 from PIL import Image
@@ -20,7 +18,7 @@ matplotlib.use("Agg")
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-from udaseg.reports.page import clear, data_uri, percent, to_image
+from udaseg.reports.page import clear, data_uri, percent, render, to_image
 
 NOT_LOSSES = {
     *("stage", "name", "step", "lr", "grad_norm"),
@@ -255,9 +253,8 @@ def html_report(
         _iou_row("pixel accuracy", [pixel_accuracy(counts) for counts in (source_only, adapted, oracle)]),
     ]
     miou = {name: [(step, mean_iou(counts)) for step, counts in points] for name, points in curves.items()}
-    template = files("udaseg").joinpath("report.html").read_text(encoding="utf-8")
-    jinja = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return jinja.from_string(template).render(
+    return render(
+        "adaptation",
         about=about,
         gap=gap_text(*results),
         has_gap=results[2] > results[0],

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
+from importlib.resources import files
 from typing import Any
 
+import jinja2
 import matplotlib
 import numpy as np
 from PIL import Image
@@ -15,7 +17,15 @@ from matplotlib.figure import Figure
 
 
 def percent(value: float) -> str:
+    """A share in percent, with one decimal and no sign; "-" for NaN."""
     return "-" if np.isnan(value) else f"{100 * value:.1f}"
+
+
+def render(template: str, **values: Any) -> str:
+    """A page from a template of `templates/`; every value is escaped, and one that is missing is an error."""
+    jinja = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    text = files("udaseg.reports").joinpath("templates", f"{template}.html").read_text(encoding="utf-8")
+    return jinja.from_string(text).render(values)
 
 
 def clear(axes: Any) -> None:

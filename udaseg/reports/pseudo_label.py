@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from typing import Any, NamedTuple
 
-import jinja2
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
@@ -19,7 +17,7 @@ from udaseg.data.images import read_image
 from udaseg.data.storage import join, read_bytes
 from udaseg.evaluation.calibration import calibration_error
 from udaseg.reports.adaptation import Shares, share_rows
-from udaseg.reports.page import clear, data_uri, percent, to_image
+from udaseg.reports.page import clear, data_uri, percent, render, to_image
 
 _SIDE = 480  # pixels of the long side of an example
 
@@ -193,9 +191,8 @@ def label_page(*, classes: Classes, quality: Quality, examples: Sequence[Sample]
     """
     shares, numbers = quality.shares, quality.to_json(classes.names)
     accuracy = [numbers[name] for name in ("accuracy_kept", "accuracy_dropped")]
-    jinja = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = files("udaseg").joinpath("label_report.html").read_text(encoding="utf-8")
-    return jinja.from_string(template).render(
+    return render(
+        "pseudo_label",
         images=quality.images,
         kept=percent(shares.kept.sum() / max(1, shares.predicted.sum())),
         rows=share_rows(classes.names, shares),

@@ -6,10 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import Any, Literal
 
-import jinja2
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.colors import Normalize
@@ -19,7 +17,7 @@ from PIL import Image
 from rich.table import Table
 
 from udaseg.evaluation.model_selection import spearman
-from udaseg.reports.page import clear, data_uri, to_image
+from udaseg.reports.page import clear, data_uri, percent, render, to_image
 
 _BEST = "#d1491f"
 
@@ -213,9 +211,8 @@ def sweep_page(
     """
     head, rows = _cells(trials, list(dict.fromkeys([metric, *(name for trial in trials for name in trial.scores)])))
     mious = [trial.last("miou") for trial in trials if trial.state == "finished"]
-    jinja = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = files("udaseg").joinpath("sweep_report.html").read_text(encoding="utf-8")
-    return jinja.from_string(template).render(
+    return render(
+        "sweep",
         title=title,
         result=f"{metric} {_text(best.last(metric))}",
         metric=metric,
@@ -224,15 +221,11 @@ def sweep_page(
         counts={state: sum(t.state == state for t in trials) for state in ("finished", "stopped", "failed")},
         head=head,
         rows=[(row, trial is best, trial.error) for trial, row in zip(trials, rows, strict=True)],
-        chosen=percent(best.last("miou")),
-        possible=percent(float(np.nanmax(mious))) if np.isfinite(mious).any() else None,
+        chosen=f"{percent(best.last('miou'))} %",
+        possible=f"{percent(float(np.nanmax(mious)))} %" if np.isfinite(mious).any() else None,
         correlations={name: (f"{rho:.2f}", step, count) for name, (rho, step, count) in correlations.items()},
         parallel=data_uri(parallel_picture(trials, best, metric, logarithmic)),
         curves=data_uri(curve_picture(trials, best, metric)),
         effects=data_uri(effect_picture(trials, best, metric, logarithmic)),
         settings=settings,
     )
-
-
-def percent(value: float) -> str:
-    return f"{100 * value:.1f} %"
