@@ -134,7 +134,7 @@ def _measure_index(folder: str) -> dict[str, float]:
         digest(folder)
 
     def first_batch() -> None:
-        next(iterate(plan_dataset(plan, start=0, world_size=1).iterator(), share=plan.batch_size))
+        next(iterate(plan_dataset(plan, start=0, world_size=1).iterator(), per_rank=plan.batch_size))
         held = [0]
         for child in process.children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):  # ended meanwhile

@@ -321,8 +321,8 @@ def test_a_checkpoint_of_other_classes_is_refused(undisturbed: Path, pair: dict[
     card = (other / "model.json").read_text().replace('"box"', '"crate"')
     (other / "model.json").write_text(card)
     recipe = tiny_recipe("source_only_small", stages__0__init_from=str(other))
-    refuse("crate", CheckpointError, recipe, tmp_path / "run", source=pair["source"])
-    with pytest.raises(CheckpointError, match="crate"):
+    refuse("crate", DatasetError, recipe, tmp_path / "run", source=pair["source"])
+    with pytest.raises(DatasetError, match="crate"):
         evaluate([str(other)], pair["target_val"])
 
 

@@ -76,6 +76,22 @@ class Classes:
             ) from None
 
 
+def require_same_classes(wanted: Classes, found: Classes, uri: str, *, of: str) -> None:
+    """Raise DatasetError, naming `uri`, where its classes are not those that are wanted, in number, name and order.
+
+    Args:
+        wanted: what they should be.
+        found: those of `uri`.
+        uri: a dataset or model directory.
+        of: whose `wanted` is, for the message.
+    """
+    if found.names != wanted.names:
+        raise DatasetError(
+            f"{uri}: its classes are {', '.join(found.names)}; {of} has {', '.join(wanted.names)}. Both need the same, "
+            "in the same order: prepare datasets with the same names, and map raw ids with raw_to_train"
+        )
+
+
 def read_classes(directory: str) -> Classes:
     """The classes of a dataset directory. Raises DatasetError where it has none."""
     uri = join(directory, "classes.json")

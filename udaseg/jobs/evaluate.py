@@ -14,10 +14,10 @@ from rich.console import Console
 
 from udaseg.checkpoints.directory import load_model, read_card
 from udaseg.config import Inference
-from udaseg.data.classes import read_classes
+from udaseg.data.classes import read_classes, require_same_classes
 from udaseg.data.index import open_index
 from udaseg.data.manifest import read_manifest
-from udaseg.errors import CheckpointError, ConfigError, DatasetError
+from udaseg.errors import ConfigError, DatasetError
 from udaseg.evaluation.metrics import confusion
 from udaseg.jobs.ray_session import actor_pool, ensure_ray, track
 from udaseg.models.inference import by_size, predict, to_pixels
@@ -66,10 +66,7 @@ def evaluate(
         raise DatasetError(f"{dataset}: evaluation needs labels, and images of split {split!r} have none")
     classes = read_classes(dataset)
     for uri in checkpoints:
-        if (card := read_card(uri)).classes.names != classes.names:
-            raise CheckpointError(
-                f"{uri}: its classes are {', '.join(card.classes.names)}; {dataset} has {', '.join(classes.names)}"
-            )
+        require_same_classes(classes, read_card(uri).classes, uri, of=dataset)
     ensure_ray()
     directory = dataset if "://" in dataset else os.path.abspath(dataset)
     start, stop = open_index(directory).rows(split)

@@ -12,10 +12,10 @@ import ray.train
 
 from udaseg.checkpoints.directory import read_card
 from udaseg.config import DOMAIN_OF, Recipe
-from udaseg.data.classes import Classes, read_classes
+from udaseg.data.classes import Classes, read_classes, require_same_classes
 from udaseg.data.index import open_index
 from udaseg.data.storage import absolute, children, exists, join, read_bytes
-from udaseg.errors import CheckpointError, ConfigError, DatasetError
+from udaseg.errors import ConfigError, DatasetError
 from udaseg.job_config import Cluster
 from udaseg.models.build import build_segmenter
 
@@ -60,12 +60,7 @@ def check(recipe: Recipe, directories: dict[str, str | None], cluster: Cluster) 
     lists = {name: read_classes(directory) for name, directory in directories.items() if directory is not None}
     classes = next(iter(lists.values()))
     for name, other in lists.items():
-        if other.names != classes.names:
-            raise DatasetError(
-                f"{directories[name]}: classes {', '.join(other.names)} are not the source's "
-                f"{', '.join(classes.names)}; "
-                "prepare both with the same names, and map raw ids with raw_to_train"
-            )
+        require_same_classes(classes, other, str(directories[name]), of="the source")
     for i, stage in enumerate(recipe.stages):
         for name, stream in stage.data.streams().items():
             directory = directories[DOMAIN_OF[name]]
@@ -90,11 +85,7 @@ def check(recipe: Recipe, directories: dict[str, str | None], cluster: Cluster) 
         by = None if stage.pseudo_label is None else stage.pseudo_label.by
         for uri in {stage.init_from, by} - {None, *earlier}:
             assert uri is not None
-            card = read_card(uri)
-            if card.classes.names != classes.names:
-                raise CheckpointError(
-                    f"{uri}: its classes are {', '.join(card.classes.names)}, the dataset's {', '.join(classes.names)}"
-                )
+            require_same_classes(classes, read_card(uri).classes, uri, of="the dataset")
         try:
             model = dataclasses.asdict(dataclasses.replace(stage.model, pretrained=False))
             stage.method.build(build_segmenter(len(classes), **model), seed=0)

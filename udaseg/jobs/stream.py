@@ -28,19 +28,19 @@ def sample_index(row: np.ndarray, *, start: int, batch_size: int, world_size: in
     Block j goes to rank j % W and holds `steps_per_block` steps of that rank's share, so that after any number of
     whole rounds every rank has the same steps.
     """
-    share = batch_size // world_size
-    block, within = np.divmod(row, steps_per_block * share)
+    per_rank = batch_size // world_size
+    block, within = np.divmod(row, steps_per_block * per_rank)
     turn, rank = np.divmod(block, world_size)
-    step = start + turn * steps_per_block + within // share
-    return step * batch_size + rank * share + within % share
+    step = start + turn * steps_per_block + within // per_rank
+    return step * batch_size + rank * per_rank + within % per_rank
 
 
 def plan_dataset(plan: Plan, *, start: int, world_size: int) -> ray.data.Dataset:
     """The Ray Dataset of a plan from step `start` on, in the order that `sample_index` says, padded to whole blocks."""
-    share = plan.batch_size // world_size
-    steps_per_block = max(1, min(ROWS_PER_BLOCK // share, plan.steps - start))
+    per_rank = plan.batch_size // world_size
+    steps_per_block = max(1, min(ROWS_PER_BLOCK // per_rank, plan.steps - start))
     rounds = max(1, -(-(plan.steps - start) // steps_per_block))
-    rows_per_block = steps_per_block * share
+    rows_per_block = steps_per_block * per_rank
     rows = rounds * world_size * rows_per_block
     end = plan.steps * plan.batch_size
 
@@ -115,6 +115,6 @@ def registered_step(run_dir: str) -> int:
     return int((result.metrics or {}).get("step", 0))
 
 
-def iterate(shard: ray.data.DataIterator, *, share: int) -> Iterator[dict[str, np.ndarray]]:
-    """One rank's steps: columns of `share` samples each."""
-    return iter(shard.iter_batches(batch_size=share, batch_format="numpy", prefetch_batches=2))
+def iterate(shard: ray.data.DataIterator, *, per_rank: int) -> Iterator[dict[str, np.ndarray]]:
+    """One rank's steps: columns of `per_rank` samples each."""
+    return iter(shard.iter_batches(batch_size=per_rank, batch_format="numpy", prefetch_batches=2))

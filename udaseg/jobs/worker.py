@@ -6,11 +6,13 @@ imported in its functions, which saves them seconds.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import resource
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -120,7 +122,7 @@ def _run(
     from udaseg.training.step import train_step
 
     stage, data = job.stage, job.stage.data
-    share = data.batch_size // world_size
+    per_rank = data.batch_size // world_size
 
     def report(row: dict[str, Any]) -> None:
         if rank == 0:
@@ -129,32 +131,18 @@ def _run(
 
     if rank == 0:
         progress.put.remote({"event": "start", "step": state.step, "history": history})
-    rows = iterate(ray.train.get_dataset_shard("plan"), share=share)
-    waited, since, since_step = 0.0, time.monotonic(), state.step
+    rows = _checked(iterate(ray.train.get_dataset_shard("plan"), per_rank=per_rank), state, data.batch_size, rank)
+    speed = _Speed(state.step, images=data.batch_size * len(data.streams()))
     noticed = False
     while state.step < stage.steps:
-        asked = time.monotonic()
-        columns = next(rows)
-        waited += time.monotonic() - asked
-        expected = np.arange(share) + state.step * data.batch_size + rank * share
-        if not np.array_equal(columns["index"], expected):
-            raise RuntimeError(f"rank {rank} got samples {columns['index']} at step {state.step}, not {expected}")
+        with speed.waiting():
+            columns = next(rows)
         values = train_step(state, to_batches(columns, data, seed=job.seed, device=device), stage, seed=job.seed)
         last = state.step == stage.steps
         if state.step % job.log_every == 0 or last:
-            now = time.monotonic()
-            images = (state.step - since_step) * data.batch_size * len(data.streams())
-            took = now - since
-            speed = {
-                "images_per_second": images / took,
-                "data_wait": waited / took,
-                "step_seconds": took / (state.step - since_step),
-                "memory_mib": peak_memory(device),
-                "workers": world_size,
-            }
             lr = stage.optim.lr * stage.optim.lr_factor(state.step - 1, stage.steps)
-            report({"event": "step", "step": state.step, "lr": lr, **values, **speed})
-            waited, since, since_step = 0.0, now, state.step
+            measured = {**speed.take(state.step), "memory_mib": peak_memory(device), "workers": world_size}
+            report({"event": "step", "step": state.step, "lr": lr, **values, **measured})
         due = state.step % job.checkpoint_every == 0 or last
         if due and job.scoring is not None:
             # before the checkpoint counts: what is done again after a loss is scored again too
@@ -166,6 +154,44 @@ def _run(
             due = due or noticed
         if due:
             _checkpoint(state, history, job, rank)
+
+
+def _checked(
+    rows: Iterator[dict[str, np.ndarray]], state: RunState, batch_size: int, rank: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """The steps of a rank, each sure to be that of the state. Raises RuntimeError where it is not."""
+    for columns in rows:
+        per_rank = len(columns["index"])
+        expected = np.arange(per_rank) + state.step * batch_size + rank * per_rank
+        if not np.array_equal(columns["index"], expected):
+            raise RuntimeError(f"rank {rank} got samples {columns['index']} at step {state.step}, not {expected}")
+        yield columns
+
+
+class _Speed:
+    """How fast steps are done since it was last asked, and how much of the time went into waiting for data."""
+
+    def __init__(self, step: int, *, images: int) -> None:
+        self._images = images  # of a step, over all ranks
+        self._since, self._step, self._waited = time.monotonic(), step, 0.0
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        began = time.monotonic()
+        yield
+        self._waited += time.monotonic() - began
+
+    def take(self, step: int) -> dict[str, float]:
+        """What is measured, which begins anew."""
+        now = time.monotonic()
+        took, steps = now - self._since, step - self._step
+        found = {
+            "images_per_second": steps * self._images / took,
+            "data_wait": self._waited / took,
+            "step_seconds": took / steps,
+        }
+        self._since, self._step, self._waited = now, step, 0.0
+        return found
 
 
 def peak_memory(device: torch.device) -> float:

@@ -33,7 +33,7 @@ from rich.console import Console
 
 from udaseg.checkpoints.directory import CARD_FILE, MODEL_FILE, STATE_FILE, read_card
 from udaseg.config import Inference, PseudoLabel
-from udaseg.data.classes import Classes, read_classes
+from udaseg.data.classes import Classes, read_classes, require_same_classes
 from udaseg.data.export import ExportFormat
 from udaseg.data.listing import list_images
 from udaseg.data.manifest import digest, read_manifest, write_dataset
@@ -158,13 +158,10 @@ def _do(work: Work, source: str | None, max_failed: float | None) -> None:
 
 
 def _common_classes(checkpoints: Sequence[str]) -> Classes:
-    """The classes of all checkpoints, for labels that hold train ids. Raises CheckpointError where they differ."""
+    """The classes of all checkpoints, for labels that hold train ids. Raises DatasetError where they differ."""
     first, *others = (read_card(uri).classes for uri in checkpoints)
     for uri, other in zip(checkpoints[1:], others, strict=True):
-        if other.names != first.names:
-            raise CheckpointError(
-                f"{uri}: its classes are {', '.join(other.names)}; {checkpoints[0]} has {', '.join(first.names)}"
-            )
+        require_same_classes(first, other, uri, of=checkpoints[0])
     return dataclasses.replace(first, raw_to_train={})
 
 
@@ -181,8 +178,7 @@ def _truth(images: str, classes: Classes) -> Classes:
     if not exists(join(images, "classes.json")):
         raise DatasetError(f"{images}: --truth needs a dataset directory with labels")
     true_classes = read_classes(images)
-    if true_classes.names != classes.names:
-        raise DatasetError(f"{images}: --truth: its classes are not the checkpoint's {', '.join(classes.names)}")
+    require_same_classes(classes, true_classes, images, of="the checkpoint")
     return true_classes
 
 

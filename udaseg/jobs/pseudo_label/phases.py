@@ -14,7 +14,7 @@ import ray
 
 from udaseg.components.thresholds import class_balanced_thresholds
 from udaseg.config import PseudoLabel
-from udaseg.data.classes import read_classes
+from udaseg.data.classes import read_classes, require_same_classes
 from udaseg.data.listing import list_images
 from udaseg.data.storage import absolute, join
 from udaseg.errors import DatasetError
@@ -104,8 +104,7 @@ def source_prototypes(work: Work, source: str) -> tuple[tuple[np.ndarray, np.nda
     """Per checkpoint the mean feature of each class of the source, and which classes have one."""
     source = absolute(source)
     classes = read_classes(source)
-    if classes.names != work.classes.names:
-        raise DatasetError(f"{source}: its classes are not the checkpoint's {', '.join(work.classes.names)}")
+    require_same_classes(work.classes, classes, source, of="the checkpoint")
 
     def labelled() -> Iterator[dict[str, Any]]:
         rows = [row for row in list_images(source, "train") if row["label_uri"] is not None]
