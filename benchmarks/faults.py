@@ -29,7 +29,6 @@ from typing import Any
 
 import psutil
 import tyro
-
 from tests.ray_cluster import BIN, ROOT, RayCluster, ray_cluster
 from tests.tiny import make_dataset
 

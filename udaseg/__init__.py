@@ -1,1 +1,74 @@
-"""Adapts semantic segmentation networks to a new domain without target labels."""
+"""Adapts semantic segmentation networks to a new domain without target labels.
+
+From Python as from the command line; each name loads what it needs when it is first used:
+
+    import udaseg
+
+    recipe = udaseg.override(udaseg.RECIPES["bcl"](), {"method.temperature": 0.07})
+    model = udaseg.train(recipe, source="data/source", target="data/target", out="runs/bcl")
+    (confusion,) = udaseg.evaluate([model], "data/target_val")
+    udaseg.pseudo_label(checkpoint=model, images="fleet/images", out="data/fleet_labels")
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from udaseg.checkpoints.directory import load_model
+    from udaseg.config import Inference, PseudoLabel, Recipe
+    from udaseg.errors import CheckpointError, ConfigError, DatasetError, TrainingError
+    from udaseg.job_config import Cluster
+    from udaseg.jobs.evaluate import evaluate
+    from udaseg.jobs.prepare import prepare
+    from udaseg.jobs.pseudo_label.job import pseudo_label
+    from udaseg.jobs.train import train
+    from udaseg.models.inference import predict
+    from udaseg.overrides import override
+    from udaseg.recipes import RECIPES
+
+__all__ = [
+    "RECIPES",
+    "CheckpointError",
+    "Cluster",
+    "ConfigError",
+    "DatasetError",
+    "Inference",
+    "PseudoLabel",
+    "Recipe",
+    "TrainingError",
+    "evaluate",
+    "load_model",
+    "override",
+    "predict",
+    "prepare",
+    "pseudo_label",
+    "train",
+]
+
+_HOME = {
+    "checkpoints.directory": ("load_model",),
+    "config": ("Inference", "PseudoLabel", "Recipe"),
+    "errors": ("CheckpointError", "ConfigError", "DatasetError", "TrainingError"),
+    "job_config": ("Cluster",),
+    "jobs.evaluate": ("evaluate",),
+    "jobs.prepare": ("prepare",),
+    "jobs.pseudo_label.job": ("pseudo_label",),
+    "jobs.train": ("train",),
+    "models.inference": ("predict",),
+    "overrides": ("override",),
+    "recipes": ("RECIPES",),
+}
+"""The module of each name."""
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOME.items():
+        if name in names:
+            return getattr(importlib.import_module(f"udaseg.{module}"), name)
+    raise AttributeError(f"module 'udaseg' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__
