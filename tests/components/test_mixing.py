@@ -1,9 +1,10 @@
+"""Masks of classes and what is pasted through them."""
+
 from __future__ import annotations
 
 import numpy as np
 import torch
 
-from udaseg.components.masked_consistency import patch_mask
 from udaseg.components.mixing import class_mask, paste, rare_mask, soft_paste
 from udaseg.types import IGNORE
 
@@ -87,16 +88,3 @@ def test_soft_paste_blends_inside_the_mask_alone() -> None:
     for n, i, j in np.ndindex(2, 4, 4):
         expected = 0.75 * over[n, :, i, j] + 0.25 * under[n, :, i, j] if mask[n, i, j] else under[n, :, i, j]
         assert torch.allclose(mixed[n, :, i, j], expected)
-
-
-def test_patches_are_hidden_whole_at_the_given_share() -> None:
-    image, index = torch.zeros(40, 3, 40, 56), torch.arange(40)
-    shown = patch_mask(image, index, block=16, ratio=0.7, seed=0)
-    assert shown.shape == (40, 40, 56)
-    for i, j in np.ndindex(3, 4):
-        patch = shown[:, 16 * i : 16 * (i + 1), 16 * j : 16 * (j + 1)].flatten(1)
-        assert (patch.all(1) | ~patch.any(1)).all()
-    assert 0.25 < shown.float().mean() < 0.35
-    assert torch.equal(patch_mask(image[7:9], index[7:9], block=16, ratio=0.7, seed=0), shown[7:9])
-    assert patch_mask(image, index, block=16, ratio=0.0, seed=0).all()
-    assert not patch_mask(image, index, block=16, ratio=1.0, seed=0).any()

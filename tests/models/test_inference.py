@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from udaseg.models.inference import predict
-from udaseg.models.windows import window_starts
 
 
 class Pointwise(nn.Module):
@@ -30,18 +29,6 @@ class Mean(nn.Module):
 
     def forward(self, image: Tensor, domain: str = "target") -> Any:
         return SimpleNamespace(logits=image.mean((1, 2, 3), keepdim=True).expand(-1, 1, *image.shape[2:]))
-
-
-@pytest.mark.parametrize(
-    ("length", "window", "overlap"), [(10, 4, 0.5), (11, 4, 0.0), (7, 7, 0.5), (5, 9, 0.5), (100, 3, 0.9)]
-)
-def test_windows_cover_the_axis_and_end_with_it(length: int, window: int, overlap: float) -> None:
-    starts = window_starts(length, window, overlap)
-    covered = np.zeros(length, int)
-    for start in starts:
-        assert start >= 0 and (start + window <= length or starts == [0])
-        covered[start : start + window] += 1
-    assert covered.min() >= 1 and starts == sorted(set(starts))
 
 
 @pytest.mark.parametrize("window", [None, (8, 8), (5, 16), (64, 64)])
@@ -120,22 +107,3 @@ def test_batches_hold_images_of_one_size_and_all_of_them() -> None:
     assert [keys for keys, _ in batches] == [[0, 1], [2, 4], [3, 5], [6]]
     for keys, images in batches:
         assert images.shape == (len(keys), *sizes[keys[0]], 3) and (images[:, 0, 0, 0] == keys).all()
-
-
-def test_the_nearest_prototype_classifies() -> None:
-    from udaseg.components.prototypes import PrototypeClassifier
-
-    class Colours(nn.Module):
-        num_classes = 9
-
-        def forward(self, image: Tensor, domain: str = "target") -> Any:
-            return SimpleNamespace(embedding=image)
-
-    image = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0.1, 1]]).T.reshape(1, 3, 1, 3)
-    prototypes = torch.tensor([[2.0, 0, 0], [0, 3, 0], [0, 0, 0], [0, 0, 1]])
-    present = torch.tensor([True, True, False, True])
-    classifier = PrototypeClassifier(Colours(), prototypes, present, 0.1)  # type: ignore[arg-type]
-    probability = predict(classifier, image, short_side=1)
-    assert classifier.num_classes == 4 and probability.argmax(1).tolist() == [[[0, 1, 3]]]
-    expected = torch.tensor([10.0, 0, -10, 0]).softmax(0)
-    assert torch.allclose(probability[0, :, 0, 0], expected, atol=1e-6)

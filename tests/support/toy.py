@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from udaseg.components.masked_consistency import MIC
 from udaseg.config import Data, Model, Optim, Stage, Stream
@@ -25,7 +25,7 @@ from udaseg.models.segmenter import Segmenter
 from udaseg.recipes import RECIPES
 from udaseg.training.batches import to_batches
 from udaseg.training.step import RunState, build_state
-from udaseg.types import IGNORE, Batch
+from udaseg.types import IGNORE, Batch, Loss
 
 CLASSES = 4
 CPU = torch.device("cpu")
@@ -151,3 +151,36 @@ def warm_up(network: Segmenter) -> None:
 
 def flat(tensors: dict[str, Tensor]) -> dict[str, np.ndarray]:
     return {name: tensor.detach().double().numpy().copy() for name, tensor in tensors.items()}
+
+
+def collect(state: RunState, batches: dict[str, Batch]) -> dict[str, Loss]:
+    """The losses of step 0 by name."""
+    state.method.train()
+    found = [loss for losses in state.method.losses(batches, 0, 10) for loss in losses]
+    assert len({loss.name for loss in found}) == len(found)
+    return {loss.name: loss for loss in found}
+
+
+def collect_frozen(state: RunState, batches: dict[str, Batch]) -> dict[str, Loss]:
+    """Without dropout, and with batch norms that use their running statistics."""
+    state.method.eval()
+    return {loss.name: loss for losses in state.method.losses(batches, 0, 10) for loss in losses}
+
+
+def losses_where_all_is_known(name: str, weight: Tensor | None) -> dict[str, Loss]:
+    """Of a target whose every pixel has a label of the round, with that weight."""
+    stage = make_stage(name)
+    batches = make_batches(stage)
+    label = torch.zeros(2, 64, 64, dtype=torch.long)
+    return collect_frozen(
+        make_state(stage), batches | {"target": replace(batches["target"], label=label, weight=weight)}
+    )
+
+
+def snapshot(module: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+def changed(before: dict[str, Tensor], module: nn.Module) -> set[str]:
+    """Names of what differs from a `snapshot`."""
+    return {name for name, tensor in module.state_dict().items() if not torch.equal(tensor, before[name])}

@@ -55,7 +55,7 @@ def prototype_logits(feature: Tensor, prototypes: Tensor, present: Tensor, *, te
 class ClassGaussians(nn.Module):
     """Mean and diagonal variance of all features of each class ever seen, on all ranks: pooled exactly, no momentum.
 
-    Source: SDCA (2204.08808); checked against `semantic_dist_estimator` of BIT-DA/SDCA, where each rank keeps its own.
+    Source: SDCA (2105.05013); checked against `semantic_dist_estimator` of BIT-DA/SDCA, where each rank keeps its own.
     """
 
     count: Tensor

@@ -137,7 +137,7 @@ def distribution_contrast(
     (q . m_c + q^2 . v_c / (2 t)) / t, and the loss the mean over labelled pixels of all ranks of
     cross-entropy(logits, y) + q^2 . v_y / (2 t^2).
 
-    Source: SDCA (2204.08808); checked against `PixelContrastiveLoss` of BIT-DA/SDCA. At the authors' temperature of 100
+    Source: SDCA (2105.05013); checked against `PixelContrastiveLoss` of BIT-DA/SDCA. At the authors' temperature of 100
     the logits span +-0.01, so the value stays near ln K and gradients are a hundredth of those at 1.
 
     Args:

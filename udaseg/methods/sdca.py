@@ -1,4 +1,4 @@
-"""SDCA: contrast of pixels with the distribution of their class (2204.08808; BIT-DA/SDCA)."""
+"""SDCA: contrast of pixels with the distribution of their class (2105.05013; BIT-DA/SDCA)."""
 
 from __future__ import annotations
 

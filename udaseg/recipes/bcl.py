@@ -34,7 +34,7 @@ def bcl() -> Recipe:
 
 
 def bcl_small(count: int = 2) -> Recipe:
-    """BCL from a source-only warm start, on a small network, with the mixed view (see docs/methods.md).
+    """BCL from a source-only warm start, on a small network, with the mixed view (see docs/methods/bcl.md).
 
     All its steps are shared by `count` rounds.
     """

@@ -1,4 +1,4 @@
-"""SDCA: contrast with the distribution of a class (2204.08808)."""
+"""SDCA: contrast with the distribution of a class (2105.05013)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from udaseg.recipes.common import DEEPLAB, ROUND_STEPS, SMALL, SMALL_DATA, SMALL
 
 
 def sdca() -> Recipe:
-    """SDCA, GTA5 -> Cityscapes (2204.08808): 52.9 mIoU (authors' README). Source-only, contrast, then self-training.
+    """SDCA, GTA5 -> Cityscapes (2105.05013): 52.9 mIoU (authors' README). Source-only, contrast, then self-training.
 
     The authors feed whole images of 1280x720 and 1024x512, here crops of 896x512 at these sizes; they keep batch
     statistics frozen in the first two stages, here they adapt.

@@ -1,4 +1,4 @@
-"""Every loss against a loop of its own, written from the equation."""
+"""Contrast with prototypes and with distributions against loops written from the equations."""
 
 from __future__ import annotations
 
@@ -8,115 +8,18 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from draws import labels, normal
 from torch import Tensor
 
 from udaseg.losses.contrastive import (
     bidirectional_contrast,
     cell_label_counts,
+    distribution_contrast,
     downscale_label,
     masked_average_pool,
     pixel_prototype_contrast,
 )
-from udaseg.losses.segmentation import cross_entropy, entropy
 from udaseg.types import IGNORE
-
-
-def _random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape)).to(dtype)
-
-
-def _labels(*shape: int, classes: int, seed: int = 0, ignored: float = 0.2) -> Tensor:
-    rng = np.random.default_rng(seed)
-    label = rng.integers(0, classes, shape)
-    label[rng.random(shape) < ignored] = IGNORE
-    return torch.from_numpy(label)
-
-
-# --- cross-entropy and entropy --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("reduction", ["valid", "all", "nonzero"])
-def test_cross_entropy_is_the_loop_over_pixels(reduction: str, weighted: bool) -> None:
-    logits, label = _random(2, 4, 3, 5), _labels(2, 3, 5, classes=4)
-    weight = torch.from_numpy(np.random.default_rng(1).choice([0.0, 0.5, 2.0], (2, 3, 5))) if weighted else None
-    total, counted = 0.0, 0
-    for b, i, j in np.ndindex(2, 3, 5):
-        y = int(label[b, i, j])
-        loss = 0.0
-        if y != IGNORE:
-            z = [float(logits[b, k, i, j]) for k in range(4)]
-            loss = math.log(sum(map(math.exp, z))) - z[y]
-            if weight is not None:
-                loss *= float(weight[b, i, j])
-        total += loss
-        counted += {"valid": y != IGNORE, "all": True, "nonzero": loss > 0}[reduction]
-    value = cross_entropy(logits, label, weight, reduction=reduction)  # type: ignore[arg-type]
-    assert float(value) == pytest.approx(total / counted, rel=1e-12)
-
-
-def test_reductions_order_by_their_denominators() -> None:
-    logits, label = _random(1, 3, 6, 6), _labels(1, 6, 6, classes=3, ignored=0.5)
-    kept = float((label != IGNORE).double().mean())
-    valid, everything = cross_entropy(logits, label), cross_entropy(logits, label, reduction="all")
-    assert float(everything) == pytest.approx(float(valid) * kept, rel=1e-12)
-
-
-@pytest.mark.parametrize("reduction", ["valid", "all", "nonzero"])
-def test_cross_entropy_without_any_label_is_zero_and_teaches_nothing(reduction: str) -> None:
-    logits = _random(1, 3, 4, 4).requires_grad_()
-    value = cross_entropy(logits, torch.full((1, 4, 4), IGNORE), reduction=reduction)  # type: ignore[arg-type]
-    value.backward()
-    assert float(value.detach()) == 0
-    assert logits.grad is not None and not logits.grad.any()
-
-
-@pytest.mark.parametrize("reduction", ["valid", "all", "nonzero"])
-def test_cross_entropy_gradient(reduction: str) -> None:
-    label, weight = _labels(1, 2, 3, classes=3), torch.rand(1, 2, 3, dtype=torch.float64) + 0.1
-    logits = _random(1, 3, 2, 3).requires_grad_()
-    assert torch.autograd.gradcheck(lambda z: cross_entropy(z, label, weight, reduction=reduction), logits)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("form", ["shannon", "double_softmax"])
-def test_entropy_is_the_loop_over_pixels(form: str) -> None:
-    logits, values = _random(2, 5, 2, 3), []
-    for b, i, j in np.ndindex(2, 2, 3):
-        z = [math.exp(float(logits[b, k, i, j])) for k in range(5)]
-        p = [value / sum(z) for value in z]
-        if form == "shannon":
-            values.append(-sum(q * math.log(q) for q in p))
-        else:
-            normaliser = math.log(sum(map(math.exp, p)))
-            values.append(-sum(q * (q - normaliser) for q in p))
-    assert float(entropy(logits, form=form)) == pytest.approx(np.mean(values), rel=1e-12)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(("form", "lowest"), [("shannon", 0.0), ("double_softmax", math.log(math.e + 19 - 1) - 1)])
-def test_entropy_spans_its_stated_range(form: str, lowest: float) -> None:
-    certain = torch.zeros(1, 19, 1, 1, dtype=torch.float64)
-    certain[:, 3] = 100
-    assert float(entropy(certain, form=form)) == pytest.approx(lowest, abs=1e-9)  # type: ignore[arg-type]
-    assert float(entropy(0 * certain, form=form)) == pytest.approx(math.log(19), rel=1e-12)  # type: ignore[arg-type]
-    between = float(entropy(_random(1, 19, 8, 8), form=form))  # type: ignore[arg-type]
-    assert lowest < between < math.log(19)
-
-
-@pytest.mark.parametrize("form", ["shannon", "double_softmax"])
-def test_entropy_gradient(form: str) -> None:
-    logits = _random(1, 4, 2, 2).requires_grad_()
-    assert torch.autograd.gradcheck(lambda z: entropy(z, form=form), logits)  # type: ignore[arg-type]
-
-
-def test_entropy_of_extreme_logits_is_finite() -> None:
-    logits = torch.tensor([1e4, -1e4, 0.0]).view(1, 3, 1, 1).requires_grad_()
-    for form in ("shannon", "double_softmax"):
-        value = entropy(logits, form=form)
-        (gradient,) = torch.autograd.grad(value, logits)
-        assert torch.isfinite(value) and torch.isfinite(gradient).all()
-
-
-# --- pixel-prototype contrast ---------------------------------------------------------------------------------------
 
 
 def _contrast_at_full_resolution(
@@ -153,8 +56,8 @@ SIZES = [((3, 4), (12, 16)), ((3, 4), (13, 17)), ((4, 5), (10, 11)), ((5, 3), (5
 @pytest.mark.parametrize(("small", "full"), SIZES)
 def test_bidirectional_contrast_is_the_loop_at_full_resolution(small: tuple[int, int], full: tuple[int, int]) -> None:
     classes = 5
-    fs, ft = _random(2, 6, *small, seed=1).requires_grad_(), _random(2, 6, *small, seed=2).requires_grad_()
-    ys, yt = _labels(2, *full, classes=4, seed=3), _labels(2, *full, classes=5, seed=4, ignored=0.5)
+    fs, ft = normal(2, 6, *small, seed=1).requires_grad_(), normal(2, 6, *small, seed=2).requires_grad_()
+    ys, yt = labels(2, *full, classes=4, seed=3), labels(2, *full, classes=5, seed=4, ignored=0.5)
     pairs = [
         (
             _contrast_at_full_resolution(ft[b], fs[b], yt[b], ys[b], classes, 0.2),
@@ -183,7 +86,7 @@ def test_cells_are_those_of_nearest_upsampling() -> None:
 
 
 def test_cell_counts_hold_every_labelled_pixel_once() -> None:
-    label = _labels(3, 11, 14, classes=4)
+    label = labels(3, 11, 14, classes=4)
     counts = cell_label_counts(label, (3, 4), 4)
     for b in range(3):
         for c in range(4):
@@ -191,7 +94,7 @@ def test_cell_counts_hold_every_labelled_pixel_once() -> None:
 
 
 def test_masked_average_pool_is_the_mean_of_the_cells() -> None:
-    feature, label = _random(2, 3, 4, 4), _labels(2, 4, 4, classes=3)
+    feature, label = normal(2, 3, 4, 4), labels(2, 4, 4, classes=3)
     label[1][label[1] == 2] = IGNORE
     prototypes, present = masked_average_pool(feature, label, 4)
     for b in range(2):
@@ -205,7 +108,7 @@ def test_masked_average_pool_is_the_mean_of_the_cells() -> None:
 
 def test_absent_classes_stand_at_minus_one() -> None:
     """The softmax runs over all columns: more absent classes raise the loss, by a known amount."""
-    feature = F.normalize(_random(1, 3, 1, 1), dim=1)
+    feature = F.normalize(normal(1, 3, 1, 1), dim=1)
     label, both = torch.zeros(1, 1, 1, dtype=torch.int64), torch.ones(1, 4, dtype=torch.float64)
     prototypes = torch.zeros(1, 4, 3, dtype=torch.float64)
     prototypes[0, 0] = feature[0, :, 0, 0]
@@ -215,7 +118,7 @@ def test_absent_classes_stand_at_minus_one() -> None:
 
 
 def test_without_a_common_class_the_contrast_is_zero_with_finite_gradients() -> None:
-    fs, ft = _random(1, 4, 2, 2, seed=1).requires_grad_(), _random(1, 4, 2, 2, seed=2).requires_grad_()
+    fs, ft = normal(1, 4, 2, 2, seed=1).requires_grad_(), normal(1, 4, 2, 2, seed=2).requires_grad_()
     nothing = torch.full((1, 8, 8), IGNORE)
     for ys, yt in [(torch.zeros_like(nothing), torch.ones_like(nothing)), (torch.zeros_like(nothing), nothing)]:
         forward, backward = bidirectional_contrast(fs, ys, ft, yt, num_classes=3)
@@ -225,7 +128,7 @@ def test_without_a_common_class_the_contrast_is_zero_with_finite_gradients() -> 
 
 
 def test_a_pair_without_common_class_counts_as_zero_in_the_mean() -> None:
-    fs, ft = _random(2, 4, 2, 2, seed=1), _random(2, 4, 2, 2, seed=2)
+    fs, ft = normal(2, 4, 2, 2, seed=1), normal(2, 4, 2, 2, seed=2)
     ys, yt = torch.zeros(2, 8, 8, dtype=torch.int64), torch.zeros(2, 8, 8, dtype=torch.int64)
     ys[:, :4], yt[1] = 1, 2
     yt[0, 4:] = 1
@@ -237,7 +140,7 @@ def test_a_pair_without_common_class_counts_as_zero_in_the_mean() -> None:
 
 
 def test_a_zero_feature_has_finite_gradients() -> None:
-    fs, ft = torch.zeros(1, 4, 2, 2, requires_grad=True), _random(1, 4, 2, 2, dtype=torch.float32).requires_grad_()
+    fs, ft = torch.zeros(1, 4, 2, 2, requires_grad=True), normal(1, 4, 2, 2, dtype=torch.float32).requires_grad_()
     label = torch.tensor([0, 1]).repeat(1, 4, 2)
     forward, backward = bidirectional_contrast(fs, label, ft, label, num_classes=2)
     for gradient in torch.autograd.grad(forward + backward, (fs, ft)):
@@ -245,13 +148,38 @@ def test_a_zero_feature_has_finite_gradients() -> None:
 
 
 def test_contrast_gradient() -> None:
-    ys, yt = _labels(1, 5, 7, classes=3, seed=1), _labels(1, 5, 7, classes=3, seed=2)
-    fs, ft = _random(1, 4, 2, 3, seed=3).requires_grad_(), _random(1, 4, 2, 3, seed=4).requires_grad_()
+    ys, yt = labels(1, 5, 7, classes=3, seed=1), labels(1, 5, 7, classes=3, seed=2)
+    fs, ft = normal(1, 4, 2, 3, seed=3).requires_grad_(), normal(1, 4, 2, 3, seed=4).requires_grad_()
     assert torch.autograd.gradcheck(
         lambda a, b: bidirectional_contrast(a, ys, b, yt, num_classes=3, temperature=0.5), (fs, ft)
     )
 
 
 def test_downscaled_labels_are_picked_never_mixed() -> None:
-    label = _labels(1, 12, 12, classes=19, ignored=0.5)
+    label = labels(1, 12, 12, classes=19, ignored=0.5)
     assert torch.equal(downscale_label(label, (3, 4)), label[:, ::4, ::3])
+
+
+def test_distribution_contrast_is_the_loop_over_pixels() -> None:
+    feature, label = normal(20, 5), labels(20, classes=3)
+    mean, variance = normal(3, 5, seed=1), normal(3, 5, seed=2).abs()
+    t = 2.0
+    values = []
+    for f, y in zip(feature, label.tolist(), strict=True):
+        if y == IGNORE:
+            continue
+        q = f / f.norm()
+        spread = [float((q**2 * variance[c] / variance[c].norm()).sum()) for c in range(3)]
+        logit = [(float(q @ mean[c] / mean[c].norm()) + spread[c] / (2 * t)) / t for c in range(3)]
+        values.append(math.log(sum(map(math.exp, logit))) - logit[y] + spread[y] / (2 * t * t))
+    found = distribution_contrast(feature, label, mean, variance, temperature=t)
+    assert found.item() == pytest.approx(np.mean(values), rel=1e-9)
+
+
+def test_distribution_contrast_gradient_and_emptiness() -> None:
+    feature, label = normal(6, 4).requires_grad_(), labels(6, classes=3)
+    mean, variance = normal(3, 4, seed=1), normal(3, 4, seed=2).abs()
+    assert torch.autograd.gradcheck(lambda f: distribution_contrast(f, label, mean, variance, temperature=1.0), feature)
+    nothing = distribution_contrast(feature, torch.full((6,), IGNORE), mean, variance)
+    nothing.backward()
+    assert nothing.item() == 0 and feature.grad is not None and not feature.grad.any()

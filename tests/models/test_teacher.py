@@ -1,13 +1,15 @@
+"""The EMA teacher, and a network that is kept as it was."""
+
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
+from toy import make_stage, make_state
 
 from udaseg.methods.bcl import DomainBias
 from udaseg.models.build import build_segmenter
-from udaseg.models.teacher import EMATeacher
+from udaseg.models.teacher import EMATeacher, FrozenNetwork
 
 
 def _student(dropout: float = 0.0) -> nn.Module:
@@ -119,39 +121,19 @@ def test_teacher_state_is_all_there_is_to_save() -> None:
     assert all(torch.equal(a, b) for a, b in zip(teacher.parameters(), other.parameters(), strict=True))
 
 
-# --- DomainBias -----------------------------------------------------------------------------------------------------
+STAGE = make_stage("dacs")
 
 
-def _prototypes(seed: int, batch: int = 3, classes: int = 4, channels: int = 5) -> tuple[Tensor, Tensor, Tensor]:
-    rng = np.random.default_rng(seed)
-    source, target = (torch.from_numpy(rng.standard_normal((batch, classes, channels))).float() for _ in range(2))
-    shared = torch.from_numpy(rng.random((batch, classes)) < 0.5)
-    shared[:, 0] = False
-    return source, target, shared
-
-
-def test_domain_bias_is_the_loop_over_pairs_and_classes() -> None:
-    bank, expected = DomainBias(4, 5, momentum=0.7), np.zeros((4, 5))
-    for seed in range(4):
-        source, target, shared = _prototypes(seed)
-        for c in range(4):
-            differences = [(target[b, c] - source[b, c]).numpy() for b in range(3) if shared[b, c]]
-            if differences:
-                expected[c] = 0.7 * expected[c] + 0.3 * np.mean(differences, axis=0)
-        bank.update(source, target, shared)
-    np.testing.assert_allclose(bank.bias.numpy(), expected, rtol=1e-5, atol=1e-6)
-    assert not bank.bias[0].any(), "a class that is never shared has no bias"
-
-
-def test_calibration_moves_prototypes_and_is_detached() -> None:
-    bank = DomainBias(4, 5, momentum=0.0)
-    source, target, _ = _prototypes(0)
-    everything = torch.ones(1, 4, dtype=torch.bool)
-    bank.update(source[:1], target[:1], everything)
-    moved = bank.calibrated(source[:1].requires_grad_())
-    torch.testing.assert_close(moved, target[:1])
-    assert not moved.requires_grad
-
-
-def test_domain_bias_lies_in_the_state() -> None:
-    assert list(DomainBias(2, 3, momentum=0.9).state_dict()) == ["bias"]
+def test_what_is_frozen_stays_as_it_was() -> None:
+    student = make_state(STAGE).method.student
+    frozen = FrozenNetwork(student).train()
+    image = torch.rand(2, 3, 64, 64)
+    before = {name: tensor.clone() for name, tensor in frozen.state_dict().items()}
+    levels = frozen.levels(image, "source")
+    assert not any(level.requires_grad for level in levels)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in frozen.state_dict().items())
+    assert not any(parameter.requires_grad for parameter in frozen.parameters())
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.add_(1)
+    assert torch.equal(frozen.levels(image, "source")[-1], levels[-1])

@@ -1,0 +1,50 @@
+"""Masked image consistency: what is hidden, and what is asked of it."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from networks import Says, half_sure
+from toy import CLASSES, SEED, make_batches, make_stage
+
+from udaseg.components.masked_consistency import MIC, patch_mask
+from udaseg.losses.segmentation import cross_entropy
+
+STAGE = make_stage("dacs")
+
+
+def test_masked_consistency_hides_patches_and_asks_for_the_whole_label() -> None:
+    target = make_batches(STAGE)["target"]
+    student = Says(torch.randn(2, CLASSES, 64, 64, generator=torch.Generator().manual_seed(0)))
+    label = torch.randint(0, CLASSES, (2, 64, 64), generator=torch.Generator().manual_seed(1))
+    weight = torch.rand(2, 64, 64, generator=torch.Generator().manual_seed(2))
+    part = MIC(weight=0.7, block=16, ratio=0.5, jitter=0.0)
+    ((term,),) = part.losses(student, target, label, weight, seed=SEED, reduction="all")  # type: ignore[arg-type]
+    assert (term.name, term.weight) == ("masked_ce", 0.7)
+    torch.testing.assert_close(term.value, cross_entropy(student.logits, label, weight, reduction="all"))
+    shown = patch_mask(target.image, target.index, block=16, ratio=0.5, seed=SEED)
+    hidden = student.seen[0].movedim(1, -1)[~shown]
+    assert 0 < shown.float().mean() < 1
+    assert torch.equal(hidden, student.mean[0, :, 0, 0].expand_as(hidden))
+    assert (student.seen[0].movedim(1, -1)[shown] != student.mean[0, :, 0, 0]).any(1).float().mean() > 0.99
+
+
+def test_masked_consistency_is_off_at_weight_0() -> None:
+    target = make_batches(STAGE)["target"]
+    student = Says(half_sure())
+    nothing = torch.zeros(2, 64, 64)
+    assert not list(MIC().losses(student, target, nothing.long(), nothing, seed=0, reduction="all"))  # type: ignore[arg-type]
+    assert not student.seen
+
+
+def test_patches_are_hidden_whole_at_the_given_share() -> None:
+    image, index = torch.zeros(40, 3, 40, 56), torch.arange(40)
+    shown = patch_mask(image, index, block=16, ratio=0.7, seed=0)
+    assert shown.shape == (40, 40, 56)
+    for i, j in np.ndindex(3, 4):
+        patch = shown[:, 16 * i : 16 * (i + 1), 16 * j : 16 * (j + 1)].flatten(1)
+        assert (patch.all(1) | ~patch.any(1)).all()
+    assert 0.25 < shown.float().mean() < 0.35
+    assert torch.equal(patch_mask(image[7:9], index[7:9], block=16, ratio=0.7, seed=0), shown[7:9])
+    assert patch_mask(image, index, block=16, ratio=0.0, seed=0).all()
+    assert not patch_mask(image, index, block=16, ratio=1.0, seed=0).any()

@@ -1,0 +1,68 @@
+"""Class distributions against loops, on two ranks too, and the classifier by prototypes."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from draws import labels, normal
+from torch import Tensor, nn
+from two_ranks import TwoRanks
+
+from udaseg.components.prototypes import ClassGaussians
+from udaseg.models.inference import predict
+
+
+def _features(part: slice) -> tuple[Tensor, Tensor]:
+    return normal(90, 4).float()[part], labels(90, classes=3)[part]
+
+
+def test_gaussians_are_those_of_everything_seen() -> None:
+    bank = ClassGaussians(4, 4)
+    for part in (slice(0, 10), slice(10, 11), slice(11, 90)):
+        bank.update(*_features(part))
+    feature, label = (v.numpy() for v in _features(slice(0, 90)))
+    for c in range(3):
+        mine = feature[label == c]
+        assert bank.count[c] == len(mine)
+        assert bank.mean[c].tolist() == pytest.approx(mine.mean(0), rel=1e-4, abs=1e-6)
+        assert bank.variance[c].tolist() == pytest.approx(mine.var(0), rel=1e-4)
+    assert not bank.count[3] and not bank.mean[3].any() and not bank.variance[3].any()
+
+
+def _bank(rank: int | None) -> list[np.ndarray]:
+    bank = ClassGaussians(4, 4)
+    for first, last in ((0, 30), (30, 90)):
+        middle = first + (last - first) // 3
+        part = {None: slice(first, last), 0: slice(first, middle), 1: slice(middle, last)}[rank]
+        bank.update(*_features(part))
+    return [v.numpy() for v in (bank.count, bank.mean, bank.variance)]
+
+
+def test_gaussians_on_two_ranks_equal_one(two_ranks: TwoRanks) -> None:
+    one, both = _bank(None), two_ranks.run(_bank)
+    for rank in both:
+        for mine, theirs in zip(one, rank, strict=True):
+            np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_the_nearest_prototype_classifies() -> None:
+    from udaseg.components.prototypes import PrototypeClassifier
+
+    class Colours(nn.Module):
+        num_classes = 9
+
+        def forward(self, image: Tensor, domain: str = "target") -> Any:
+            return SimpleNamespace(embedding=image)
+
+    image = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0.1, 1]]).T.reshape(1, 3, 1, 3)
+    prototypes = torch.tensor([[2.0, 0, 0], [0, 3, 0], [0, 0, 0], [0, 0, 1]])
+    present = torch.tensor([True, True, False, True])
+    classifier = PrototypeClassifier(Colours(), prototypes, present, 0.1)  # type: ignore[arg-type]
+    probability = predict(classifier, image, short_side=1)
+    assert classifier.num_classes == 4 and probability.argmax(1).tolist() == [[[0, 1, 3]]]
+    expected = torch.tensor([10.0, 0, -10, 0]).softmax(0)
+    assert torch.allclose(probability[0, :, 0, 0], expected, atol=1e-6)

@@ -1,0 +1,46 @@
+"""The code that a confidence is stored as."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from udaseg.data.confidence import HISTOGRAM_BINS, confidence_histogram, decode_confidence, encode_confidence
+
+
+def _prediction(shape: tuple[int, int], classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and confidences, most of them close to 1 as a trained network's are."""
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, classes, shape), (1 - np.exp(-4 * rng.random(shape) ** 2)).astype(np.float32)
+
+
+def test_encoding_resolves_what_is_left_to_one() -> None:
+    """Half a code is 1/8192 nat, so 1 - p is kept to that relative precision, up to where 16 bits end."""
+    probability = np.concatenate([np.linspace(0, 0.999, 5000), 1 - np.geomspace(1e-3, 2e-7, 5000)])
+    left = -np.expm1(-encode_confidence(probability).astype(np.float64) / 4096)
+    np.testing.assert_allclose(1 - left, 1 - probability, rtol=1 / 8192 + 1e-6)
+    np.testing.assert_allclose(decode_confidence(encode_confidence(probability)), probability, atol=1.3e-4)
+
+
+def test_encoding_is_monotonic_and_its_ends_are_safe() -> None:
+    codes = encode_confidence(np.linspace(0, 1, 10001, dtype=np.float32)).astype(np.int64)
+    assert (np.diff(codes) >= 0).all() and codes[0] == 0 and codes[-1] == 65535
+    decoded = decode_confidence(np.arange(65536).astype(np.uint16))
+    assert decoded[0] == 0 and (np.diff(decoded) >= 0).all() and decoded[-1] <= 1
+    assert encode_confidence(np.array([0.9985]))[0] < encode_confidence(np.array([0.99999]))[0]
+
+
+def test_every_code_decodes_to_a_probability_that_encodes_to_itself() -> None:
+    codes = np.arange(0, 31000, dtype=np.uint16)  # beyond, float32 holds 1 - p less finely than a code does
+    assert np.array_equal(encode_confidence(decode_confidence(codes)), codes)
+
+
+def test_histograms_count_and_add_up() -> None:
+    parts = []
+    for seed in range(3):
+        label, confidence = _prediction((8, 9), 4, seed)
+        parts.append(confidence_histogram(label, encode_confidence(confidence), 4))
+        assert parts[-1].shape == (4, HISTOGRAM_BINS)
+        assert np.array_equal(parts[-1].sum(1), np.bincount(label.ravel(), minlength=4))
+    labels, confidences = zip(*(_prediction((8, 9), 4, seed) for seed in range(3)), strict=True)
+    whole = confidence_histogram(np.stack(labels), encode_confidence(np.stack(confidences)), 4)
+    assert np.array_equal(sum(parts), whole)

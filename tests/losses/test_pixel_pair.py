@@ -1,0 +1,143 @@
+"""Contrast of pairs of pixels against loops written from the equations."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from draws import labels, normal
+from torch import Tensor
+
+from udaseg.losses.pixel_pair import flatten, multi_resolution_contrast, pair_contrast, pixel_contrast
+from udaseg.types import IGNORE
+
+
+def _pair_loop(anchor: Tensor, y: Tensor, key: Tensor, key_y: Tensor, weight: Tensor) -> tuple[list[float], list[int]]:
+    s = (anchor @ key.T).tolist()
+    sums, counts = [], []
+    for i in range(len(anchor)):
+        negative = sum(math.exp(s[i][n]) for n in range(len(key)) if key_y[n] != y[i])
+        positives = [j for j in range(len(key)) if key_y[j] == y[i] and j != i]
+        shares = [
+            -float(weight[i, j]) * math.log(math.exp(s[i][j]) / (math.exp(s[i][j]) + negative)) for j in positives
+        ]
+        sums.append(sum(shares))
+        counts.append(len(positives))
+    return sums, counts
+
+
+@pytest.mark.parametrize("rows", [1, 5, 100])
+@pytest.mark.parametrize("keys", [11, 17])
+def test_pair_contrast_is_the_loop_whatever_the_block(rows: int, keys: int) -> None:
+    anchor, key = normal(13, 4), normal(keys, 4, seed=1)
+    y, key_y = labels(13, classes=3), labels(keys, classes=3, seed=1)
+    weight = normal(13, keys, seed=2).abs()
+    sums, counts = pair_contrast(anchor, y, key, key_y, weight=lambda part: weight[part], rows=rows)
+    expected, expected_counts = _pair_loop(anchor, y, key, key_y, weight)
+    assert sums.tolist() == pytest.approx(expected, rel=1e-9)
+    assert counts.tolist() == expected_counts
+
+
+def test_pair_contrast_gradient() -> None:
+    anchor, key = normal(6, 3).requires_grad_(), normal(5, 3, seed=1).requires_grad_()
+    y, key_y = labels(6, classes=2), labels(5, classes=2, seed=1)
+    assert torch.autograd.gradcheck(lambda a, k: pair_contrast(a, y, k, key_y, rows=4)[0], (anchor, key))
+
+
+def test_one_class_alone_gives_zero_with_finite_gradients() -> None:
+    feature = normal(1, 4, 3, 3).requires_grad_()
+    loss = pixel_contrast(feature, torch.zeros(1, 3, 3, dtype=torch.int64))
+    loss.backward()
+    assert loss.item() == pytest.approx(0, abs=1e-12)
+    assert feature.grad is not None and feature.grad.isfinite().all()
+
+
+def test_multi_resolution_contrast_is_the_loop() -> None:
+    shape, plane = (2, 4, 2, 3), (2, 2, 3)
+    low, high = normal(*shape), normal(*shape, seed=1)
+    y = labels(*plane, classes=3, ignored=0)
+    inside = y * (torch.arange(3) > 0)
+    attention, pixel = normal(*plane, seed=2).sigmoid(), normal(*plane, seed=3).abs()
+    q, k = (F.normalize(f.permute(0, 2, 3, 1).reshape(-1, 4), dim=1) for f in (low, high))
+    a, h, p, label = attention.flatten(), inside.flatten(), pixel.flatten(), y.flatten()
+    context = torch.tensor([[a[i] * a[j] * (h[i] != 0) for j in range(12)] for i in range(12)])
+    outer = p[:, None] * p
+    low_sums, counts = _pair_loop(q, label, q, label, context * outer)
+    high_sums, _ = _pair_loop(q, label, k, torch.where(h != 0, h, label), (1 - context) * outer)
+    expected = np.mean([(m + n) / max(1, c) for m, n, c in zip(low_sums, high_sums, counts, strict=True)]) / 2
+    loss = multi_resolution_contrast(low, high, y, inside, attention, pixel, rows=5)
+    assert loss.item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_keys_that_are_not_valid_neither_attract_nor_repel() -> None:
+    anchor, key = normal(9, 4), normal(12, 4, seed=1)
+    y, key_y = labels(9, classes=3, ignored=0), labels(12, classes=3, seed=1, ignored=0)
+    valid = torch.arange(12) % 3 != 1
+    sums, counts = pair_contrast(anchor, y, key, key_y, valid=valid)
+    elsewhere = torch.where(valid, key_y, -1)  # a positive of nobody; its part in N_i is taken off by hand
+    s = (anchor @ key.T).double()
+    for i in range(9):
+        others = [n for n in range(12) if valid[n] and key_y[n] != y[i]]
+        negative = s[i, others].exp().sum()
+        positives = [j for j in range(12) if elsewhere[j] == y[i] and j != i]
+        expected = -(s[i, positives] - (s[i, positives].exp() + negative).log()).sum()
+        assert sums[i].item() == pytest.approx(expected.item(), rel=1e-9, abs=1e-12)
+        assert counts[i] == len(positives)
+
+
+def test_ignored_pixels_leave_no_trace_and_groups_do_not_see_each_other() -> None:
+    feature, label = normal(4, 5, 3, 3), labels(4, 3, 3, classes=3)
+    valid = label != IGNORE
+    whole = pixel_contrast(feature, label, valid=valid, group_size=2)
+    noise = torch.where(valid[:, None], feature, normal(4, 5, 3, 3, seed=9))
+    assert pixel_contrast(noise, label, valid=valid, group_size=2).item() == pytest.approx(whole.item(), rel=1e-12)
+    parts = [pixel_contrast(feature[g], label[g], valid=valid[g]) * valid[g].sum() for g in (slice(2), slice(2, 4))]
+    assert whole.item() == pytest.approx((sum(parts) / valid.sum()).item(), rel=1e-12)
+    assert pixel_contrast(feature, label, valid=torch.zeros_like(valid)).item() == 0
+
+
+def test_multi_resolution_contrast_of_groups_is_the_mean_over_them() -> None:
+    low, high = normal(4, 3, 2, 3), normal(4, 3, 2, 3, seed=1)
+    y, attention = labels(4, 2, 3, classes=3) + 1, normal(4, 2, 3, seed=2).sigmoid()
+    valid = y != IGNORE + 1
+    inside = torch.arange(3) > 0
+    options = {"valid": valid, "detail_valid": valid & inside}
+    whole = multi_resolution_contrast(low, high, y, y * inside, attention, **options, group_size=2)
+    total = sum(
+        multi_resolution_contrast(
+            low[g], high[g], y[g], (y * inside)[g], attention[g], **{k: v[g] for k, v in options.items()}
+        )
+        * valid[g].sum()
+        for g in (slice(2), slice(2, 4))
+    )
+    assert whole.item() == pytest.approx((total / valid.sum()).item(), rel=1e-9)  # type: ignore[union-attr]
+    noise = torch.where((valid & inside)[:, None], high, torch.zeros_like(high))
+    masked = multi_resolution_contrast(low, noise, y, y * inside, attention, **options, group_size=2)
+    assert masked.item() == pytest.approx(whole.item(), rel=1e-12)
+
+
+def test_orders_differ_only_between_images() -> None:
+    feature = normal(2, 3, 2, 2)
+    pixels = {tuple(v) for v in flatten(feature).tolist()}
+    assert flatten(feature)[:4].tolist() == feature[0].flatten(1).T.tolist()
+    assert {tuple(v) for v in flatten(feature, position_major=True).tolist()} == pixels
+    assert torch.equal(flatten(feature[:1]), flatten(feature[:1], position_major=True))
+    label = labels(2, 2, 2, classes=2, ignored=0)
+    assert pixel_contrast(feature, label) != pixel_contrast(feature, label, position_major=True)
+
+
+def test_no_full_matrix_of_similarities_is_kept_for_the_backward_pass() -> None:
+    feature, label = normal(1, 8, 32, 32).requires_grad_(), labels(1, 32, 32, classes=5)
+    saved: list[int] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        saved.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        loss = pixel_contrast(feature, label, rows=64)
+    assert max(saved) < 1024 * 64  # n is 1024: not even one block of rows is saved
+    loss.backward()

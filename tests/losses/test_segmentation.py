@@ -1,0 +1,128 @@
+"""Losses on logits against loops written from the equations."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from draws import labels, normal
+
+from udaseg.losses.segmentation import cross_entropy, entropy, lovasz_softmax, negative_learning
+from udaseg.types import IGNORE
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("reduction", ["valid", "all", "nonzero"])
+def test_cross_entropy_is_the_loop_over_pixels(reduction: str, weighted: bool) -> None:
+    logits, label = normal(2, 4, 3, 5), labels(2, 3, 5, classes=4)
+    weight = torch.from_numpy(np.random.default_rng(1).choice([0.0, 0.5, 2.0], (2, 3, 5))) if weighted else None
+    total, counted = 0.0, 0
+    for b, i, j in np.ndindex(2, 3, 5):
+        y = int(label[b, i, j])
+        loss = 0.0
+        if y != IGNORE:
+            z = [float(logits[b, k, i, j]) for k in range(4)]
+            loss = math.log(sum(map(math.exp, z))) - z[y]
+            if weight is not None:
+                loss *= float(weight[b, i, j])
+        total += loss
+        counted += {"valid": y != IGNORE, "all": True, "nonzero": loss > 0}[reduction]
+    value = cross_entropy(logits, label, weight, reduction=reduction)  # type: ignore[arg-type]
+    assert float(value) == pytest.approx(total / counted, rel=1e-12)
+
+
+def test_reductions_order_by_their_denominators() -> None:
+    logits, label = normal(1, 3, 6, 6), labels(1, 6, 6, classes=3, ignored=0.5)
+    kept = float((label != IGNORE).double().mean())
+    valid, everything = cross_entropy(logits, label), cross_entropy(logits, label, reduction="all")
+    assert float(everything) == pytest.approx(float(valid) * kept, rel=1e-12)
+
+
+@pytest.mark.parametrize("reduction", ["valid", "all", "nonzero"])
+def test_cross_entropy_without_any_label_is_zero_and_teaches_nothing(reduction: str) -> None:
+    logits = normal(1, 3, 4, 4).requires_grad_()
+    value = cross_entropy(logits, torch.full((1, 4, 4), IGNORE), reduction=reduction)  # type: ignore[arg-type]
+    value.backward()
+    assert float(value.detach()) == 0
+    assert logits.grad is not None and not logits.grad.any()
+
+
+@pytest.mark.parametrize("reduction", ["valid", "all", "nonzero"])
+def test_cross_entropy_gradient(reduction: str) -> None:
+    label, weight = labels(1, 2, 3, classes=3), torch.rand(1, 2, 3, dtype=torch.float64) + 0.1
+    logits = normal(1, 3, 2, 3).requires_grad_()
+    assert torch.autograd.gradcheck(lambda z: cross_entropy(z, label, weight, reduction=reduction), logits)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("form", ["shannon", "double_softmax"])
+def test_entropy_is_the_loop_over_pixels(form: str) -> None:
+    logits, values = normal(2, 5, 2, 3), []
+    for b, i, j in np.ndindex(2, 2, 3):
+        z = [math.exp(float(logits[b, k, i, j])) for k in range(5)]
+        p = [value / sum(z) for value in z]
+        if form == "shannon":
+            values.append(-sum(q * math.log(q) for q in p))
+        else:
+            normaliser = math.log(sum(map(math.exp, p)))
+            values.append(-sum(q * (q - normaliser) for q in p))
+    assert float(entropy(logits, form=form)) == pytest.approx(np.mean(values), rel=1e-12)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("form", "lowest"), [("shannon", 0.0), ("double_softmax", math.log(math.e + 19 - 1) - 1)])
+def test_entropy_spans_its_stated_range(form: str, lowest: float) -> None:
+    certain = torch.zeros(1, 19, 1, 1, dtype=torch.float64)
+    certain[:, 3] = 100
+    assert float(entropy(certain, form=form)) == pytest.approx(lowest, abs=1e-9)  # type: ignore[arg-type]
+    assert float(entropy(0 * certain, form=form)) == pytest.approx(math.log(19), rel=1e-12)  # type: ignore[arg-type]
+    between = float(entropy(normal(1, 19, 8, 8), form=form))  # type: ignore[arg-type]
+    assert lowest < between < math.log(19)
+
+
+@pytest.mark.parametrize("form", ["shannon", "double_softmax"])
+def test_entropy_gradient(form: str) -> None:
+    logits = normal(1, 4, 2, 2).requires_grad_()
+    assert torch.autograd.gradcheck(lambda z: entropy(z, form=form), logits)  # type: ignore[arg-type]
+
+
+def test_entropy_of_extreme_logits_is_finite() -> None:
+    logits = torch.tensor([1e4, -1e4, 0.0]).view(1, 3, 1, 1).requires_grad_()
+    for form in ("shannon", "double_softmax"):
+        value = entropy(logits, form=form)
+        (gradient,) = torch.autograd.grad(value, logits)
+        assert torch.isfinite(value) and torch.isfinite(gradient).all()
+
+
+def test_negative_learning_is_the_loop_over_pixels() -> None:
+    logits = normal(2, 5, 3, 3)
+    for place in (1, 3, 5):
+        values = []
+        for n, i, j in np.ndindex(2, 3, 3):
+            p = sorted(logits[n, :, i, j].softmax(0).tolist(), reverse=True)
+            values.append(-math.log(1 - p[place - 1]))
+        assert negative_learning(logits, place).item() == pytest.approx(np.mean(values), rel=1e-9)
+    with pytest.raises(ValueError, match="place is 6"):
+        negative_learning(logits, 6)
+
+
+def test_lovasz_softmax_is_zero_where_all_is_right_and_sees_no_ignored_pixel() -> None:
+    label = labels(2, 6, 6, classes=3)
+    right = 50 * F.one_hot(label.clamp_max(2), 3).permute(0, 3, 1, 2).double()
+    assert lovasz_softmax(right, label).item() == pytest.approx(0, abs=1e-6)
+    logits = normal(2, 3, 6, 6)
+    other = torch.where((label == IGNORE)[:, None], 100 * normal(2, 3, 6, 6, seed=1), logits)
+    assert lovasz_softmax(logits, label).item() == pytest.approx(lovasz_softmax(other, label).item(), rel=1e-12)
+    logits.requires_grad_()
+    nothing = lovasz_softmax(logits, torch.full_like(label, IGNORE))
+    nothing.backward()
+    assert nothing.item() == 0 and logits.grad is not None and not logits.grad.any()
+
+
+def test_lovasz_softmax_is_the_extension_of_the_jaccard_loss() -> None:
+    """At one-hot predictions the surrogate equals the mean over classes of 1 - IoU."""
+    truth, guess = labels(1, 5, 5, classes=3, ignored=0), labels(1, 5, 5, classes=3, seed=4, ignored=0)
+    hard = 1000 * F.one_hot(guess, 3).permute(0, 3, 1, 2).double()
+    missed = [1 - float(((truth == c) & (guess == c)).sum() / ((truth == c) | (guess == c)).sum()) for c in range(3)]
+    assert lovasz_softmax(hard, truth).item() == pytest.approx(np.mean(missed), rel=1e-6)

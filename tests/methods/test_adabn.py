@@ -1,0 +1,40 @@
+"""AdaBN: statistics of the target, and nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from toy import SEED, changed, make_batches, make_stage, make_state, snapshot, warm_up
+
+from udaseg.training.step import train_step
+
+
+def test_adabn_changes_the_statistics_and_nothing_else() -> None:
+    stage = make_stage("adabn")
+    state, batches = make_state(stage), [make_batches(stage, step) for step in range(3)]
+    warm_up(state.method.student)
+    state = replace(state, method=stage.method.build(state.method.student, seed=SEED))
+    before = snapshot(state.method)
+    seen = []
+    norm = state.method.student.net.backbone.bn1
+    hook = norm.register_forward_pre_hook(lambda _, x: seen.append(x[0].mean((0, 2, 3))))
+    for batch in batches:
+        assert train_step(state, batch, stage, seed=SEED)["grad_norm"] == 0
+    hook.remove()
+    moved = changed(before, state.method)
+    assert moved and all(name.endswith(("running_mean", "running_var", "num_batches_tracked")) for name in moved)
+    torch.testing.assert_close(norm.running_mean, torch.stack(seen).mean(0))  # what was before is forgotten
+
+
+def test_adabn_of_a_network_per_domain_estimates_the_target_s_statistics() -> None:
+    stage = make_stage("adabn")
+    stage = replace(stage, model=replace(stage.model, per_domain="stem+statistics"))
+    state, batch = make_state(stage), make_batches(stage)
+    warm_up(state.method.student)
+    state = replace(state, method=stage.method.build(state.method.student, seed=SEED))
+    seen = []
+    state.method.student.net.backbone.bn1.register_forward_pre_hook(lambda _, x: seen.append(x[0].mean((0, 2, 3))))
+    train_step(state, batch, stage, seed=SEED)
+    own = dict(state.method.student.target_buffers.named_buffers())
+    torch.testing.assert_close(own["backbone/bn1/running_mean"], seen[0])

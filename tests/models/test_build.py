@@ -1,0 +1,168 @@
+"""Backbones and heads by name: shapes, sizes, weights, and what cannot be built."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from networks import BACKBONES, images, small_network
+from torch import nn
+
+from udaseg.models.build import build_segmenter
+from udaseg.models.teacher import EMATeacher
+from udaseg.recipes import RECIPES
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("head", ["aspp", "aspp_gn", "context_aware", "multilevel"])
+def test_backbones_and_heads(backbone: str, head: str) -> None:
+    network = small_network(backbone=backbone, head=head, head_channels=32).eval()
+    out = network(images())
+    assert out.logits.shape == (2, 5, 64, 96)
+    assert out.embedding.shape[1] == network.embedding_channels == (20 if head == "aspp" else 32)
+    assert [64 // f.shape[2] for f in out.features] == [4, 8, 16, 32]
+    assert all(torch.isfinite(t).all() for t in (out.logits, out.embedding))
+
+
+@pytest.mark.parametrize(
+    ("backbone", "strides", "options"),
+    [
+        ("pvt_v2_b0", [4, 8, 16, 32], {}),
+        ("swin_tiny_patch4_window7_224", [4, 8, 16, 32], {}),
+        ("hiera_tiny_224", [4, 8, 16, 32], {"input_size": (64, 96)}),
+        ("mit_b0", [4, 8, 16, 32], {}),
+        ("test_vit", [16, 16, 16], {}),
+        ("vit_small_patch14_dinov2", [14, 14, 14], {}),
+        ("vit_small_patch16_dinov3", [16, 16, 16], {}),
+    ],
+)
+def test_transformers(backbone: str, strides: list[int], options: dict[str, object]) -> None:
+    """Levels are channels first, of the strides that the backbone says, and images of any size are taken."""
+    network = small_network(backbone=backbone, head="context_aware", head_channels=32, **options).eval()
+    features = network(images()).features
+    assert [tuple(f.shape[2:]) for f in features] == [(-(-64 // s), -(-96 // s)) for s in strides]
+    assert [f.shape[1] for f in features] == list(network.feature_channels)
+    if not options:
+        assert network(torch.rand(1, 3, 50, 71)).logits.shape == (1, 5, 50, 71)
+
+
+def test_a_backbone_of_one_size_says_so() -> None:
+    with pytest.raises(ValueError, match=r"hiera_tiny_224.*model\.input_size"):
+        small_network(backbone="hiera_tiny_224")
+
+
+def test_padding_of_a_transformer_s_image_does_not_move_its_pixels() -> None:
+    network, image = small_network(backbone="test_vit").eval(), images()[..., :60, :90]
+    padded = nn.functional.pad(image, (0, 6, 0, 4), mode="replicate")
+    torch.testing.assert_close(network(image).logits, network(padded).logits[..., :60, :90])
+
+
+def test_mix_transformers_have_neither_stem_nor_stride_to_set() -> None:
+    with pytest.raises(ValueError, match=r"mit_b0.*stem"):
+        small_network("stem", backbone="mit_b0")
+    with pytest.raises(ValueError, match=r"mit_b0.*output_stride"):
+        small_network(backbone="mit_b0", output_stride=8)
+    with pytest.raises(ValueError, match=r"mit_b9.*mit_b0 to mit_b5"):
+        small_network(backbone="mit_b9")
+
+
+def test_a_mix_transformer_loads_a_local_file(tmp_path: Path) -> None:
+    body = small_network(backbone="mit_b0", seed=1).net.backbone.state_dict()
+    safetensors.torch.save_file({k: v.contiguous() for k, v in body.items()}, tmp_path / "mit.safetensors")
+    loaded = small_network(backbone="mit_b0", weights=str(tmp_path / "mit.safetensors")).net.backbone.state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in body.items())
+    del body["block1.0.norm1.weight"]
+    torch.save(body, tmp_path / "mit.pth")
+    with pytest.raises(ValueError, match=r"mit\.pth has no tensor for block1\.0\.norm1\.weight"):
+        small_network(backbone="mit_b0", weights=str(tmp_path / "mit.pth"))
+
+
+def test_stochastic_depth_grows_with_depth_and_is_off_in_the_teacher() -> None:
+    network = small_network(backbone="mit_b0", drop_path=0.3)
+    rates = [m.drop_prob for m in network.modules() if type(m).__name__ == "DropPath"]
+    assert rates[0] < rates[-1] == pytest.approx(0.3)
+    teacher = EMATeacher(network, momentum=0.9).train()
+    assert not any(m.training for m in teacher.modules() if type(m).__name__ == "DropPath")
+
+
+# Of the released networks: DeepLabV2-R101 with 2 and 4 branches, DAFormer (85.15 M) and HRDA (85.69 M).
+PARAMETERS = {
+    "source_only": 43_901_068,
+    "supervised": 43_901_068,
+    "dacs": 43_200_614,
+    "bcl": 44_126_412,
+    "ldbe": 65_063_568,
+    "dsp": 43_200_614,
+    "sdca": 43_901_068,
+    "daformer": 85_155_283,
+    "hrda": 85_685_990,
+    "mic": 85_685_990,
+    "cluda": 85_685_990,
+    "vfm": 305_748_499,
+}
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if not name.endswith("_small") and name != "bcl_demo"])
+def test_published_networks_have_the_right_size(name: str) -> None:
+    model = replace(RECIPES[name]().stages[-1].model, pretrained=False)
+    with torch.device("cpu" if "mit" in model.backbone else "meta"):  # smp reads numbers off a tensor as it builds
+        network = build_segmenter(19, **asdict(model))
+    assert sum(p.numel() for p in network.parameters()) == PARAMETERS[name]
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("stride", [8, 16, 32])
+def test_output_stride(backbone: str, stride: int) -> None:
+    out = small_network(backbone=backbone, head="aspp", output_stride=stride).eval()(images())
+    assert out.embedding.shape[2:] == (64 // stride, 96 // stride)
+
+
+def test_an_unknown_backbone_is_named_with_its_neighbours() -> None:
+    with pytest.raises(ValueError, match=r"resnet10tt"):
+        small_network(backbone="resnet10tt")
+    with pytest.raises(ValueError, match=r"mobilenetv3_tiny.*did you mean mobilenetv3"):
+        small_network(backbone="mobilenetv3_tiny")
+
+
+def test_a_backbone_without_stages_of_its_own_is_refused_per_domain() -> None:
+    with pytest.raises(ValueError, match="stem"):
+        small_network("stem", backbone="test_vit")
+
+
+def test_a_backbone_that_cannot_be_built_so_says_with_what() -> None:
+    with pytest.raises(ValueError, match=r"test_vit.*output_stride"):
+        small_network(backbone="test_vit", output_stride=8)
+
+
+def test_head_branches_must_not_be_empty() -> None:
+    with pytest.raises(ValueError, match="branches"):
+        small_network(head="aspp", head_branches=())
+    with pytest.raises(ValueError, match="multiple of 32"):
+        small_network(head="aspp_gn", head_channels=16)
+
+
+def test_missing_and_foreign_weights_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"model\.weights.*absent\.pth"):
+        small_network(weights=str(tmp_path / "absent.pth"))
+    foreign = tmp_path / "foreign.safetensors"
+    safetensors.torch.save_file({"nothing.like.it": torch.zeros(3)}, foreign)
+    with pytest.raises(ValueError, match=r"foreign\.safetensors has no tensor for conv1\.0\.weight of resnet10t"):
+        small_network(weights=str(foreign))
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_local_weights_are_what_the_backbone_starts_from(tmp_path: Path, suffix: str) -> None:
+    import timm
+
+    torch.manual_seed(3)
+    state = timm.create_model("resnet10t").state_dict()
+    file = tmp_path / f"weights{suffix}"
+    if suffix == ".pth":
+        torch.save(state, file)
+    else:
+        safetensors.torch.save_file(state, file)
+    network = small_network(weights=str(file))
+    assert torch.equal(network.net.backbone.state_dict()["layer4.0.conv1.weight"], state["layer4.0.conv1.weight"])

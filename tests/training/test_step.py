@@ -1,0 +1,69 @@
+"""One step of the loop: clipping, learning rates, dropout, and a state that is read back."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from toy import SEED, make_batches, make_stage, make_state
+
+from udaseg.errors import CheckpointError
+from udaseg.training.step import train_step
+
+
+def test_clipping_bounds_the_step_but_reports_the_norm() -> None:
+    stage = make_stage("supervised", lr=1.0, momentum=0.0, weight_decay=0.0, head_lr_factor=1.0)
+    clipped = replace(stage, optim=replace(stage.optim, clip=1e-3))
+    state, batches = make_state(clipped), make_batches(clipped)
+    before = {n: p.clone() for n, p in state.method.named_parameters()}
+    norm = train_step(state, batches, clipped, seed=SEED)["grad_norm"]
+    moved = math.sqrt(sum(float((p - before[n]).detach().square().sum()) for n, p in state.method.named_parameters()))
+    assert norm > 1e-3 and moved == pytest.approx(1e-3, rel=0.02)
+
+
+def test_learning_rates_follow_the_step() -> None:
+    stage = make_stage("supervised")
+    state = make_state(stage)
+    state.step = 30
+    train_step(state, make_batches(stage), stage, seed=SEED)
+    factor = stage.optim.lr_factor(30, 40)
+    assert [group["lr"] for group in state.optimizers[0].param_groups] == [5e-3 * factor, 1e-2 * factor]
+
+
+def test_dropout_repeats_after_a_resumption(tmp_path: Path) -> None:
+    stage = make_stage("supervised")
+    states = [make_state(stage), make_state(stage)]
+    for state in states:
+        head = state.method.student.net.head
+        head.classify = nn.Sequential(nn.Dropout(0.5), head.classify)
+    states[0].save(tmp_path / "state.pt")
+    states[1].load(tmp_path / "state.pt")
+    batches = make_batches(stage)
+    first = train_step(states[0], batches, stage, seed=SEED)
+    torch.rand(5)
+    assert train_step(states[1], batches, stage, seed=SEED) == first
+    states[1].load(tmp_path / "state.pt")
+    assert train_step(states[1], batches, stage, seed=SEED + 1)["ce"] != first["ce"]
+    states[1].load(tmp_path / "state.pt")
+    states[1].step = 1
+    assert train_step(states[1], batches, stage, seed=SEED)["ce"] != first["ce"], "each step drops other units"
+
+
+def test_a_state_of_another_method_is_refused(tmp_path: Path) -> None:
+    make_state(make_stage("dacs")).save(tmp_path / "state.pt")
+    with pytest.raises(CheckpointError, match=r"state\.pt.*not a checkpoint of this stage"):
+        make_state(make_stage("supervised")).load(tmp_path / "state.pt")
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", None])
+def test_a_damaged_state_is_refused(tmp_path: Path, content: bytes | None) -> None:
+    state = make_state(make_stage("supervised"))
+    file = tmp_path / "state.pt"
+    state.save(file)
+    file.write_bytes(file.read_bytes()[:5000] if content is None else content)
+    with pytest.raises(CheckpointError, match=r"state\.pt"):
+        state.load(file)
