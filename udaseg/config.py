@@ -25,19 +25,27 @@ class Optim:
     weight_decay: float = 5e-4
     decay_vectors: bool = True
     """Whether biases, scales and shifts of norms, and position embeddings decay too."""
+    undecayed: tuple[str, ...] = ()
+    """Parts of names: parameters whose name has one do not decay. ("norm",) in DAFormer and its line."""
     power: float = 0.9
     """lr * (1 - step / horizon) ** power."""
     horizon: float = 1.0
     """The step at which the learning rate would reach 0, in units of the stage's steps; >= 1."""
     warmup_steps: int = 0
     """Steps of linear warm-up."""
+    warmup_start: float | None = None
+    """Factor of the first step's rate, in [0, 1]; None = 1 / (warmup_steps + 1). DAFormer and its line have 1e-6."""
     clip: float = 0.0
     """Largest norm of the averaged gradient; 0 = not clipped."""
 
     def lr_factor(self, step: int, total_steps: int) -> float:
         """What every learning rate is multiplied with at `step` in [0, total_steps)."""
         decay = (1 - step / (total_steps * self.horizon)) ** self.power
-        return decay * min(1.0, (step + 1) / (self.warmup_steps + 1))
+        if step >= self.warmup_steps:
+            return decay
+        if self.warmup_start is None:
+            return decay * min(1.0, (step + 1) / (self.warmup_steps + 1))
+        return decay * (self.warmup_start + (1 - self.warmup_start) * step / self.warmup_steps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +100,9 @@ class Stream:
     """Pixels of the drawn class that a crop should have; redrawn at most ten times."""
     short_side: int | None = None
     """Pixels of an image's short side after the resize, where it is not the stage's `data.short_side`."""
+    max_class_share: float = 1.0
+    """Below 1 a crop is redrawn, at most nine times, until it shows two classes or more and none holds as large a share
+    of its labelled pixels as this; 0.75 in DAFormer and its line (`cat_max_ratio`). Needs labels."""
     jitter: float = 0.0
     """Strength of colour jitter on four of five images, 0 to 0.5."""
     blur: float = 0.0

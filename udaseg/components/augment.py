@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 import kornia
 import torch
 from torch import Tensor
 
-from udaseg.rng import uniforms
+from udaseg.rng import keyed, uniforms
 from udaseg.types import IGNORE, Batch
+
+JitterForm = Literal["blend", "hsv"]
 
 
 def _draws(index: Tensor, seed: int, purpose: str, count: int) -> Tensor:
@@ -62,6 +66,46 @@ def _warp(plane: Tensor, matrix: Tensor, *, is_label: bool) -> Tensor:
     return (IGNORE - warped[:, 0]).round().long() if is_label else warped[:, 0]
 
 
+def jitter_hsv(
+    image: Tensor,
+    brightness: Tensor,
+    contrast: Tensor,
+    saturation: Tensor,
+    hue: Tensor,
+    orders: Sequence[Sequence[int]],
+) -> Tensor:
+    """Colour jitter as Kornia 0.5.8 has it: brightness is added, contrast multiplied, saturation and hue are HSV's.
+
+    Each of the four clamps to [0, 1], so that their order matters. Source: `ColorJitter.apply_transform` of that
+    version, which DAFormer, HRDA and MIC pin.
+
+    Args:
+        image: (B, 3, H, W) in [0, 1].
+        brightness: (B,) 1 + what is added.
+        contrast: (B,) factors.
+        saturation: (B,) factors.
+        hue: (B,) in turns, -0.5 to 0.5.
+        orders: of each sample, 0 = brightness, 1 = contrast, 2 = saturation, 3 = hue.
+    """
+
+    def change(x: Tensor, which: int, i: int) -> Tensor:
+        if which == 0:
+            return kornia.enhance.adjust_brightness(x, brightness[i] - 1)
+        if which == 1:
+            return kornia.enhance.adjust_contrast(x, contrast[i])
+        if which == 2:
+            return kornia.enhance.adjust_saturation(x, saturation[i])
+        return kornia.enhance.adjust_hue(x, hue[i] * 2 * math.pi)
+
+    samples = []
+    for i, order in enumerate(orders):
+        x = image[i : i + 1]
+        for which in order:
+            x = change(x, which, i).clamp(0, 1)
+        samples.append(x)
+    return torch.cat(samples)
+
+
 def strong(
     image: Tensor,
     index: Tensor,
@@ -71,8 +115,11 @@ def strong(
     jitter: float = 0.25,
     jitter_probability: float = 0.8,
     blur_probability: float = 0.5,
+    form: JitterForm = "blend",
 ) -> Tensor:
     """The photometric view of the DACS line: colour jitter, then Gaussian blur with sigma in [0.15, 1.15].
+
+    The authors of DAFormer, HRDA and MIC draw once a batch whether it is jittered and blurred, here each sample draws.
 
     Args:
         image: (B, 3, H, W) in [0, 1].
@@ -82,6 +129,9 @@ def strong(
         jitter: strength of the change in brightness, contrast, saturation and hue; 0 to 0.5.
         jitter_probability: share of images that are jittered.
         blur_probability: share of images that are blurred.
+        form: "blend" as Kornia has it since 0.6: brightness, contrast and saturation are factors that blend with black,
+            the mean grey and grey, in this order, then hue. "hsv" as Kornia 0.5.8, which that line pins, has it, see
+            `jitter_hsv`.
 
     Returns:
         (B, 3, H, W) in [0, 1].
@@ -91,11 +141,16 @@ def strong(
     chosen = (u[0] < jitter_probability).nonzero()[:, 0]
     if jitter and len(chosen):
         brightness, contrast, saturation = 1 + jitter * (2 * u[2:5, chosen] - 1)
-        x = kornia.enhance.adjust_brightness_accumulative(out[chosen], brightness)
-        x = kornia.enhance.adjust_contrast_with_mean_subtraction(x, contrast)
-        x = kornia.enhance.adjust_saturation_with_gray_subtraction(x, saturation)
-        x = kornia.enhance.adjust_hue(x, jitter * (2 * u[5, chosen] - 1) * 2 * math.pi)
-        out = out.index_copy(0, chosen, x.clamp(0, 1))
+        hue = jitter * (2 * u[5, chosen] - 1)
+        if form == "hsv":
+            orders = [keyed(seed, int(i), f"strong.{purpose}", "order").permutation(4).tolist() for i in index[chosen]]
+            x = jitter_hsv(out[chosen], brightness, contrast, saturation, hue, orders)
+        else:
+            x = kornia.enhance.adjust_brightness_accumulative(out[chosen], brightness)
+            x = kornia.enhance.adjust_contrast_with_mean_subtraction(x, contrast)
+            x = kornia.enhance.adjust_saturation_with_gray_subtraction(x, saturation)
+            x = kornia.enhance.adjust_hue(x, hue * 2 * math.pi).clamp(0, 1)
+        out = out.index_copy(0, chosen, x)
     blurred = (u[1] < blur_probability).nonzero()[:, 0]
     if len(blurred):
         sigma = (0.15 + u[6, blurred])[:, None].expand(-1, 2)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from udaseg.components.augment import strong
+from udaseg.components.augment import JitterForm, strong
 from udaseg.components.masked_consistency import MIC
 from udaseg.components.mixing import class_mask, paste
 from udaseg.components.pseudo_label import confident_share
@@ -50,6 +51,8 @@ def mix(
     include_ignore: bool = True,
     jitter_probability: float = 0.8,
     blur_probability: float = 0.5,
+    jitter_form: JitterForm = "blend",
+    pool_size: int = 1,
 ) -> Mixture:
     """The teacher labels the target, and half of each source image's classes is pasted on it, jittered and blurred.
 
@@ -62,8 +65,8 @@ def mix(
         threshold: confidence from which a pixel counts toward the quality.
         jitter: strength of the strong view's colour jitter.
         ignore_top, ignore_bottom: rows of the target that weigh 0.
-        include_ignore: see `class_mask`.
-        jitter_probability, blur_probability: see `strong`.
+        include_ignore, pool_size: see `class_mask`.
+        jitter_probability, blur_probability: see `strong`; `jitter_form` is its `form`.
     """
     confidence, target_label = teacher.label(target.image)
     quality = confident_share(confidence, threshold)
@@ -71,7 +74,7 @@ def mix(
     target_weight[:, :ignore_top] = 0
     target_weight[:, max(confidence.shape[1] - ignore_bottom, 0) :] = 0
 
-    mask = class_mask(source.labels, source.index, seed=seed, include_ignore=include_ignore)
+    mask = class_mask(source.labels, source.index, seed=seed, include_ignore=include_ignore, pool_size=pool_size)
     image = strong(
         paste(mask, source.image, target.image),
         target.index,
@@ -80,6 +83,7 @@ def mix(
         jitter=jitter,
         jitter_probability=jitter_probability,
         blur_probability=blur_probability,
+        form=jitter_form,
     )
     return Mixture(
         image=image,
@@ -107,6 +111,18 @@ class SelfTraining:
     reduction: Reduction = "all"
     """Of every cross-entropy; "all" is the authors'."""
     jitter: float = 0.2
+    """Strength of the mixture's colour jitter."""
+    jitter_form: JitterForm = "blend"
+    """"hsv" is the authors', see `udaseg.components.augment.strong`."""
+    pool: Literal["image", "batch"] = "image"
+    """Whose classes ClassMix draws half of: each source image's, or those of all `group_size` samples, the authors'."""
+    group_size: int = 1
+    """Consecutive samples that are coupled: the authors' batch."""
+    teacher_moves: Literal["after", "before"] = "after"
+    """"before" the step's losses is the authors', so that the network of the start counts in the average while it ramps
+    up; "after" the step is DACS's."""
+    evaluate: Literal["teacher", "student"] = "teacher"
+    """The network that is evaluated; the authors evaluate and publish the student."""
     mic: MIC = MIC()
 
     def mix(self, teacher: EMATeacher, source: Batch, target: Batch, *, seed: int) -> Mixture:
@@ -120,6 +136,8 @@ class SelfTraining:
             jitter=self.jitter,
             ignore_top=self.ignore_top,
             ignore_bottom=self.ignore_bottom,
+            jitter_form=self.jitter_form,
+            pool_size=self.group_size if self.pool == "batch" else 1,
         )
 
     def masked(self, student: Segmenter, target: Batch, mixed: Mixture, *, seed: int) -> Iterator[tuple[Loss, ...]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from udaseg.components.augment import strong
+from udaseg.components.augment import JitterForm, strong
 from udaseg.losses.segmentation import Reduction, output_cross_entropy
 from udaseg.models.segmenter import Segmenter
 from udaseg.rng import uniforms
@@ -16,9 +16,11 @@ from udaseg.types import Batch, Loss
 
 
 def patch_mask(image: Tensor, index: Tensor, *, block: int, ratio: float, seed: int) -> Tensor:
-    """MIC's mask: square patches of each image, from its top left corner on, are hidden with probability `ratio`.
+    """MIC's mask: square patches of each image, in a grid, are hidden with probability `ratio`.
 
-    Source: MIC (2212.01322), eq. 3; `BlockMaskGenerator` of lhoyer/MIC draws one mask a batch, here it is one a sample.
+    Source: MIC (2212.01322), eq. 3, and `BlockMaskGenerator` of lhoyer/MIC, which draws a grid of round(side / block)
+    cells, at least one, for each sample and stretches it over the image: in a side that is no multiple of `block` the
+    patches are a little larger or smaller.
 
     Args:
         image: (B, 3, H, W), for its size and device.
@@ -31,10 +33,12 @@ def patch_mask(image: Tensor, index: Tensor, *, block: int, ratio: float, seed: 
         (B, H, W) bool, True where the pixel is shown.
     """
     height, width = image.shape[-2:]
-    rows, columns = -(-height // block), -(-width // block)
+    rows, columns = (max(1, round(side / block)) for side in (height, width))
     drawn = uniforms(seed, index.cpu().numpy(), "patch_mask", rows * columns).reshape(-1, rows, columns)
     shown = torch.from_numpy(drawn >= ratio).to(image.device)
-    return shown.repeat_interleave(block, 1).repeat_interleave(block, 2)[:, :height, :width]
+    row = torch.arange(height, device=image.device) * rows // height
+    column = torch.arange(width, device=image.device) * columns // width
+    return shown[:, row[:, None], column]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +56,8 @@ class MIC:
     """Share of hidden patches, in [0, 1]."""
     jitter: float = 0.2
     """Strength of the colour jitter, drawn anew for this view."""
+    jitter_form: JitterForm = "blend"
+    """See `udaseg.components.augment.strong`."""
 
     def losses(
         self, student: Segmenter, target: Batch, label: Tensor, weight: Tensor, *, seed: int, reduction: Reduction
@@ -60,7 +66,9 @@ class MIC:
         if not self.weight:
             return
         shown = patch_mask(target.image, target.index, block=self.block, ratio=self.ratio, seed=seed)
-        view = strong(target.image, target.index, seed=seed, purpose="masked", jitter=self.jitter)
+        view = strong(
+            target.image, target.index, seed=seed, purpose="masked", jitter=self.jitter, form=self.jitter_form
+        )
         image = torch.where(shown[:, None], view, student.mean)  # hidden pixels are 0 once normalised
         out = student(image, "target", target.index)
         yield (Loss("masked_ce", output_cross_entropy(out, label, weight, reduction=reduction), self.weight),)

@@ -12,11 +12,19 @@ from udaseg.types import IGNORE
 
 
 def class_mask(
-    label: Tensor, index: Tensor, *, seed: int, include_ignore: bool = True, round_up: bool = True
+    label: Tensor,
+    index: Tensor,
+    *,
+    seed: int,
+    include_ignore: bool = True,
+    round_up: bool = True,
+    pool_size: int = 1,
 ) -> Tensor:
     """ClassMix: half of the classes of each label map, drawn by the sample's key.
 
     Source: DACS (2007.08702) on ClassMix (2007.07936). The authors' code counts the ignore id as one of the classes.
+    That of DAFormer and its line (`get_class_masks` of lhoyer/DAFormer) draws half of the classes of the whole batch
+    for each image, so that an image may be pasted whole or not at all.
 
     Args:
         label: (B, H, W) int64 train ids, 255 = ignore.
@@ -24,13 +32,16 @@ def class_mask(
         seed: key of the run and stage.
         include_ignore: whether 255 is a class that can be drawn.
         round_up: half of an odd number of classes, rounded up (the DACS line) or down (LDBE).
+        pool_size: consecutive samples whose classes each of them draws from; 1 = each image's own.
 
     Returns:
         (B, H, W) bool, True where the pixel is pasted.
     """
     masks = []
-    for sample, number in zip(label, index.tolist(), strict=True):
-        classes = sample.flatten().bincount(minlength=IGNORE + 1).nonzero()[:, 0].cpu()
+    for place, (sample, number) in enumerate(zip(label, index.tolist(), strict=True)):
+        first = place - place % pool_size
+        pool = label[first : first + pool_size]
+        classes = pool.flatten().bincount(minlength=IGNORE + 1).nonzero()[:, 0].cpu()
         if not include_ignore:
             classes = classes[classes != IGNORE]
         order = torch.from_numpy(keyed(seed, number, "class_mask").permutation(len(classes)))

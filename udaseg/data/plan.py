@@ -34,6 +34,8 @@ class StreamPlan:
     rare_min_crop_pixels: int = 1500
     short_side: int | None = None
     """In place of the plan's."""
+    max_class_share: float = 1.0
+    """Of a crop's labelled pixels that one class may hold; below 1 it must show two classes too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,10 +65,7 @@ class Plan:
             label = Image.fromarray(dataset.train_ids(row)) if stream.labelled else None
             rng = keyed(self.seed, index, f"{name}.crop")
             for attempt in range(10):
-                box = self._crop_box(image.size, stream.short_side or self.short_side, rng)
-                cropped = None
-                if label is not None:
-                    cropped = np.asarray(_resize(label, box, self.crop, Image.Resampling.NEAREST))
+                box, cropped = self._draw_crop(image.size, label, stream, rng)
                 if rare is None or cropped is None or attempt == 9:
                     break
                 if int((cropped == rare).sum()) >= stream.rare_min_crop_pixels:
@@ -89,6 +88,22 @@ class Plan:
             if stream.soft:
                 sample[f"{name}_confidence"] = np.zeros(self.crop, np.uint16)
         return sample
+
+    def _draw_crop(
+        self, size: tuple[int, int], label: Image.Image | None, stream: StreamPlan, rng: np.random.Generator
+    ) -> tuple[tuple[float, float, float, float], np.ndarray | None]:
+        """The box of a random crop and its label; drawn again, nine times at most, while one class holds too much."""
+        for _ in range(10):
+            box = self._crop_box(size, stream.short_side or self.short_side, rng)
+            if label is None:
+                return box, None
+            cropped = np.asarray(_resize(label, box, self.crop, Image.Resampling.NEAREST))
+            if stream.max_class_share >= 1:
+                break
+            pixels = np.bincount(cropped.ravel(), minlength=IGNORE + 1)[:IGNORE]
+            if np.count_nonzero(pixels) > 1 and pixels.max() < stream.max_class_share * pixels.sum():
+                break
+        return box, cropped
 
     def _crop_box(
         self, size: tuple[int, int], short_side: int, rng: np.random.Generator

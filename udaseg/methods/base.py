@@ -75,12 +75,17 @@ class MethodConfig(Protocol):
 
 def build_optimizer(student: Segmenter, optim: Optim, *, heads: Iterable[nn.Module] = ()) -> Optimizer:
     """SGD or AdamW over a student; its head and a method's own `heads` learn at `head_lr_factor` times the rate."""
+    heads = list(heads)
     backbone, head = student.parameter_groups()
     head = [*head, *(parameter for module in heads for parameter in module.parameters())]
     positions = {id(p) for name, p in student.named_parameters() if "pos_embed" in name}
+    named = [*student.named_parameters(), *(pair for module in heads for pair in module.named_parameters())]
+    spared = {id(p) for name, p in named if any(part in name for part in optim.undecayed)}
     groups: list[dict[str, Any]] = []
     for parameters, lr in ((backbone, optim.lr), (head, optim.lr * optim.head_lr_factor)):
-        decays = [optim.decay_vectors or (p.ndim > 1 and id(p) not in positions) for p in parameters]
+        decays = [
+            id(p) not in spared and (optim.decay_vectors or (p.ndim > 1 and id(p) not in positions)) for p in parameters
+        ]
         for decay, settings in ((True, {}), (False, {"weight_decay": 0.0})):
             chosen = [p for p, does in zip(parameters, decays, strict=True) if does == decay]
             groups.append({"params": chosen, "lr": lr, **settings})

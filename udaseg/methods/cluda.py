@@ -76,10 +76,12 @@ class CLUDA(Method):
 
     @property
     def predictor(self) -> Segmenter:
-        return self.teacher.network
+        return self.student if self.config.evaluate == "student" else self.teacher.network
 
     def losses(self, batches: Mapping[str, Batch], step: int, total_steps: int) -> Iterator[tuple[Loss, ...]]:
         c, source, target = self.config, batches["source"], batches["target"]
+        if c.teacher_moves == "before":
+            self.teacher.update(self.student)
         out = self.student(source.image, "source", source.index)
         losses = [
             Loss("source_ce", output_cross_entropy(out, source.labels, reduction=c.reduction)),
@@ -129,7 +131,8 @@ class CLUDA(Method):
         )
 
     def after_step(self) -> None:
-        self.teacher.update(self.student)
+        if self.config.teacher_moves == "after":
+            self.teacher.update(self.student)
 
     def optimizers(self, optim: Optim) -> list[Optimizer]:
         return [build_optimizer(self.student, optim, heads=[self.attention])]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from udaseg.components.cross_domain_mix import mix
 from udaseg.components.masked_consistency import MIC
@@ -38,6 +39,8 @@ class DACS(Method):
         jitter: float = 0.25
         jitter_probability: float = 0.8
         blur_probability: float = 0.5
+        evaluate: Literal["teacher", "student"] = "teacher"
+        """The network that is evaluated; the authors evaluate and publish the student."""
         mic: MIC = MIC()
 
         def build(self, student: Segmenter, *, seed: int) -> DACS:
@@ -51,7 +54,7 @@ class DACS(Method):
 
     @property
     def predictor(self) -> Segmenter:
-        return self.teacher.network
+        return self.student if self.config.evaluate == "student" else self.teacher.network
 
     def losses(self, batches: Mapping[str, Batch], step: int, total_steps: int) -> Iterator[tuple[Loss, ...]]:
         c, source, target = self.config, batches["source"], batches["target"]

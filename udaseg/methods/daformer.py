@@ -25,7 +25,7 @@ class DAFormer(Method):
     5. the teacher follows the student.
 
     The network that the stage began with is ImageNet's only if the stage has no `init_from`. The authors move the
-    teacher before the step, which is the same sequence of networks.
+    teacher before 1 (`teacher_moves="before"`).
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -51,10 +51,12 @@ class DAFormer(Method):
 
     @property
     def predictor(self) -> Segmenter:
-        return self.teacher.network
+        return self.student if self.config.evaluate == "student" else self.teacher.network
 
     def losses(self, batches: Mapping[str, Batch], step: int, total_steps: int) -> Iterator[tuple[Loss, ...]]:
         c, source, target = self.config, batches["source"], batches["target"]
+        if c.teacher_moves == "before":
+            self.teacher.update(self.student)
         out = self.student(source.image, "source", source.index)
         losses = [Loss("source_ce", output_cross_entropy(out, source.labels, reduction=c.reduction))]
         if self.beginning is not None:
@@ -72,4 +74,5 @@ class DAFormer(Method):
         yield from c.masked(self.student, target, mixed, seed=self.seed)
 
     def after_step(self) -> None:
-        self.teacher.update(self.student)
+        if self.config.teacher_moves == "after":
+            self.teacher.update(self.student)

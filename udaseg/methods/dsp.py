@@ -61,6 +61,8 @@ class DSP(Method):
         """Of the target mixture's loss; "all" is the authors'."""
         group_size: int = 2
         """Consecutive samples whose features are one set to MMD: the authors' batch."""
+        evaluate: Literal["teacher", "student"] = "teacher"
+        """The network that is evaluated; the authors evaluate and publish the student."""
         mic: MIC = MIC()
 
         def build(self, student: Segmenter, *, seed: int) -> DSP:
@@ -79,7 +81,7 @@ class DSP(Method):
 
     @property
     def predictor(self) -> Segmenter:
-        return self.teacher.network
+        return self.student if self.config.evaluate == "student" else self.teacher.network
 
     def losses(self, batches: Mapping[str, Batch], step: int, total_steps: int) -> Iterator[tuple[Loss, ...]]:
         c = self.config

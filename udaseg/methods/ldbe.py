@@ -49,6 +49,8 @@ class LDBE(Method):
         teacher_momentum: float = 0.99
         group_size: int = 1
         """Consecutive samples that are pasted on one another."""
+        evaluate: Literal["teacher", "student"] = "teacher"
+        """The network that is evaluated; the authors evaluate and publish the student."""
 
         def build(self, student: Segmenter, *, seed: int) -> LDBE:
             return LDBE(self, student, seed)
@@ -65,7 +67,7 @@ class LDBE(Method):
 
     @property
     def predictor(self) -> Segmenter:
-        return self.teacher.network
+        return self.student if self.config.evaluate == "student" else self.teacher.network
 
     def losses(self, batches: Mapping[str, Batch], step: int, total_steps: int) -> Iterator[tuple[Loss, ...]]:
         denoising = self.config.phase == "label_denoising"

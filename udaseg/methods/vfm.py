@@ -49,10 +49,12 @@ class VFM(Method):
 
     @property
     def predictor(self) -> Segmenter:
-        return self.teacher.network
+        return self.student if self.config.evaluate == "student" else self.teacher.network
 
     def losses(self, batches: Mapping[str, Batch], step: int, total_steps: int) -> Iterator[tuple[Loss, ...]]:
         c, source, target = self.config, batches["source"], batches["target"]
+        if c.teacher_moves == "before":
+            self.teacher.update(self.student)
         mixed = c.mix(self.teacher, source, target, seed=self.seed)
         out = self.student(source.image, "source", source.index)
         out_mixed = self.student(mixed.image, "target", target.index)
@@ -76,4 +78,5 @@ class VFM(Method):
         yield from c.masked(self.student, target, mixed, seed=self.seed)
 
     def after_step(self) -> None:
-        self.teacher.update(self.student)
+        if self.config.teacher_moves == "after":
+            self.teacher.update(self.student)

@@ -17,7 +17,14 @@ DAFORMER = Model(
     drop_path=0.1,
 )
 TRANSFORMER_OPTIM = Optim(
-    name="adamw", lr=6e-5, head_lr_factor=10.0, weight_decay=0.01, decay_vectors=False, power=1.0, warmup_steps=1500
+    name="adamw",
+    lr=6e-5,
+    head_lr_factor=10.0,
+    weight_decay=0.01,
+    undecayed=("norm",),
+    power=1.0,
+    warmup_steps=1500,
+    warmup_start=1e-6,
 )
 
 SMALL = Model(backbone="test_byobnet", head="multilevel", head_channels=32)  # 0.2 M parameters: minutes on a CPU
@@ -55,4 +62,5 @@ def rare_source(*, short_side: int, share: float) -> Stream:
         rare_min_pixels=3000,
         rare_min_crop_pixels=int(3000 * share),
         short_side=short_side,
+        max_class_share=0.75,
     )

@@ -16,7 +16,7 @@ def dacs() -> Recipe:
     """
     stage = Stage(
         name="dacs",
-        method=DACS.Config(),
+        method=DACS.Config(evaluate="student"),
         steps=250_000,
         model=replace(DEEPLAB, head_branches=(6, 12)),
         data=Data(batch_size=2, short_side=512, crop=(512, 512), source=Stream(labels="true", short_side=720)),

@@ -20,7 +20,9 @@ def dsp() -> Recipe:
     rare = replace(template, sampling="rare_class")
     data = replace(stage.data, group_size=2, template=template, rare=rare)
     return Recipe(
-        name="dsp", stages=(replace(stage, name="dsp", method=DSP.Config(), data=data),), checkpoint_every=2000
+        name="dsp",
+        stages=(replace(stage, name="dsp", method=DSP.Config(evaluate="student"), data=data),),
+        checkpoint_every=2000,
     )
 
 

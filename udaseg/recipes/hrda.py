@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from udaseg.config import Recipe
-from udaseg.methods.daformer import DAFormer
 from udaseg.recipes.common import SMALL, rare_source, small
 from udaseg.recipes.daformer import daformer, daformer_small
 
@@ -18,11 +17,11 @@ def hrda() -> Recipe:
     `--window 1024 1024`.
     """
     stage = daformer().stages[0]
-    data = replace(stage.data, short_side=1024, crop=(1024, 1024), source=rare_source(short_side=1440, share=2.0))
+    data = replace(stage.data, short_side=1024, crop=(1024, 1024), source=rare_source(short_side=1407, share=2.0))
     stage = replace(
         stage,
         name="hrda",
-        method=DAFormer.Config(ignore_top=30, ignore_bottom=240),
+        method=replace(stage.method, ignore_top=30, ignore_bottom=240),
         model=replace(stage.model, detail_crop=(512, 512)),
         data=data,
     )

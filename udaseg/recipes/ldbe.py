@@ -27,7 +27,7 @@ def ldbe() -> Recipe:
     denoise = tuple(
         Stage(
             name=f"denoise-{r}",
-            method=LDBE.Config(),
+            method=LDBE.Config(evaluate="student"),
             steps=991,
             model=model,
             data=data,
@@ -41,7 +41,7 @@ def ldbe() -> Recipe:
         replace(
             stage,
             name=f"enhance-{r}",
-            method=LDBE.Config(phase="boundary_enhancement", group_size=3),
+            method=LDBE.Config(phase="boundary_enhancement", group_size=3, evaluate="student"),
             data=replace(data, group_size=3),
             init_from="denoise-1" if r == 0 else f"enhance-{r - 1}",
         )

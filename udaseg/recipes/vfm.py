@@ -21,8 +21,8 @@ def vfm() -> Recipe:
         method=VFM.Config(),
         steps=40_000,
         model=Model(backbone="vit_large_patch14_dinov2", pretrained=True, head="multilevel", head_channels=256),
-        data=Data(batch_size=8, short_side=1024, crop=(518, 518), source=rare_source(short_side=1440, share=0.5)),
-        optim=replace(TRANSFORMER_OPTIM, lr=1e-5),
+        data=Data(batch_size=8, short_side=1024, crop=(518, 518), source=rare_source(short_side=1407, share=0.5)),
+        optim=replace(TRANSFORMER_OPTIM, lr=1e-5, decay_vectors=False),
     )
     return Recipe(name="vfm", stages=(stage,), checkpoint_every=2000, bf16=True)
 
