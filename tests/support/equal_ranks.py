@@ -10,6 +10,7 @@ from torch import nn
 from toy import METHODS, SEED, adapting_stage, flat, make_batches, make_stage, make_state, warm_up
 from two_ranks import WORLD_SIZE
 
+from udaseg.config import Stage
 from udaseg.training.step import RunState, train_step
 from udaseg.types import Batch
 
@@ -46,12 +47,17 @@ def freeze_batch_norm(method: nn.Module) -> None:
 
 
 def train_some(rank: int | None, name: str, frozen: bool = True) -> tuple[Arrays, Arrays, dict[str, float]]:
-    """State, last gradients and last logs after some steps of a method, or of a recipe's last method that adapts.
+    """State, last gradients and last logs after some steps of a method, or of a recipe's last method that adapts."""
+    stage = make_stage(name) if name in METHODS else replace(adapting_stage(name), optim=make_stage("dacs").optim)
+    return train_stage(rank, stage, frozen)
+
+
+def train_stage(rank: int | None, stage: Stage, frozen: bool = True) -> tuple[Arrays, Arrays, dict[str, float]]:
+    """`train_some` of a stage.
 
     In double precision: in single, a pixel at the edge of a threshold or a unit at the edge of a ReLU would fall to
     either side by the rounding of a sum.
     """
-    stage = make_stage(name) if name in METHODS else replace(adapting_stage(name), optim=make_stage("dacs").optim)
     state = make_state(stage)
     warm_up(state.method.student)
     torch.manual_seed(SEED)  # layers of the method's own

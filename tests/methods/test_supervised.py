@@ -1,0 +1,25 @@
+"""Source-only and the oracle: one stream's labels, and nothing of the other stream."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from toy import collect_frozen, make_batches, make_stage, make_state
+
+from udaseg.losses.segmentation import cross_entropy
+
+
+@pytest.mark.parametrize(
+    ("name", "stream", "other"), [("supervised", "source", "target"), ("oracle", "target", "source")]
+)
+def test_it_is_the_cross_entropy_of_its_stream_alone(name: str, stream: str, other: str) -> None:
+    stage = make_stage(name)
+    state, batches = make_state(stage), make_batches(stage)
+    batches[other] = replace(batches[other], image=torch.full_like(batches[other].image, torch.nan), label=None)
+    (loss,) = collect_frozen(state, batches).values()
+    own = batches[stream]
+    expected = cross_entropy(state.method.student(own.image, stream, own.index).logits, own.labels)
+    assert loss.name == "ce" and loss.weight == 1
+    torch.testing.assert_close(loss.value, expected)
