@@ -1,4 +1,4 @@
-"""Sweeps: the spaces, the scores that rank trials without labels, and whole sweeps on a real Ray of their own."""
+"""Sweeps: the spaces, their tables and pages, and whole sweeps on a real Ray of their own."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import csv
 import importlib
 import io
 import json
-import math
 import os
 import signal
 import subprocess
@@ -15,37 +14,21 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 from ray import tune
 from rich.console import Console
 from tiny import make_dataset, tiny_recipe
-from two_ranks import TwoRanks
 
 from pipelines.sweep import Arguments, main
 from pipelines.train import parse
-from udaseg.components.augment import strong
-from udaseg.data.index import open_index
 from udaseg.errors import ConfigError, DatasetError
-from udaseg.evaluation.checkpoint_scores import Scoring, score
-from udaseg.evaluation.metrics import confusion, mean_iou
 from udaseg.evaluation.model_selection import (
     SCORES,
-    agreement,
-    image_sums,
-    mean_entropy,
-    mutual_information,
-    neighbourhood_density,
-    scores,
-    spearman,
 )
 from udaseg.job_config import Cluster
 from udaseg.jobs import sweep as job
 from udaseg.jobs.spaces import Space, load_space, shared_stages, spaces
 from udaseg.jobs.trials import concurrency, trial_resources
-from udaseg.models.build import build_segmenter
-from udaseg.models.inference import predict
 from udaseg.overrides import full_names, override
 from udaseg.recipes import RECIPES
 from udaseg.reports.sweep import Trial, rank_correlations, sweep_page, trial_table
@@ -101,118 +84,6 @@ def test_concurrency_comes_from_the_resources() -> None:
     assert concurrency({"CPU": 19.0, "GPU": 8.0}, four) == 1
     with pytest.raises(ConfigError, match=r"4 GPU, the cluster has 2.*--cluster\.workers"):
         concurrency({"CPU": 64.0, "GPU": 2.0}, four)
-
-
-# --- scores ---------------------------------------------------------------------------------------------------------
-
-
-def predictions(seed: int, count: int = 30, classes: int = 4, sharp: float = 2.0) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return (sharp * torch.randn(count, classes, generator=generator, dtype=torch.float64)).softmax(1)
-
-
-def entropy_of(p: list[float]) -> float:
-    return -sum(x * math.log(x) for x in p if x > 0)
-
-
-def test_scores_against_loops() -> None:
-    p, q = predictions(0), predictions(1)
-    rows, others = p.tolist(), q.tolist()
-    conditional = sum(map(entropy_of, rows)) / len(rows)
-    marginal = [sum(row[k] for row in rows) / len(rows) for k in range(4)]
-    same = [row.index(max(row)) == other.index(max(other)) for row, other in zip(rows, others, strict=True)]
-    assert float(mean_entropy(p)) == pytest.approx(conditional)
-    assert float(mutual_information(p)) == pytest.approx(entropy_of(marginal) - conditional)
-    assert float(agreement(p, q)) == pytest.approx(sum(same) / len(same))
-
-    density = 0.0
-    for i, row in enumerate(rows):
-        weights = []
-        for j, other in enumerate(rows):
-            if i != j:
-                cosine = sum(a * b for a, b in zip(row, other, strict=True)) / (math.hypot(*row) * math.hypot(*other))
-                weights.append(math.exp(cosine / 0.05))
-        density += entropy_of([w / sum(weights) for w in weights]) / len(rows)
-    assert float(neighbourhood_density(p)) == pytest.approx(density)
-
-
-def test_scores_know_good_from_bad() -> None:
-    """Two tight clusters against predictions all over the place, and against everything in one class."""
-    clusters = torch.eye(4, dtype=torch.float64)[[0, 1] * 20]
-    vague = predictions(2, count=40, sharp=0.1)
-    collapsed = torch.eye(4, dtype=torch.float64)[[0] * 40]
-    assert float(mean_entropy(clusters)) == 0 < float(mean_entropy(vague))
-    assert float(mutual_information(clusters)) == pytest.approx(math.log(2))
-    assert float(mutual_information(vague)) < 0.1 and float(mutual_information(collapsed)) == 0  # fools entropy
-    assert float(neighbourhood_density(clusters)) == pytest.approx(math.log(19), abs=1e-3)
-    spread = torch.eye(40, dtype=torch.float64)[:40]
-    assert float(neighbourhood_density(spread)) == pytest.approx(math.log(39))  # all neighbours are equally far
-
-
-def test_sums_of_images_add_up() -> None:
-    shape = (4, 5, 6)
-    images = [predictions(i).T.reshape(shape) for i in range(3)]
-    views = [predictions(10 + i).T.reshape(shape) for i in range(3)]
-    pixels = np.arange(0, 30, 2)
-    found = scores(sum(image_sums(p, v, pixels) for p, v in zip(images, views, strict=True)))  # type: ignore[arg-type]
-    flat, other = (torch.cat([x.flatten(1).T for x in several]) for several in (images, views))
-    assert list(found) == list(SCORES)
-    assert found["entropy"] == pytest.approx(float(mean_entropy(flat)))
-    assert found["information"] == pytest.approx(float(mutual_information(flat)))
-    assert found["agreement"] == pytest.approx(float(agreement(flat, other)))
-    densities = [float(neighbourhood_density(p.flatten(1).T[pixels])) for p in images]
-    assert found["snd"] == pytest.approx(sum(densities) / 3)
-
-
-def test_spearman() -> None:
-    assert spearman([1, 2, 3, 4], [10, 20, 30, 400]) == pytest.approx(1)
-    assert spearman([1, 2, 3, 4], [4, 3, 2, -9]) == pytest.approx(-1)
-    assert spearman([3, 1, 4, 1, 5], [2, 7, 1, 8, 2]) == pytest.approx(
-        np.corrcoef([2, 0.5, 3, 0.5, 4], [1.5, 3, 0, 4, 1.5])[0, 1]
-    )
-    assert math.isnan(spearman([1, 1, 1], [1, 2, 3])) and math.isnan(spearman([1], [2]))
-    with pytest.raises(ValueError, match="pairs"):
-        spearman([1, 2], [1])
-
-
-def score_tiny(rank: int, directory: str, images: int) -> dict[str, float]:
-    torch.manual_seed(0)
-    network = build_segmenter(3, backbone="resnet10t", head_channels=16)
-    before = {name: value.clone() for name, value in network.state_dict().items()}
-    found = score(network, Scoring(directory=directory, images=images), short_side=40, device=torch.device("cpu"))
-    assert network.training and all(torch.equal(v, before[name]) for name, v in network.state_dict().items())
-    return found
-
-
-def test_a_network_is_scored_as_by_a_plain_loop_and_left_as_it_is(pair: dict[str, str]) -> None:
-    torch.manual_seed(0)
-    network = build_segmenter(3, backbone="resnet10t", head_channels=16).eval()
-    index = open_index(pair["target"])
-    start, stop = index.rows("val")
-    assert stop - start == 4
-    counts, flat, views = np.zeros((3, 3), np.int64), [], []
-    for row in (start, stop - 1):  # two at even distances
-        image = torch.tensor(index.image(row)).permute(2, 0, 1)[None].float() / 255
-        view = strong(image, torch.tensor([row]), seed=0, purpose="score", jitter_probability=1, blur_probability=1)
-        assert not torch.equal(image, view)
-        first, second = (predict(network, x, short_side=40)[0].double() for x in (image, view))
-        counts += confusion(index.train_ids(row), first.argmax(0).numpy(), 3)
-        flat.append(first.flatten(1).T)
-        views.append(second.flatten(1).T)
-    found = score_tiny(0, pair["target"], images=2)
-    assert set(found) == {"miou", *SCORES}
-    assert found["miou"] == pytest.approx(mean_iou(counts))
-    assert found["entropy"] == pytest.approx(float(mean_entropy(torch.cat(flat))))
-    assert found["information"] == pytest.approx(float(mutual_information(torch.cat(flat))))
-    assert found["agreement"] == pytest.approx(float(agreement(torch.cat(flat), torch.cat(views))))
-    unlabelled = score_tiny(0, pair["unlabelled"], images=2)
-    assert set(unlabelled) == set(SCORES) and unlabelled["snd"] == found["snd"]
-
-
-def test_two_ranks_score_as_one(two_ranks: TwoRanks, pair: dict[str, str]) -> None:
-    one = score_tiny(0, pair["target"], images=3)
-    for found in two_ranks.run(score_tiny, pair["target"], 3):
-        assert found == pytest.approx(one, rel=1e-9)
 
 
 # --- results --------------------------------------------------------------------------------------------------------

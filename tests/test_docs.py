@@ -1,0 +1,95 @@
+"""What the documentation says of files, folders, methods, fields and recipes is so."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+from toy import METHODS
+
+from udaseg.components.masked_consistency import MIC
+from udaseg.recipes import MODULES, RECIPES
+
+ROOT = Path(__file__).parents[1]
+DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(p for p in (ROOT / "docs").rglob("*.md") if p.stem != "log")]
+PAGES = {path.stem: path.read_text() for path in (ROOT / "docs/methods").glob("*.md") if path.stem != "README"}
+PAPERS = [path.stem for path in (ROOT / "udaseg/methods").glob("*.py") if path.stem not in ("__init__", "base")]
+TOP = ("udaseg", "pipelines", "tune_spaces", "benchmarks", "tests", "docs")
+
+
+def folders_drawn(text: str) -> set[str]:
+    """The folders of the tree that a text draws, by their path."""
+    tree = next(block for block in text.split("```") if block.startswith("\nudaseg/"))
+    found, above = set(), [""]
+    for line in tree.strip().splitlines():
+        depth = (len(line) - len(line.lstrip())) // 2
+        name = line.split()[0]
+        above[depth + 1 :] = [above[depth] + name]
+        if name.endswith("/"):
+            found.add(above[depth + 1].removesuffix("/"))
+    return found
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def test_the_tree_has_a_line_for_every_folder(name: str) -> None:
+    packages = {str(path.parent.relative_to(ROOT)) for path in (ROOT / "udaseg").rglob("*.py")}
+    assert folders_drawn((ROOT / name).read_text()) == packages | set(TOP)
+
+
+@pytest.mark.parametrize("path", DOCS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_file_that_is_named_exists(path: Path) -> None:
+    text = path.read_text()
+    named = re.findall(rf"`((?:{'|'.join(TOP)})/[\w./-]*)`", text)
+    links = [link for link in re.findall(r"\]\(([^)#]+)[^)]*\)", text) if "://" not in link]
+    assert not [name for name in named if not (ROOT / name).exists()]
+    assert not [link for link in links if not (path.parent / link).exists()]
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_a_paper_is_one_name_in_four_folders(name: str) -> None:
+    files = [f"udaseg/recipes/{name}.py", f"tests/methods/test_{name}.py", f"docs/methods/{name}.md"]
+    assert not [file for file in files if not (ROOT / file).exists()]
+    assert name in MODULES
+
+
+def test_every_module_of_recipes_has_a_page_that_the_index_names() -> None:
+    assert PAGES.keys() == set(MODULES)
+    index = (ROOT / "docs/methods/README.md").read_text()
+    assert not [name for name in PAGES if f"[{name}]({name}.md)" not in index]
+
+
+def test_every_recipe_is_on_its_page() -> None:
+    missing = [name for name, make in RECIPES.items() if f"- `{name}`" not in PAGES[make.__module__.split(".")[-1]]]
+    assert not missing
+
+
+def test_every_published_recipe_is_in_the_table() -> None:
+    published = [name for name in RECIPES if not name.endswith(("_small", "_demo"))]
+    table = (ROOT / "README.md").read_text().partition("## Methods")[2].partition("\n## ")[0]
+    assert not [name for name in published if f"| `{name}` |" not in table]
+
+
+@pytest.mark.parametrize("name", [*PAPERS, "mic"])
+def test_a_page_lists_the_fields_with_their_defaults(name: str) -> None:
+    if name == "mic":
+        config: object = MIC()
+    else:
+        of_paper = (c for c in METHODS.values() if type(c).__module__ == f"udaseg.methods.{name}")
+        config = type(next(of_paper))()
+    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}  # type: ignore[arg-type]
+    rows = re.findall(r"^\| `(\w+)` \| (.+?) \|", PAGES[name].partition("## Fields")[2], re.MULTILINE)
+    assert dict(rows) == {field: shown(value) for field, value in fields.items()}
+
+
+def shown(value: object) -> str:
+    if isinstance(value, MIC):
+        return "on" if value.weight else "off"
+    return "`" + repr(value).replace("'", '"') + "`"
+
+
+def test_no_two_test_files_share_a_name() -> None:
+    """They lie in no packages, so that pytest tells them by their names."""
+    names = [path.name for path in (ROOT / "tests").rglob("*.py")]
+    assert len(names) == len(set(names))
