@@ -38,9 +38,9 @@ def test_masked_consistency_is_off_at_weight_0() -> None:
 
 
 def test_patches_are_hidden_whole_at_the_given_share() -> None:
-    image, index = torch.zeros(40, 3, 40, 56), torch.arange(40)
+    image, index = torch.zeros(40, 3, 48, 64), torch.arange(40)
     shown = patch_mask(image, index, block=16, ratio=0.7, seed=0)
-    assert shown.shape == (40, 40, 56)
+    assert shown.shape == (40, 48, 64)
     for i, j in np.ndindex(3, 4):
         patch = shown[:, 16 * i : 16 * (i + 1), 16 * j : 16 * (j + 1)].flatten(1)
         assert (patch.all(1) | ~patch.any(1)).all()
@@ -48,3 +48,13 @@ def test_patches_are_hidden_whole_at_the_given_share() -> None:
     assert torch.equal(patch_mask(image[7:9], index[7:9], block=16, ratio=0.7, seed=0), shown[7:9])
     assert patch_mask(image, index, block=16, ratio=0.0, seed=0).all()
     assert not patch_mask(image, index, block=16, ratio=1.0, seed=0).any()
+
+
+def test_patches_fill_the_image_evenly_where_its_side_is_no_multiple_of_theirs() -> None:
+    """A side of 100 pixels has round(100 / 64) = 2 cells of 50; one below half a block still has one."""
+    image, index = torch.zeros(40, 3, 100, 20), torch.arange(40)
+    shown = patch_mask(image, index, block=64, ratio=0.5, seed=SEED)
+    assert shown.shape == (40, 100, 20)
+    halves = torch.stack([shown[:, :50], shown[:, 50:]], 1).flatten(2)
+    assert torch.equal(halves.all(2), halves.any(2)), "each half is hidden or shown whole"
+    assert 0.3 < halves.float().mean() < 0.7 and (halves[:, 0, 0] != halves[:, 1, 0]).any()

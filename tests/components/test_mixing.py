@@ -88,3 +88,23 @@ def test_soft_paste_blends_inside_the_mask_alone() -> None:
     for n, i, j in np.ndindex(2, 4, 4):
         expected = 0.75 * over[n, :, i, j] + 0.25 * under[n, :, i, j] if mask[n, i, j] else under[n, :, i, j]
         assert torch.allclose(mixed[n, :, i, j], expected)
+
+
+def test_classes_are_drawn_from_those_of_all_samples_of_a_pool() -> None:
+    """Samples 0 and 1 share no class, so that one may be pasted whole and the other not at all."""
+    label = _labels(4, 2, ignored=False)
+    label[1::2] += 2
+    index = torch.arange(4)
+    own = class_mask(label, index, seed=0)
+    for sample, chosen in zip(label, own, strict=True):
+        assert len(set(sample[chosen].tolist())) == 1
+    pasted = []
+    for seed in range(60):
+        mask = class_mask(label, index, seed=seed, pool_size=2)
+        for i in range(4):
+            drawn = set(label[i][mask[i]].tolist())
+            assert not drawn & set(label[i][~mask[i]].tolist()), "a class is pasted whole"
+            pasted.append(len(drawn))
+    assert set(pasted) == {0, 1, 2}, "two of the four classes of the pool, for each sample anew"
+    alone = class_mask(label[2:], index[2:], seed=7, pool_size=2)
+    assert torch.equal(alone, class_mask(label, index, seed=7, pool_size=2)[2:]), "pools do not mix"

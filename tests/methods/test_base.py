@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 import torch
 from toy import make_stage, make_state
 
@@ -36,3 +37,24 @@ def test_every_optimiser_of_the_configuration_builds() -> None:
         backbone, head = optimizer.param_groups
         assert head["lr"] == 2 * backbone["lr"] == 1e-2
         assert Optim(name=name).lr == 2.5e-4  # type: ignore[arg-type]
+
+
+def test_parameters_named_so_do_not_decay() -> None:
+    stage = make_stage("cluda", name="adamw", weight_decay=0.3, undecayed=("bn1", "classify"))
+    method = make_state(stage).method
+    groups = [group for optimizer in method.optimizers(stage.optim) for group in optimizer.param_groups]
+    decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    learning = {name: p for name, p in method.named_parameters() if p.requires_grad}
+    spared = {name for name in learning if "bn1" in name or "classify" in name}
+    assert {name for name, p in learning.items() if decay[id(p)] == 0} == spared
+    assert any("bn1" in name for name in spared) and any("attention.classify" in name for name in spared)
+
+
+def test_the_warm_up_begins_where_it_is_told() -> None:
+    """mmcv's linear warm-up of DAFormer: (t / 1500) (1 - 1e-6) + 1e-6 of the polynomial rate."""
+    optim = Optim(power=1.0, warmup_steps=1500, warmup_start=1e-6)
+    for step in (0, 1, 700, 1499):
+        expected = (1 - step / 40_000) * (step / 1500 * (1 - 1e-6) + 1e-6)
+        assert optim.lr_factor(step, 40_000) == pytest.approx(expected, rel=1e-12)
+    assert optim.lr_factor(1500, 40_000) == pytest.approx(1 - 1500 / 40_000)
+    assert Optim(power=1.0, warmup_steps=4).lr_factor(0, 10**9) == pytest.approx(1 / 5)

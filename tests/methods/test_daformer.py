@@ -47,3 +47,22 @@ def test_rows_at_the_border_weigh_nothing_in_the_mixture() -> None:
         for parameter in state.method.teacher.network.net.head.parameters():
             parameter.neg_()
     assert collect(state, batches)["mixed_ce"].value.item() == first > 0
+
+
+def test_the_student_is_evaluated_on_request() -> None:
+    stage = make_stage("daformer")
+    assert make_state(stage).method.predictor is not make_state(stage).method.student
+    student = make_state(replace(stage, method=replace(stage.method, evaluate="student"))).method
+    assert student.predictor is student.student
+
+
+def test_the_teacher_moves_before_or_after_the_losses() -> None:
+    stage = make_stage("daformer")
+    state = make_state(replace(stage, method=replace(stage.method, teacher_moves="before")))
+    train_step(state, make_batches(stage, 0), stage, seed=SEED)
+    first = snapshot(state.method.student)
+    for _ in state.method.losses(make_batches(stage, 1), 1, 40):
+        break  # the teacher moves before the first term
+    teacher, start = state.method.teacher.network, snapshot(make_state(stage).method.student)
+    for name, parameter in teacher.named_parameters():
+        torch.testing.assert_close(parameter, 0.5 * (start[name] + first[name]), msg=name)
