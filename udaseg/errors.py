@@ -17,3 +17,7 @@ class CheckpointError(ValueError):
 
 class DatasetError(ValueError):
     """A dataset that cannot be used; the message names the file or field and what to do."""
+
+
+class UnreachableError(DatasetError, OSError):
+    """A file that could not be reached, for whatever passes again: a stale mount, a network, a store that is down."""

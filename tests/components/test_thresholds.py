@@ -63,11 +63,27 @@ def test_keep_all_changes_nothing_for_frequent_classes() -> None:
     assert np.array_equal(class_balanced_thresholds(histogram, 0.2), kept)
 
 
-def test_image_share_lies_strictly_above_the_threshold() -> None:
+def test_image_share_reaches_the_threshold() -> None:
     confidence = np.random.default_rng(0).permutation(100).reshape(10, 10) / 100
-    assert (confidence > image_threshold(confidence, 0.1)).sum() == 9
-    assert not (confidence > image_threshold(confidence, 0.0)).any()
-    assert (confidence > image_threshold(confidence, 1.0)).sum() == 99
+    assert (confidence >= image_threshold(confidence, 0.1)).sum() == 10
+    assert not (confidence >= image_threshold(confidence, 0.0)).any()
+    assert (confidence >= image_threshold(confidence, 1.0)).all()
+
+
+@pytest.mark.parametrize("rule", ["any_class", "top1"])
+def test_saturated_confidence_is_kept(rule: str) -> None:
+    probability = np.stack([np.ones((10, 10), np.float32), np.zeros((10, 10), np.float32)])
+    probability[:, :2] = np.array([0.75, 0.25]).reshape(2, 1, 1)
+    never = np.ones(2, np.float32)
+
+    def kept(share: float) -> int:
+        return int((union_pseudo_label(probability, never, share, rule=rule) != IGNORE).sum())  # type: ignore[arg-type]
+
+    assert (kept(0.0), kept(0.1), kept(0.8)) == (0, 80, 80), "equal confidences stand or fall together"
+    probability[:, :2] = probability[:, 2:4]
+    assert kept(1.0) == 100
+    label, confidence = probability.argmax(0), probability.max(0)
+    assert (threshold_top1(label, confidence, never * 2, 1.0) == 0).all()
 
 
 @pytest.mark.parametrize("rule", ["any_class", "top1"])
@@ -81,7 +97,8 @@ def test_union_is_the_loop_over_pixels(rule: str) -> None:
         p = probability[:, i, j]
         best = int(p.argmax())
         by_class = any(p[k] > thresholds[k] for k in range(4)) if rule == "any_class" else p[best] > thresholds[best]
-        assert label[i, j] == (best if by_class or p[best] > nth else IGNORE)
+        by_image = p[best] > nth if rule == "any_class" else p[best] >= nth
+        assert label[i, j] == (best if by_class or by_image else IGNORE)
 
 
 def test_any_class_keeps_a_pixel_for_a_class_that_is_not_its_label() -> None:
@@ -115,4 +132,12 @@ def test_a_share_of_0_leaves_the_images_own_share_alone() -> None:
     thresholds = class_balanced_thresholds(histogram, 0.0)
     stored = decode_confidence(encode_confidence(confidence))
     kept = threshold_top1(label, stored, thresholds, 0.1) != IGNORE
-    assert np.array_equal(kept, stored > image_threshold(stored, 0.1)) and kept.any()
+    assert np.array_equal(kept, stored >= image_threshold(stored, 0.1)) and kept.any()
+
+
+def test_a_cap_holds_whatever_the_share() -> None:
+    label, confidence = _prediction((40, 50), 3)
+    histogram = confidence_histogram(label, encode_confidence(confidence), 4)
+    np.testing.assert_array_equal(
+        class_balanced_thresholds(histogram, 0.0, cap=0.9), np.array([0.9, 0.9, 0.9, 1], np.float32)
+    )

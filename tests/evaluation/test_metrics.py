@@ -4,8 +4,10 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 from udaseg.evaluation.metrics import confusion, gap_closed, iou, mean_iou, pixel_accuracy
+from udaseg.evaluation.model_selection import image_sums, scores
 from udaseg.types import IGNORE
 
 
@@ -68,3 +70,11 @@ def test_shapes_must_agree() -> None:
 def test_gap_closed() -> None:
     assert gap_closed(40, 40, 60) == 0 and gap_closed(40, 60, 60) == 1 and gap_closed(40, 35, 60) == -0.25
     assert math.isnan(gap_closed(50, 55, 50))
+
+
+def test_an_image_of_one_pixel_leaves_scores_finite() -> None:
+    probability = torch.tensor([[[0.75]], [[0.25]]])
+    sums = image_sums(probability, probability, np.array([0]))
+    other = image_sums(torch.full((2, 3, 3), 0.5), torch.full((2, 3, 3), 0.5), np.arange(9))
+    assert all(math.isfinite(value) for value in scores(sums + other).values())
+    assert scores(sums)["snd"] == 0

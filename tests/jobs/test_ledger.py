@@ -106,7 +106,7 @@ def test_what_was_left_half_written_is_no_entry(tmp_path: Path) -> None:
 
 DRIVER = """
 import sys, time
-from udaseg.data import ledger
+from udaseg.jobs import ledger
 ledger.HEARTBEAT = 0.05
 with ledger.exclusive_driver(sys.argv[1]):
     print("at work", flush=True)

@@ -19,6 +19,7 @@ from PIL import Image
 from pipelines.prepare import main
 from udaseg.data import layouts as datasets
 from udaseg.data.classes import Classes, read_classes
+from udaseg.data.images import decode_label
 from udaseg.data.manifest import read_manifest
 from udaseg.data.storage import filesystem, join, resolve
 from udaseg.errors import DatasetError
@@ -185,9 +186,9 @@ def test_decode_label() -> None:
     stream = io.BytesIO()
     palette.save(stream, "PNG")  # Pillow writes 2 bits
     for data in (png(ids), png(ids.astype(np.uint16)), raw_png(2, (4, 1), b"\0\x1b"), stream.getvalue()):
-        assert np.array_equal(datasets.decode_label(data), ids)
-    assert np.array_equal(datasets.decode_label(raw_png(4, (4, 1), b"\0\x01\x2f")), [[0, 1, 2, 15]])
-    assert np.array_equal(datasets.decode_label(png(ids == 1)), ids == 1)
+        assert np.array_equal(decode_label(data), ids)
+    assert np.array_equal(decode_label(raw_png(4, (4, 1), b"\0\x01\x2f")), [[0, 1, 2, 15]])
+    assert np.array_equal(decode_label(png(ids == 1)), ids == 1)
 
 
 # -- layouts

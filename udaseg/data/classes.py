@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 
 from udaseg.data.storage import exists, join, read_bytes
+from udaseg.data.strict_json import parse_json
 from udaseg.errors import DatasetError
+
+MAX_CLASSES_BYTES = 1 << 24
+"""Larger class lists are not read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +31,10 @@ class Classes:
     def __post_init__(self) -> None:
         if not 1 <= len(self.names) <= 254:
             raise DatasetError(f"classes: {len(self.names)} names; an 8-bit label map holds 1 to 254 classes")
-        if len(set(self.names)) != len(self.names):
-            raise DatasetError("classes: names must be distinct")
+        if wrong := [name for name in self.names if not name.strip() or name != _utf8(name)]:
+            raise DatasetError(f"classes: {wrong[0]!r} is no name; it is empty or not UTF-8")
+        if twice := [name for name in self.names if self.names.count(name) > 1]:
+            raise DatasetError(f"classes: {twice[0]!r} is there twice; names must be distinct")
         if len(self.palette) != len(self.names):
             raise DatasetError(f"classes: {len(self.palette)} palette colours for {len(self.names)} names")
         if bad := [c for c in self.palette if len(c) != 3 or not all(0 <= v <= 255 for v in c)]:
@@ -59,21 +67,81 @@ class Classes:
         return json.dumps(asdict(self) | {"raw_to_train": {str(k): v for k, v in self.raw_to_train.items()}}, indent=1)
 
     @classmethod
-    def from_json(cls, text: str, origin: str = "classes.json") -> Classes:
-        """Parse `to_json`'s text. Raises DatasetError, naming `origin`, where a field is missing or wrong."""
+    def from_json(cls, text: str | bytes, origin: str = "classes.json") -> Classes:
+        """Parse `to_json`'s text. Raises DatasetError, naming `origin` and the field, where one is missing or wrong."""
+        return cls.from_value(parse_json(text, origin), origin)
+
+    @classmethod
+    def from_value(cls, value: Any, origin: str) -> Classes:
+        """As `from_json`, of JSON that is parsed."""
         try:
-            raw = json.loads(text)
-            names = tuple(str(name) for name in raw["names"])
-            palette = tuple((int(r), int(g), int(b)) for r, g, b in raw["palette"])
-            mapping = {int(k): int(v) for k, v in raw.get("raw_to_train", {}).items()}
-            return cls(names=names, palette=palette, ignore=int(raw.get("ignore", 255)), raw_to_train=mapping)
+            return cls(**_fields(value))
         except DatasetError as error:
             raise DatasetError(f"{origin}: {error}") from None
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+
+
+_FORM = (
+    '; a class list is {"names": [...], "palette": [[r, g, b], ...]}, '
+    'and may have "ignore" and "raw_to_train": {"raw id": train id}'
+)
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    """The fields of `Classes` in parsed JSON. Raises DatasetError, naming the field, for another type."""
+    if not isinstance(value, dict):
+        raise DatasetError(f"not a class list but {_shown(value)}{_FORM}")
+    if missing := [name for name in ("names", "palette") if name not in value]:
+        raise DatasetError(f"not a class list: {missing[0]!r} is missing{_FORM}")
+    if unknown := [name for name in value if name not in ("names", "palette", "ignore", "raw_to_train")]:
+        raise DatasetError(f"{unknown[0]!r} is no field of a class list{_FORM}")
+    names, palette, mapping = value["names"], value["palette"], value.get("raw_to_train", {})
+    if not isinstance(names, list):
+        hint = f"; write [{_shown(next(iter(names)))}, ...]" if names and isinstance(names, dict | str) else ""
+        raise DatasetError(f"names: {_shown(names)} is not an array of names{hint}")
+    if wrong := [name for name in names if not isinstance(name, str)]:
+        raise DatasetError(f"names: {_shown(wrong[0])} is not text; write it in quotes")
+    if not isinstance(palette, list):
+        raise DatasetError(f"palette: {_shown(palette)} is not an array of colours; write [[r, g, b], ...]")
+    for colour in palette:
+        if not isinstance(colour, list):
+            raise DatasetError(f"palette: {_shown(colour)} is not a colour; write [r, g, b]")
+        if any(isinstance(v, float) for v in colour) and all(_is_number(v) and 0 <= v <= 1 for v in colour):
             raise DatasetError(
-                f'{origin}: not a class list ({error!r}); it needs {{"names": [...], "palette": [[r, g, b], ...]}}, '
-                'and may have "ignore" and "raw_to_train": {"raw id": train id}'
-            ) from None
+                f"palette: {_shown(colour)} is not of whole numbers of 0 to 255; multiply colours of 0 to 1 by 255"
+            )
+        for v in colour:
+            _whole(v, "palette")
+    if not isinstance(mapping, dict):
+        raise DatasetError(f'raw_to_train: {_shown(mapping)} is not an object; write {{"raw id": train id, ...}}')
+    if wrong := [raw for raw in mapping if not re.fullmatch(r"0|-?[1-9][0-9]{0,8}", raw)]:
+        raise DatasetError(f'raw_to_train: {_shown(wrong[0])} is not a whole number; ids are written as "7"')
+    return {
+        "names": tuple(names),
+        "palette": tuple(map(tuple, palette)),
+        "ignore": _whole(value.get("ignore", 255), "ignore"),
+        "raw_to_train": {int(raw): _whole(train, f"raw_to_train {raw}") for raw, train in mapping.items()},
+    }
+
+
+def _utf8(text: str) -> str:
+    return text.encode(errors="replace").decode()
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _whole(value: Any, name: str) -> int:
+    if not _is_number(value) or isinstance(value, float):
+        hint = "; without quotes" if isinstance(value, str) and value.isdecimal() else ""
+        raise DatasetError(f"{name}: {_shown(value)} is not a whole number{hint}")
+    return int(value)
+
+
+def _shown(value: Any) -> str:
+    """JSON of a value, cut short."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def require_same_classes(wanted: Classes, found: Classes, uri: str, *, of: str) -> None:
@@ -97,4 +165,4 @@ def read_classes(directory: str) -> Classes:
     uri = join(directory, "classes.json")
     if not exists(uri):
         raise DatasetError(f"{directory}: no classes.json, so not a dataset; make one with `udaseg prepare`")
-    return Classes.from_json(read_bytes(uri).decode(), uri)
+    return Classes.from_json(read_bytes(uri, limit=MAX_CLASSES_BYTES), uri)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import pyarrow.fs as pafs
 
-from udaseg.data.storage import children, filesystem, join
-from udaseg.errors import DatasetError
+from udaseg.data.storage import children, exists, filesystem, join, reach, utf8
+from udaseg.errors import DatasetError, UnreachableError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
@@ -34,23 +35,68 @@ class Problem(NamedTuple):
     text: str
 
 
-def _children(folder: str) -> list[pafs.FileInfo]:
+class _Entry(NamedTuple):
+    """What stands in a folder."""
+
+    name: str
+    kind: Literal["file", "folder", "unreadable"]
+    """Unreadable: a link to nothing, or a name that is not UTF-8, of what would be looked at."""
+
+
+def _entries(folder: str) -> list[_Entry]:
+    """What stands in a folder. Raises DatasetError where it is missing or cannot be listed."""
     fs, path = filesystem(folder)
-    if fs.get_file_info(path).type != pafs.FileType.Directory:
-        raise DatasetError(f"{folder}: no such folder")
+    if not isinstance(fs, pafs.LocalFileSystem):
+        if reach(folder, lambda: fs.get_file_info(path)).type != pafs.FileType.Directory:
+            raise DatasetError(f"{folder}: no such folder")
+        return [_Entry(i.base_name, "file" if i.is_file else "folder") for i in children(folder)]
+    if not os.path.isdir(path):
+        raise DatasetError(f"{folder}: {why_missing(path, 'folder')}")
     try:
-        return children(folder)
-    except OSError as error:  # a folder that may not be read, a chain of links without an end
+        return reach(folder, lambda: [e for e in map(_local, os.scandir(path)) if e is not None])
+    except UnreachableError:
+        raise
+    except OSError as error:  # a folder that may not be read
         raise DatasetError(f"{folder}: cannot be listed: {error}") from None
 
 
+def _local(entry: os.DirEntry[str]) -> _Entry | None:
+    """None for what is neither a file nor a folder: a pipe, a socket."""
+    name = utf8(entry.name)
+    if name != entry.name or (entry.is_symlink() and not os.path.exists(entry.path)):
+        return _Entry(name, "unreadable")
+    return _Entry(name, "folder") if entry.is_dir() else _Entry(name, "file") if entry.is_file() else None
+
+
+def why_missing(path: str, kind: str = "file") -> str:
+    """Why there is nothing to read at a local path."""
+    if os.path.islink(path):
+        return f"a link to {utf8(os.readlink(path))}, where there is nothing"
+    raw = re.sub(rb"\\x([0-9a-f]{2})", lambda code: bytes.fromhex(code[1].decode()), os.fsencode(path))
+    if raw != os.fsencode(path) and os.path.lexists(raw):
+        return "its name is not UTF-8; rename it"
+    return f"no such {kind}"
+
+
+def has_folder(folder: str) -> bool:
+    """Whether there is a folder. Raises DatasetError for a link to nothing: a store that is not mounted."""
+    fs, path = filesystem(folder)
+    if isinstance(fs, pafs.LocalFileSystem) and os.path.islink(path) and not os.path.exists(path):
+        raise DatasetError(f"{folder}: {why_missing(path)}")
+    return exists(folder)
+
+
 def walk(folder: str, suffixes: Sequence[str], *, _above: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:
-    """(path below `folder` less its suffix, URI) of each file in or below it that ends in one of `suffixes`.
+    r"""(path below `folder` less its suffix, URI) of each file in or below it that ends in one of `suffixes`.
 
     One folder after the other is listed, so that a walk holds the names of one folder, however many there are below
     (on `gs://` those of all folders below it, see `udaseg.data.storage.children`).
     The order is fixed: the files of a folder by name, then its folders by name. Links to folders are followed; hidden
     files and folders, whose names begin with a dot, are passed over.
+
+    What reading will refuse is among the files, so that no part of a dataset is missed without a word: links to
+    nothing, and names that are not UTF-8 (with \xe9 for a byte). Where their names have no ending at all they may
+    have been folders, and are among them too.
 
     Raises DatasetError where the folder is missing or a link leads back to a folder above it.
     """
@@ -59,14 +105,16 @@ def walk(folder: str, suffixes: Sequence[str], *, _above: tuple[str, ...] = ()) 
     real = os.path.realpath(path) if isinstance(fs, pafs.LocalFileSystem) else path
     if real in _above:
         raise DatasetError(f"{folder}: a symbolic link that leads back to {real}, in which it lies; remove it")
-    visible = [i for i in _children(folder) if not i.base_name.startswith(".")]
+    visible = [entry for entry in _entries(folder) if not entry.name.startswith(".")]
     found = []
-    for info in visible:
-        suffix = next((s for s in suffixes if info.base_name.lower().endswith(s.lower())), None)
-        if info.is_file and suffix:
-            found.append((info.base_name[: -len(suffix)], info.base_name))
+    for name, kind in visible:
+        suffix = next((s for s in suffixes if name.lower().endswith(s.lower())), None)
+        if suffix and kind != "folder":
+            found.append((name[: -len(suffix)], name))
+        elif kind == "unreadable" and not os.path.splitext(name)[1]:
+            found.append((name, name))
     yield from ((name, join(folder, base_name)) for name, base_name in sorted(found))
-    for below in sorted(i.base_name for i in visible if i.type == pafs.FileType.Directory):
+    for below in sorted(name for name, kind in visible if kind == "folder"):
         for name, uri in walk(join(folder, below), suffixes, _above=(*_above, real)):
             yield f"{below}/{name}", uri
 
@@ -80,8 +128,14 @@ def files(folder: str, suffixes: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def folders(folder: str) -> list[str]:
-    """The sorted names of the folders in `folder`. Raises DatasetError where it is missing."""
-    return sorted(i.base_name for i in _children(folder) if i.type == pafs.FileType.Directory)
+    """The sorted names of the folders in `folder`.
+
+    Raises DatasetError where it is missing, or holds what may be a folder but cannot be read, see `walk`.
+    """
+    found = sorted(_entries(folder))
+    if wrong := [name for name, kind in found if kind == "unreadable" and not os.path.splitext(name)[1]]:
+        raise DatasetError(f"{join(folder, wrong[0])}: {why_missing(filesystem(join(folder, wrong[0]))[1])}")
+    return [name for name, kind in found if kind == "folder"]
 
 
 def match(images: Iterable[tuple[str, str]], labels: Iterable[tuple[str, str]], split: str) -> Iterator[Pair]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from udaseg.data.storage import read_bytes
-from udaseg.errors import DatasetError
+from udaseg.data.folders import why_missing
+from udaseg.data.storage import filesystem, read_bytes
+from udaseg.errors import DatasetError, UnreachableError
 
 MAX_PIXELS = 1 << 26
 """More pixels than this (67 million) an image may not have; a file of a few kilobytes can claim any number."""
@@ -85,26 +87,43 @@ def decode_label(data: bytes) -> np.ndarray:
     return label
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
-
-
 def _read(uri: str, decode: Callable[[bytes], np.ndarray]) -> np.ndarray:
     try:
         return decode(read_bytes(uri, limit=MAX_BYTES))
+    except UnreachableError:
+        raise
+    except FileNotFoundError as error:
+        raise _missing(uri, error) from None
     except OSError as error:
-        raise DatasetError(f"{uri}: cannot be read: {_first_line(error)}") from None
+        raise DatasetError(f"{uri}: cannot be read: {str(error).partition(chr(10))[0]}") from None
     except DatasetError as error:
         raise DatasetError(f"{uri}: {error}") from None
 
 
+def _missing(uri: str, error: FileNotFoundError) -> DatasetError:
+    fs, path = filesystem(uri)
+    if fs.type_name != "local":
+        return DatasetError(f"{uri}: cannot be read: {str(error).partition(chr(10))[0]}")
+    reason = why_missing(path)
+    if not os.path.lexists(path) and "UTF-8" not in reason and not os.path.isdir(os.path.dirname(path)):
+        # One file may have been deleted; with its folder it is a store that is not mounted.
+        return UnreachableError(f"{uri}: could not be reached: neither it nor its folder is there")
+    return DatasetError(f"{uri}: cannot be read: {reason}")
+
+
 def read_image(uri: str) -> np.ndarray:
-    """(H, W, 3) uint8 RGB of the image at `uri`. Raises DatasetError, naming it, where it cannot be read."""
+    """(H, W, 3) uint8 RGB of the image at `uri`.
+
+    Raises UnreachableError, naming it, where it cannot be reached, and DatasetError where it cannot be decoded.
+    """
     return _read(uri, decode_image)
 
 
 def read_label(uri: str) -> np.ndarray:
-    """(H, W) uint16 raw ids of the label map at `uri`. Raises DatasetError, naming it, where it cannot be read."""
+    """(H, W) uint16 raw ids of the label map at `uri`.
+
+    Raises UnreachableError, naming it, where it cannot be reached, and DatasetError where it cannot be decoded.
+    """
     return _read(uri, decode_label)
 
 

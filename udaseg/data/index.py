@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import os
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +16,10 @@ import pyarrow.fs as pafs
 
 from udaseg.data.classes import read_classes
 from udaseg.data.images import read_image, read_label
-from udaseg.data.storage import absolute, filesystem, join, read_bytes, resolve
-from udaseg.errors import DatasetError
+from udaseg.data.manifest import ANEW, check_class_rows, check_index, check_rows, reason_of
+from udaseg.data.storage import absolute, filesystem, join, reach, read_bytes, resolve, version
+from udaseg.data.strict_json import parse_json
+from udaseg.errors import DatasetError, UnreachableError
 
 
 class DatasetIndex:
@@ -25,11 +27,30 @@ class DatasetIndex:
 
     def __init__(self, directory: str) -> None:
         self.directory = directory
-        self.table = pa.ipc.open_file(_memory_map(join(directory, "index.arrow"))).read_all()
-        self.splits: dict[str, list[int]] = json.loads((self.table.schema.metadata or {}).get(b"splits", b"{}"))
-        self._class_rows = pa.ipc.open_file(_memory_map(join(directory, "class_rows.arrow"))).read_all()
+        self.table = _read(join(directory, "index.arrow"))
+        self._class_rows = _read(join(directory, "class_rows.arrow"))
         self.classes = read_classes(directory)
         self._lookup = self.classes.lookup()
+        self.splits = self._checked()
+
+    def _checked(self) -> dict[str, list[int]]:
+        """The ranges of rows of the splits. Raises DatasetError where files are foreign or do not belong together."""
+        uri = join(self.directory, "index.arrow")
+        check_rows(self.table, uri, classes=len(self.classes))
+        check_index(self.table, self.directory)
+        splits = parse_json((self.table.schema.metadata or {}).get(b"splits", b"null"), f"{uri}: splits")
+        end, of = 0, self.table["split"]
+        try:
+            for name, (start, stop) in splits.items():
+                if start != end or not pc.all(pc.equal(of.slice(start, stop - start), name)).as_py():
+                    raise ValueError
+                end = stop
+            if end != len(of):
+                raise ValueError
+        except (AttributeError, TypeError, ValueError, pa.ArrowException):
+            raise DatasetError(f"{uri}: its ranges of rows are not those of its splits; {ANEW}") from None
+        check_class_rows(self._class_rows, join(self.directory, "class_rows.arrow"), splits, len(self.classes))
+        return dict(splits)
 
     def rows(self, split: str) -> tuple[int, int]:
         """The range of rows of a split. Raises DatasetError where it has none."""
@@ -51,13 +72,20 @@ class DatasetIndex:
         return resolve(value, self.directory)
 
     def image(self, row: int) -> np.ndarray:
-        """(H, W, 3) uint8 RGB of a row. Raises DatasetError, naming the file, where it cannot be read."""
-        return read_image(self.uri(row, "image_uri"))
+        """(H, W, 3) uint8 RGB of a row.
+
+        Raises DatasetError, naming the file, where it cannot be read or its size is no longer that of the row.
+        """
+        uri = self.uri(row, "image_uri")
+        return self._of_size(row, read_image(uri), uri)
 
     def train_ids(self, row: int) -> np.ndarray:
-        """(H, W) uint8 train ids of a row's label. Raises DatasetError on an id outside the class list."""
+        """(H, W) uint8 train ids of a row's label.
+
+        Raises DatasetError as `image` does, and on an id outside the class list.
+        """
         uri = self.uri(row, "label_uri")
-        raw = read_label(uri)
+        raw = self._of_size(row, read_label(uri), uri)
         mapped = self._lookup[raw]
         if (mapped < 0).any():
             raise DatasetError(f"{uri}: label ids {np.unique(raw[mapped < 0]).tolist()} are not in classes.json")
@@ -65,7 +93,17 @@ class DatasetIndex:
 
     def confidence(self, row: int) -> np.ndarray:
         """(H, W) uint16 confidence codes of a row's pseudo-label."""
-        return read_label(self.uri(row, "confidence_uri"))
+        uri = self.uri(row, "confidence_uri")
+        return self._of_size(row, read_label(uri), uri)
+
+    def _of_size(self, row: int, pixels: np.ndarray, uri: str) -> np.ndarray:
+        height, width = (self.table[name][row].as_py() for name in ("height", "width"))
+        if pixels.shape[:2] != (height, width):
+            raise DatasetError(
+                f"{uri}: {pixels.shape[1]} x {pixels.shape[0]} pixels (width x height), but {width} x {height} when "
+                "the dataset was made; put it back, or make the dataset anew with `udaseg prepare --overwrite`"
+            )
+        return pixels
 
     @functools.lru_cache(maxsize=64)  # noqa: B019 - an index lives as long as its process
     def rare_classes(self, split: str, temperature: float, min_pixels: int) -> tuple[np.ndarray, list[np.ndarray]]:
@@ -89,9 +127,23 @@ class DatasetIndex:
         return probability / probability.sum(), enough
 
 
-@functools.lru_cache(maxsize=16)
 def open_index(directory: str) -> DatasetIndex:
-    """The index of a dataset directory, opened once a process."""
+    """The index of a dataset directory, opened once a process, and again where the dataset was made anew.
+
+    Raises DatasetError where it is no dataset, or a file of it is broken.
+    """
+    uri = join(directory, "manifest.parquet")  # it is written last
+    return _open(directory, _version_of(uri, int(time.monotonic())) if "://" in uri else version(uri))
+
+
+@functools.lru_cache(maxsize=16)
+def _version_of(uri: str, second: int) -> tuple[int, int]:
+    """A store is asked once a second, as each sample of a plan opens its indices."""
+    return version(uri)
+
+
+@functools.lru_cache(maxsize=16)
+def _open(directory: str, version: tuple[int, int]) -> DatasetIndex:
     return DatasetIndex(directory)
 
 
@@ -101,12 +153,26 @@ def first_image(directory: str) -> str:
     return index.uri(index.rows("train")[0], "image_uri")
 
 
+def _read(uri: str) -> pa.Table:
+    """A memory-mapped table. Raises DatasetError, naming it, where it is missing or not whole."""
+    try:
+        table = pa.ipc.open_file(_memory_map(uri)).read_all()
+        table.validate(full=True)
+        return table
+    except FileNotFoundError:
+        raise DatasetError(f"{uri}: missing; {ANEW}") from None
+    except UnreachableError:
+        raise
+    except (pa.ArrowException, OSError) as error:
+        raise DatasetError(f"{uri}: not a whole Arrow file ({reason_of(error)}); {ANEW}") from None
+
+
 def _memory_map(uri: str) -> pa.MemoryMappedFile:
-    """Map a file; a remote one is first copied to this machine, under a name made of its address and size."""
+    """Map a file; a remote one is first copied to this machine, under a name made of its address and version."""
     fs, path = filesystem(uri)
     if not isinstance(fs, pafs.LocalFileSystem):
-        info = fs.get_file_info(path)
-        name = hashlib.sha256(f"{uri} {info.size} {info.mtime_ns}".encode()).hexdigest()[:24]
+        size, changed = version(uri)
+        name = hashlib.sha256(f"{uri} {size} {changed}".encode()).hexdigest()[:24]
         local = Path(tempfile.gettempdir()) / f"udaseg-index-{os.getuid()}" / name
         if not local.exists():
             local.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -114,7 +180,4 @@ def _memory_map(uri: str) -> pa.MemoryMappedFile:
             temporary.write_bytes(read_bytes(uri))
             temporary.replace(local)
         path = str(local)
-    try:
-        return pa.memory_map(path)
-    except FileNotFoundError:
-        raise DatasetError(f"{uri}: missing; make the dataset anew with `udaseg prepare --overwrite`") from None
+    return reach(uri, lambda: pa.memory_map(path))

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from udaseg.data.classes import Classes
-from udaseg.data.folders import IMAGE_SUFFIXES, LABEL_SUFFIXES, Pair, files, folders, match
-from udaseg.data.storage import exists, join
+from udaseg.data.folders import IMAGE_SUFFIXES, LABEL_SUFFIXES, Pair, files, folders, has_folder, match
+from udaseg.data.storage import join
 from udaseg.data.taxonomies import _CAMVID, _CITYSCAPES, _IDD, _SYNTHIA, CITYSCAPES_CLASSES, _classes
 from udaseg.errors import DatasetError
 
@@ -30,8 +30,8 @@ def _folders(root: str) -> Iterator[Pair]:
     pairs: list[Pair] = []
     for split in folders(root):
         image_folder, label_folder = join(root, split, "images"), join(root, split, "labels")
-        if exists(image_folder):
-            labels = files(label_folder, LABEL_SUFFIXES) if exists(label_folder) else []
+        if has_folder(image_folder):
+            labels = files(label_folder, LABEL_SUFFIXES) if has_folder(label_folder) else []
             pairs.extend(match(files(image_folder, IMAGE_SUFFIXES), labels, split))
     if not pairs:
         raise DatasetError(f"{root}: no folder <split>/images in this folder")
@@ -52,12 +52,12 @@ def _by_split(
     places by day in good weather: they are no splits.
     """
     image_root = join(root, images[0])
-    splits = [s for s in folders(image_root) if not s.endswith("_ref") and exists(join(image_root, s, *below))]
+    splits = [s for s in folders(image_root) if not s.endswith("_ref") and has_folder(join(image_root, s, *below))]
     if not splits:
         raise DatasetError(f"{image_root}: no folder {'/'.join(('<split>', *below))} in this folder")
     for split in splits:
         label_folder = join(root, labels[0], split, *below)
-        found = files(label_folder, labels[1]) if exists(label_folder) else []
+        found = files(label_folder, labels[1]) if has_folder(label_folder) else []
         yield from match(files(join(image_root, split, *below), images[1]), found, split)
 
 

@@ -53,7 +53,7 @@ def _manifest_rows(images: str, split: str | None) -> Iterator[dict[str, Any]]:
 
 def _folder_rows(images: str) -> Iterator[dict[str, Any]]:
     last = None
-    name = posixpath.basename(images.partition("?")[0].rstrip("/"))
+    name = posixpath.basename(filesystem(images)[1])
     for image_id, uri in walk(images, IMAGE_SUFFIXES):
         if image_id == last:  # the files of a folder come in order
             raise DatasetError(

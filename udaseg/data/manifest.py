@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from udaseg.data.classes import Classes
-from udaseg.data.storage import exists, filesystem, join, read_bytes, remove, write_bytes, writer
+from udaseg.data.storage import exists, filesystem, join, reach, read_bytes, remove, write_bytes, writer
 from udaseg.errors import DatasetError
 
 MANIFEST = pa.schema(
@@ -71,7 +71,8 @@ def class_rows(manifest: pa.Table, splits: Mapping[str, tuple[int, int]], num_cl
 def write_dataset(directory: str, manifest: pa.Table, classes: Classes) -> None:
     """Write all files of a dataset directory; the manifest comes last, so that its presence means a whole dataset.
 
-    Rows are sorted by split and image id, so that each split is one range of rows, which the index's metadata names.
+    Rows are sorted by split and image id, so that each split is one range of rows, which the index's metadata names
+    beside the manifest's `digest`.
     """
     order = pc.sort_indices(manifest, [("split", "ascending"), ("image_id", "ascending")]).to_numpy()
     if (np.diff(order.astype(np.int64)) < 0).any():  # listed folders are in order, and need no copy
@@ -80,15 +81,18 @@ def write_dataset(directory: str, manifest: pa.Table, classes: Classes) -> None:
     ends = np.cumsum([*sizes.values()]).tolist()
     splits = {split: (end - size, end) for (split, size), end in zip(sizes.items(), ends, strict=True)}
     manifest = manifest.replace_schema_metadata({"splits": json.dumps(splits)})
+    buffer = pa.BufferOutputStream()
+    pq.write_table(manifest, buffer)
+    rows = buffer.getvalue()
+    index = manifest.replace_schema_metadata({**manifest.schema.metadata, "manifest": _digest([rows])})
     remove(join(directory, "manifest.parquet"))  # an older one does not belong to the new classes and index
     write_bytes(join(directory, "classes.json"), classes.to_json().encode())
-    with writer(join(directory, "index.arrow")) as stream, pa.ipc.new_file(stream, manifest.schema) as file:
-        file.write_table(manifest.combine_chunks())
+    with writer(join(directory, "index.arrow")) as stream, pa.ipc.new_file(stream, index.schema) as file:
+        file.write_table(index.combine_chunks())
     with writer(join(directory, "class_rows.arrow")) as stream, pa.ipc.new_file(stream, CLASS_ROWS) as file:
         for batch in class_rows(manifest, splits, len(classes)):
             file.write_batch(batch)
-    with writer(join(directory, "manifest.parquet")) as stream:
-        pq.write_table(manifest, stream)
+    write_bytes(join(directory, "manifest.parquet"), rows)
 
 
 def _manifest(directory: str) -> str:
@@ -98,15 +102,77 @@ def _manifest(directory: str) -> str:
     return uri
 
 
+ANEW = "copy it again, or make the dataset anew with `udaseg prepare --overwrite`"
+
+
+def reason_of(error: Exception) -> str:
+    """The first sentence of an error of Arrow's."""
+    return str(error).partition("\n")[0].partition(". ")[0].rstrip(".")
+
+
+def check_rows(table: pa.Table, uri: str, *, classes: int | None = None) -> None:
+    """Raise DatasetError, naming `uri`, the column and the row, where a table does not hold rows of `MANIFEST`.
+
+    Args:
+        table: it may have more columns.
+        uri: of its file.
+        classes: how many pixels are counted of; None = unknown.
+    """
+    for field in MANIFEST:
+        if field.name not in table.column_names:
+            raise DatasetError(f"{uri}: column {field.name!r} is missing; {ANEW}")
+        column = table[field.name]
+        if column.type not in (field.type, _LARGE.get(field.type)):
+            raise DatasetError(f"{uri}: column {field.name!r} is of type {column.type}, not {field.type}; {ANEW}")
+        if column.null_count and not field.nullable:
+            raise DatasetError(f"{uri}: column {field.name!r} is empty in row {_first(pc.is_null(column))}; {ANEW}")
+    for name in ("height", "width"):
+        if (row := _first(pc.less_equal(table[name], 0))) >= 0:
+            raise DatasetError(f"{uri}: {name} is {table[name][row]} in row {row}; {ANEW}")
+    counts = pc.list_flatten(table["class_pixels"])
+    if counts.null_count or _first(pc.less(counts, 0)) >= 0:
+        raise DatasetError(f"{uri}: column 'class_pixels' has entries that are no number of pixels; {ANEW}")
+    lengths = pc.list_value_length(table["class_pixels"])
+    if classes is not None and (row := _first(pc.not_equal(lengths, classes))) >= 0:
+        raise DatasetError(f"{uri}: class_pixels has {lengths[row]} entries in row {row} for {classes} classes; {ANEW}")
+
+
+def check_class_rows(table: pa.Table, uri: str, splits: Iterable[str], classes: int) -> None:
+    """Raise DatasetError, naming `uri`, where a table of `CLASS_ROWS` is not of these splits and classes."""
+    fits = table.schema.equals(CLASS_ROWS)
+    if fits:
+        wanted = [(split, class_id) for split in splits for class_id in range(classes)]
+        found = zip(table["split"].to_pylist(), table["class_id"].to_pylist(), strict=True)
+        rows, lengths = pc.list_flatten(table["rows"]), pc.list_value_length(table["rows"])
+        fits = list(found) == wanted and lengths.equals(pc.list_value_length(table["pixels"]))
+        fits = fits and not rows.null_count and not pc.list_flatten(table["pixels"]).null_count
+        fits = fits and _first(pc.less(rows, 0)) < 0
+    if not fits:
+        raise DatasetError(f"{uri}: not of the index beside it and its classes; {ANEW}")
+
+
+def _first(mask: pa.ChunkedArray) -> int:
+    """The first true entry, -1 where there is none."""
+    return int(pc.index(mask, True).as_py())
+
+
+_LARGE = {pa.string(): pa.large_string(), pa.list_(pa.int64()): pa.large_list(pa.int64())}
+
+
 def read_manifest(directory: str, split: str | None = None) -> pa.Table:
     """The rows of a dataset directory, of one split where it is given.
 
-    Raises DatasetError where the directory is no dataset, a column is missing or the split has no rows.
+    Raises DatasetError where the directory is no dataset, its manifest is broken or the split has no rows.
     """
     uri = _manifest(directory)
-    table = pq.read_table(pa.BufferReader(read_bytes(uri)))
-    if missing := [name for name in MANIFEST.names if name not in table.column_names]:
-        raise DatasetError(f"{uri}: column {missing[0]!r} is missing")
+    content = read_bytes(uri)
+    try:
+        table = pq.read_table(pa.BufferReader(content))
+        table.validate(full=True)
+    except pa.ArrowException as error:
+        raise DatasetError(f"{uri}: not a whole Parquet file ({reason_of(error)}); {ANEW}") from None
+    check_rows(table, uri)
+    _check_digest(_index_metadata(directory), _digest([content]), uri)
     if split is None:
         return table
     rows = table.filter(pc.equal(table["split"], split))
@@ -116,14 +182,47 @@ def read_manifest(directory: str, split: str | None = None) -> pa.Table:
     return rows
 
 
+def check_index(index: pa.Table, directory: str) -> None:
+    """Raise DatasetError where an index is not that of the manifest beside it; older ones tell by their rows alone."""
+    uri = _manifest(directory)
+    if b"manifest" in (index.schema.metadata or {}):
+        _check_digest(index.schema.metadata, digest(directory), uri)
+    elif index.num_rows != read_manifest(directory).num_rows:
+        raise DatasetError(f"{uri}: has not as many rows as the index.arrow beside it; {ANEW}")
+
+
+def _check_digest(metadata: Mapping[bytes, bytes], found: str, uri: str) -> None:
+    if metadata.get(b"manifest", found.encode()) != found.encode():
+        raise DatasetError(f"{uri}: is not the one that the index.arrow beside it was made with; {ANEW}")
+
+
+def _index_metadata(directory: str) -> Mapping[bytes, bytes]:
+    """What the index says of itself; nothing where there is no whole one."""
+    fs, path = filesystem(join(directory, "index.arrow"))
+    try:
+        with fs.open_input_file(path) as file:
+            return pa.ipc.open_file(file).schema.metadata or {}
+    except (OSError, pa.ArrowException):
+        return {}
+
+
 def digest(directory: str) -> str:
     """A fingerprint of the manifest, which a run keeps so that it is never resumed on other data.
 
     Raises DatasetError where there is none.
     """
-    fs, path = filesystem(_manifest(directory))
-    with fs.open_input_stream(path) as stream:
-        sha = hashlib.sha256()
-        while chunk := stream.read(2**22):
-            sha.update(chunk)
+    uri = _manifest(directory)
+    fs, path = filesystem(uri)
+
+    def read() -> str:
+        with fs.open_input_stream(path) as stream:
+            return _digest(iter(lambda: stream.read(2**22), b""))
+
+    return reach(uri, read)
+
+
+def _digest(chunks: Iterable[bytes]) -> str:
+    sha = hashlib.sha256()
+    for chunk in chunks:
+        sha.update(chunk)
     return sha.hexdigest()[:16]

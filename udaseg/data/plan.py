@@ -56,7 +56,10 @@ class Plan:
 
     def load(self, index: int) -> dict[str, np.ndarray]:
         """The sample at a global index: `<stream>_image` (h, w, 3) uint8; if labelled, `<stream>_label` (h, w) uint8;
-        if soft, `<stream>_confidence` (h, w) uint16, see `udaseg.data.confidence.encode_confidence`."""
+        if soft, `<stream>_confidence` (h, w) uint16, see `udaseg.data.confidence.encode_confidence`.
+
+        Raises DatasetError, naming the file, where one cannot be read or was changed after the dataset was made.
+        """
         sample: dict[str, np.ndarray] = {"index": np.int64(index)}  # type: ignore[dict-item]
         for name, stream in self.streams.items():
             row, rare = draw_row(stream, index, self.seed, name)

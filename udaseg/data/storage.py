@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import posixpath
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
+from typing import TypeVar
 from urllib.parse import quote, unquote
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from udaseg.errors import DatasetError
+from udaseg.errors import DatasetError, UnreachableError
+
+WAITS = (0.1, 0.4, 1.0)
+"""Seconds between tries to reach a file that cannot be reached, see `reach`."""
+
+
+_LASTING = {errno.EISDIR, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}
+
+Result = TypeVar("Result")
 
 
 @lru_cache(maxsize=64)
@@ -25,7 +36,9 @@ def _filesystem_root(uri: str) -> tuple[pafs.FileSystem, str]:
 
 
 def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
-    """The filesystem of a URI or local path (made absolute), and the path within it. DatasetError for a bad URI."""
+    """The filesystem of a URI or local path (made absolute), and the path within it. DatasetError for a bad one."""
+    if "\0" in uri or uri != utf8(uri):
+        raise DatasetError(f"{utf8(uri)!r}: a name that is not UTF-8, or holds a zero byte; rename it")
     if "://" not in uri:
         return pafs.LocalFileSystem(), os.path.abspath(uri)
     # One filesystem, hence one pool of connections, serves all URIs of a bucket.
@@ -34,6 +47,16 @@ def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     host, _, key = rest.partition("/")
     fs, root = _filesystem_root(f"{scheme}://{host}/{mark}{query}")
     return fs, posixpath.join(root, unquote(key)).rstrip("/") or root
+
+
+def utf8(name: str) -> str:
+    r"""A name as it is, but with bytes that are not UTF-8 as \xe9."""
+    if name.isascii():
+        return name
+    try:
+        return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
+    except UnicodeEncodeError:  # half a character, of a JSON text
+        return name.encode(errors="backslashreplace").decode()
 
 
 def absolute(uri: str) -> str:
@@ -54,22 +77,60 @@ def resolve(uri: str, base: str) -> str:
     return uri if "://" in uri or uri.startswith("/") else join(base, uri)
 
 
+def reach(uri: str, action: Callable[[], Result]) -> Result:
+    """What `action` returns, which is tried again where a file cannot be reached.
+
+    Raises:
+        UnreachableError: it still cannot: a stale mount, a network, a store that is down.
+        OSError: what no wait mends: no such file, no permission, a folder in place of a file.
+    """
+    for wait in (*WAITS, None):
+        try:
+            return action()
+        except OSError as error:
+            if not _passes(error):
+                raise
+            if wait is None:
+                raise UnreachableError(f"{uri}: could not be reached: {str(error).partition(chr(10))[0]}") from None
+            time.sleep(wait)
+    raise AssertionError("the last try returns or raises")
+
+
+def _passes(error: OSError) -> bool:
+    """Whether what failed may succeed later."""
+    lasting = isinstance(error, FileNotFoundError) or error.errno in _LASTING or "is a directory" in str(error)
+    return not lasting
+
+
 def exists(uri: str) -> bool:
-    """Whether a file or directory stands at `uri`."""
+    """Whether a file or directory stands at `uri`. Raises UnreachableError as `reach` does."""
     fs, path = filesystem(uri)
-    return fs.get_file_info(path).type != pafs.FileType.NotFound
+    return reach(uri, lambda: fs.get_file_info(path).type != pafs.FileType.NotFound)
+
+
+def version(uri: str) -> tuple[int, int]:
+    """Size in bytes and time of change of a file, so that what is cached of it is not used of another."""
+    fs, path = filesystem(uri)
+    info = reach(uri, lambda: fs.get_file_info(path))
+    return info.size or 0, info.mtime_ns or 0
 
 
 def read_bytes(uri: str, *, limit: int | None = None) -> bytes:
     """The whole file at `uri`.
 
-    Raises FileNotFoundError, naming it, where there is none, and DatasetError where it has more than `limit` bytes.
+    Raises FileNotFoundError, naming it, where there is none, UnreachableError as `reach` does, and DatasetError where
+    it has more than `limit` bytes.
     """
     fs, path = filesystem(uri)
-    with fs.open_input_file(path) as file:
-        if limit is not None and file.size() > limit:
-            raise DatasetError(f"{file.size():,} bytes; files of more than {limit:,} are not read")
-        return file.read()
+
+    def read() -> bytes:
+        with fs.open_input_file(path) as file:
+            if limit is not None and file.size() > limit:
+                raise DatasetError(f"{file.size():,} bytes; files of more than {limit:,} are not read")
+            content: bytes = file.read()
+            return content
+
+    return reach(uri, read)
 
 
 def write_bytes(uri: str, content: bytes, *, scratch: str | None = None) -> None:
@@ -107,16 +168,28 @@ def writer(uri: str, *, scratch: str | None = None) -> Iterator[pa.NativeFile]:
 
 
 def children(uri: str) -> list[pafs.FileInfo]:
-    """The files and folders in a folder, none where it does not exist. Raises OSError where it cannot be listed."""
+    """The files and folders in a folder, none where it does not exist. Raises OSError where it cannot be listed.
+
+    Left out: local names that are not UTF-8, and links to nothing.
+    """
     fs, path = filesystem(uri)
-    if fs.type_name != "gcs":
-        return fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))
     # One level of a Google bucket, as Arrow lists it, lacks the folders that no object stands for (apache/arrow#35993).
-    infos = fs.get_file_info(pafs.FileSelector(path, allow_not_found=True, recursive=True))
+    all_below = fs.type_name == "gcs"
+    selector = pafs.FileSelector(path, allow_not_found=True, recursive=all_below)
+    infos = reach(uri, lambda: fs.get_file_info(selector))
+    if not all_below:
+        return [info for info in infos if _is_utf8(info)]
     named = [(info, info.path[len(path) + 1 :]) for info in infos]
     files = [info for info, name in named if info.is_file and "/" not in name]
     folders = dict.fromkeys(name.partition("/")[0] for info, name in named if "/" in name or not info.is_file)
     return [*files, *(pafs.FileInfo(posixpath.join(path, name), pafs.FileType.Directory) for name in folders)]
+
+
+def _is_utf8(info: pafs.FileInfo) -> bool:
+    try:
+        return bool(info.path)
+    except UnicodeDecodeError:
+        return False
 
 
 def remove(uri: str) -> None:

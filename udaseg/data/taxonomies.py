@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import replace
 
 from udaseg.data.classes import Classes
+from udaseg.data.strict_json import parse_json
 from udaseg.errors import DatasetError
 
 # In the order of the train ids: name, colour and the label ids of Cityscapes, SYNTHIA, IDD and CamVid.
@@ -62,14 +62,15 @@ SYNTHIA_MEANS = {
 """The classes that results of training on SYNTHIA are published over, by the name of their mean."""
 
 
-def remap(classes: Classes, text: str, origin: str) -> Classes:
+def remap(classes: Classes, text: str | bytes, origin: str) -> Classes:
     """The classes of a mapping file, read from labels of `classes`.
 
     The file is JSON: the "names" and "palette" of a class list and "map", which gives each class of the dataset one of
     these names, or null to ignore it. Raises DatasetError, naming `origin` and the entry, where it does not.
     """
-    new = Classes.from_json(text, origin)
-    name_of = json.loads(text).get("map")
+    value = parse_json(text, origin)
+    name_of = value.pop("map", None) if isinstance(value, dict) else None
+    new = Classes.from_value(value, origin)
     if not isinstance(name_of, dict):
         raise DatasetError(f'{origin}: it needs "map": {{"class of the dataset": "one of names" or null}}')
     if missing := [name for name in classes.names if name not in name_of]:

@@ -57,9 +57,12 @@ def neighbourhood_density(features: Tensor, *, temperature: float = 0.05) -> Ten
     2108.10860, eq. 1-3). The sample itself is left out, as in the paper; the authors' code gives it cosine -1 instead.
 
     Args:
-        features: (N, D), N >= 2; here the class probabilities of N pixels. Made unit vectors within.
+        features: (N, D); here the class probabilities of N pixels. Made unit vectors within. A single one has no
+            neighbours, and density 0.
         temperature: tau.
     """
+    if len(features) < 2:
+        return features.new_zeros((), dtype=torch.float64)
     unit = F.normalize(features.double(), dim=1)
     similarity = (unit @ unit.T / temperature).fill_diagonal_(-torch.inf)
     return torch.special.entr(similarity.softmax(1)).sum(1).mean()

@@ -18,10 +18,11 @@ from rich.table import Table
 
 from udaseg.data.classes import Classes
 from udaseg.data.folders import IMAGE_SUFFIXES, LABEL_SUFFIXES, Pair, Problem, files, match, sort_out
-from udaseg.data.images import inspect
+from udaseg.data.images import MAX_BYTES, inspect
 from udaseg.data.layouts import LAYOUTS
 from udaseg.data.manifest import MANIFEST, write_dataset
 from udaseg.data.storage import exists, filesystem, join, read_bytes, remove, write_bytes
+from udaseg.data.strict_json import parse_json
 from udaseg.data.taxonomies import remap
 from udaseg.errors import DatasetError
 from udaseg.jobs.ray_session import ensure_ray, track
@@ -136,30 +137,24 @@ def _find(
     raise DatasetError("give either --images, or --layout and --root")
 
 
-def _read_text(uri: str) -> str:
+def _read_json(uri: str) -> bytes:
     if not exists(uri):
         raise DatasetError(f"{uri}: no such file")
-    try:
-        return read_bytes(uri).decode()
-    except UnicodeDecodeError:
-        raise DatasetError(f"{uri}: not a text file") from None
+    return read_bytes(uri, limit=MAX_BYTES)
 
 
 def _read_classes(uri: str | None, mapping: str | None, own: Classes | None = None) -> Classes:
     """The class list of a file, else a layout's own, with the names of the mapping file where there is one."""
     if uri is not None:
-        own = Classes.from_json(_read_text(uri), uri)
+        own = Classes.from_json(_read_json(uri), uri)
     if own is None:
         raise DatasetError("these images come without a class list; give one by --classes")
-    return own if mapping is None else remap(own, _read_text(mapping), mapping)
+    return own if mapping is None else remap(own, _read_json(mapping), mapping)
 
 
 def _assign_splits(pairs: Sequence[Pair], known: set[str], uri: str) -> tuple[list[Pair], list[Problem]]:
     """Give the pairs the splits of a file {split: [image ids]}; `known` are the ids of all images, usable or not."""
-    try:
-        content = json.loads(_read_text(uri))
-    except json.JSONDecodeError as error:
-        raise DatasetError(f"{uri}: not JSON: {error}") from None
+    content = parse_json(_read_json(uri), uri)
     if not isinstance(content, dict) or not all(
         isinstance(ids, list) and all(isinstance(i, str) for i in ids) for ids in content.values()
     ):
