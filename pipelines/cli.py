@@ -13,6 +13,8 @@ from udaseg.errors import CheckpointError, ConfigError, DatasetError, TrainingEr
 if TYPE_CHECKING:
     from udaseg.config import Recipe
 
+_MAX_CONFIG = 1 << 20  # bytes
+
 
 def command(run: Callable[[Sequence[str]], None]) -> Callable[..., int]:
     """A subcommand's entry point, `main(argv=None) -> exit code`: 2 for input that cannot be used, 1 for lost work."""
@@ -34,14 +36,18 @@ def command(run: Callable[[Sequence[str]], None]) -> Callable[..., int]:
 
 def recipe_file(uri: str) -> Recipe:
     """The recipe of a run's config.json, or of a sweep's best.json. Raises ConfigError, naming the file."""
-    from udaseg.data.storage import exists, read_bytes
+    from udaseg.data.storage import read_bytes
     from udaseg.overrides import from_json
     from udaseg.recipes import RECIPES
 
-    if not exists(uri):
-        raise ConfigError(f"{uri}: no such file; give a run's config.json")
-    raw = json.loads(read_bytes(uri))
-    return from_json(json.dumps(raw.get("recipe", raw)), RECIPES, uri)
+    try:
+        text = read_bytes(uri, limit=_MAX_CONFIG).decode()
+        raw = json.loads(text)
+    except (OSError, DatasetError) as error:
+        raise ConfigError(f"{uri}: cannot be read, give a run's config.json ({error})") from None
+    except (ValueError, RecursionError) as error:  # not UTF-8, or no JSON
+        raise ConfigError(f"{uri}: not JSON, give a run's config.json ({error})") from None
+    return from_json(json.dumps(raw["recipe"]) if isinstance(raw, dict) and "recipe" in raw else text, RECIPES, uri)
 
 
 def spell_out(recipe: Recipe, argv: Sequence[str], own: set[str]) -> list[str]:

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS: list[tuple[str, ...]] = [
     ("types", "errors", "rng", "distributed"),
-    ("data", "losses", "models"),
+    ("data", "losses", "models", "ranges"),
     ("components",),
     ("config", "overrides", "job_config"),
     ("methods",),

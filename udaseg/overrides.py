@@ -52,17 +52,24 @@ def to_json(recipe: Recipe) -> str:
 def from_json(text: str, recipes: Mapping[str, Any], origin: str) -> Recipe:
     """The recipe that `to_json` wrote. `recipes` maps names to the functions that build them.
 
-    Raises ConfigError, naming `origin`, where it names an unknown recipe or field.
+    Raises ConfigError, naming `origin`, where it is no recipe, or names one or a field that there is not.
     """
     try:
         raw = json.loads(text)
-        recipe: Recipe = recipes[raw["name"]]()
-    except (json.JSONDecodeError, TypeError, KeyError) as error:
-        raise ConfigError(f"{origin}: not a configuration of a known recipe ({error!r})") from None
-    if len(raw.get("stages", recipe.stages)) != len(recipe.stages):
-        raise ConfigError(f"{origin}: {len(raw['stages'])} stages; recipe {recipe.name!r} has {len(recipe.stages)}")
+    except (ValueError, RecursionError) as error:  # ValueError: no JSON, not UTF-8, a number of 5,000 digits
+        raise ConfigError(f"{origin}: not JSON ({error})") from None
+    if not isinstance(raw, dict) or not isinstance(raw.get("name"), str):
+        raise ConfigError(f'{origin}: not a recipe; give a config.json of `udaseg train`: {{"recipe": {{"name": ...}}}}')
+    if raw["name"] not in recipes:
+        raise ConfigError(f"{origin}: no recipe {raw['name']!r}; there are {', '.join(recipes)}")
+    recipe: Recipe = recipes[raw["name"]]()
+    stages = raw.get("stages", [{}] * len(recipe.stages))
+    if not isinstance(stages, list) or not all(isinstance(stage, dict) for stage in stages):
+        raise ConfigError(f"{origin}: stages is no list of stages")
+    if len(stages) != len(recipe.stages):
+        raise ConfigError(f"{origin}: {len(stages)} stages; recipe {recipe.name!r} has {len(recipe.stages)}")
     try:
-        return override(recipe, dict(_flatten(raw)) | {"name": recipe.name})
+        return override(recipe, dict(_flatten(raw)))
     except ConfigError as error:
         raise ConfigError(f"{origin}: {error}") from None
 

@@ -16,6 +16,7 @@ from udaseg.components.pseudo_label import confident_share
 from udaseg.losses.segmentation import Reduction
 from udaseg.models.segmenter import Segmenter
 from udaseg.models.teacher import EMATeacher
+from udaseg.ranges import Count, CountOrZero, Jitter, Share
 from udaseg.types import Batch, Loss
 
 
@@ -101,22 +102,22 @@ def mix(
 class SelfTraining:
     """The settings that DAFormer and what builds on it share."""
 
-    threshold: float = 0.968
+    threshold: Share = 0.968
     """Confidence from which a teacher's pixel counts toward q."""
-    teacher_momentum: float = 0.999
-    ignore_top: int = 15
+    teacher_momentum: Share = 0.999
+    ignore_top: CountOrZero = 15
     """Rows of the target's pseudo-label that weigh 0."""
-    ignore_bottom: int = 120
+    ignore_bottom: CountOrZero = 120
     """Likewise, of the bottom, where a car's own bonnet is."""
     reduction: Reduction = "all"
     """Of every cross-entropy; "all" is the authors'."""
-    jitter: float = 0.2
+    jitter: Jitter = 0.2
     """Strength of the mixture's colour jitter."""
     jitter_form: JitterForm = "blend"
     """"hsv" is the authors', see `udaseg.components.augment.strong`."""
     pool: Literal["image", "batch"] = "image"
     """Whose classes ClassMix draws half of: each source image's, or those of all `group_size` samples, the authors'."""
-    group_size: int = 1
+    group_size: Count = 1
     """Consecutive samples that are coupled: the authors' batch."""
     teacher_moves: Literal["after", "before"] = "after"
     """"before" the step's losses is the authors', so that the network of the start counts in the average while it ramps

@@ -11,6 +11,7 @@ from torch import Tensor
 from udaseg.components.augment import JitterForm, strong
 from udaseg.losses.segmentation import Reduction, output_cross_entropy
 from udaseg.models.segmenter import Segmenter
+from udaseg.ranges import Jitter, NonNegative, Pixels, Share
 from udaseg.rng import uniforms
 from udaseg.types import Batch, Loss
 
@@ -48,13 +49,13 @@ class MIC:
     Source: MIC (2212.01322; lhoyer/MIC). A part of any method with a teacher, which sees the whole image.
     """
 
-    weight: float = 0.0
+    weight: NonNegative = 0.0
     """Of the masked cross-entropy; 1 in MIC, 0 = off."""
-    block: int = 64
+    block: Pixels = 64
     """Side of a patch in pixels."""
-    ratio: float = 0.7
+    ratio: Share = 0.7
     """Share of hidden patches, in [0, 1]."""
-    jitter: float = 0.2
+    jitter: Jitter = 0.2
     """Strength of the colour jitter, drawn anew for this view."""
     jitter_form: JitterForm = "blend"
     """See `udaseg.components.augment.strong`."""

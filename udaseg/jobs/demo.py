@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 
 from udaseg.checkpoints.directory import load_model
 from udaseg.config import PseudoLabel, Recipe, Stage
@@ -45,6 +44,7 @@ from udaseg.models.inference import predict
 from udaseg.overrides import override, to_json
 from udaseg.recipes import RECIPES
 from udaseg.reports.adaptation import Example, Shares, gap_text, html_report, iou_table
+from udaseg.reports.tables import show
 
 NETWORKS = {"source-only": "source_only_small", "adapted": "bcl_demo", "oracle": "supervised_small"}
 """The recipe of each network that the report compares."""
@@ -121,6 +121,8 @@ def demo(
     """
     root = Path(out).absolute()
     runs = _recipes({"seed": seed, **(recipes or {})})
+    for run in runs.values():
+        run.check()
     settings: dict[str, Any] = {"seed": seed, "train_images": train_images, "val_images": val_images, "size": size}
     journal = _Journal(root, settings | {run.name: dataclasses.asdict(run) for run in runs.values()}, resume)
     data = root / "data"
@@ -156,7 +158,7 @@ def demo(
         seconds=journal.seconds(),
     )
     write_bytes(str(root / "report.html"), page.encode())
-    Console().print(iou_table({network: points[-1][1] for network, points in curves.items()}, classes.names))
+    show(iou_table({network: points[-1][1] for network, points in curves.items()}, classes.names))
     print(f"report: {root / 'report.html'}")
     results = [mean_iou(points[-1][1]) for points in curves.values()]
     print(gap_text(*results), flush=True)

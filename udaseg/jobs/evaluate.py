@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import ray
 import torch
-from rich.console import Console
 
 from udaseg.checkpoints.directory import load_model, read_card
 from udaseg.config import Inference
@@ -22,6 +21,7 @@ from udaseg.evaluation.metrics import confusion
 from udaseg.jobs.ray_session import actor_pool, ensure_ray, track
 from udaseg.models.inference import by_size, predict, to_pixels
 from udaseg.reports.adaptation import confusion_picture, iou_table, summary
+from udaseg.reports.tables import show
 
 FILES = ("metrics.json", "confusion.png")
 
@@ -111,4 +111,4 @@ def evaluate_to(
     if print_json:
         print(json.dumps(metrics))
     else:
-        Console().print(iou_table({"": counts}, classes.names))
+        show(iou_table({"": counts}, classes.names))

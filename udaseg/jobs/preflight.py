@@ -49,8 +49,7 @@ def check(recipe: Recipe, directories: dict[str, str | None], cluster: Cluster) 
     Raises ConfigError, DatasetError or CheckpointError.
     """
     recipe.check()
-    if not 1 <= cluster.fewest <= cluster.workers:
-        raise ConfigError(f"--cluster.min-workers is {cluster.fewest}; it must lie in 1 ... {cluster.workers}")
+    cluster.check()
     wanted = {name for stage in recipe.stages for name in stage.data.domains()}
     for name, directory in directories.items():
         if directory is None and name in wanted:

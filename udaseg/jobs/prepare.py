@@ -13,7 +13,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
-from rich.console import Console
 from rich.table import Table
 
 from udaseg.data.classes import Classes
@@ -26,6 +25,7 @@ from udaseg.data.strict_json import parse_json
 from udaseg.data.taxonomies import remap
 from udaseg.errors import DatasetError
 from udaseg.jobs.ray_session import ensure_ray, track
+from udaseg.reports.tables import cell, show
 
 _FACTS = pa.schema(
     [
@@ -242,9 +242,10 @@ def _listing(problems: Sequence[Problem], most: int = 20) -> str:
 def _show(manifest: pa.Table, classes: Classes, title: str) -> None:
     """Print a table of the images and the classes' shares of pixels per split."""
     splits = sorted(set(manifest["split"].to_pylist()))
-    table = Table("", *splits, title=title)
+    table = Table("", title=cell(title))
     images, labelled, shares = [], [], []
     for split in splits:
+        table.add_column(cell(split))
         class_pixels = manifest.filter(pc.equal(manifest["split"], split))["class_pixels"].combine_chunks()
         pixels = np.asarray(class_pixels.flatten()).reshape(-1, len(classes))
         images.append(str(len(class_pixels)))
@@ -253,5 +254,6 @@ def _show(manifest: pa.Table, classes: Classes, title: str) -> None:
     table.add_row("images", *images)
     table.add_row("labelled", *labelled, end_section=True)
     for class_id, class_name in enumerate(classes.names):
-        table.add_row(class_name, *("" if share is None else f"{100 * share[class_id]:.2f} %" for share in shares))
-    Console(markup=False, highlight=False).print(table)
+        percents = ("" if share is None else f"{100 * share[class_id]:.2f} %" for share in shares)
+        table.add_row(cell(class_name), *percents)
+    show(table)

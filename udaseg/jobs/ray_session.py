@@ -111,7 +111,7 @@ def track(blocks: Iterable[Block], total: int, what: str, size: Callable[[Block]
     """
     console = Console()
     if console.is_terminal:
-        columns = TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        columns = TextColumn(what, markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
         with Progress(*columns, console=console) as progress:
             task = progress.add_task(what, total=total)
             for block in blocks:

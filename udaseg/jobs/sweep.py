@@ -20,7 +20,6 @@ import math
 
 import ray
 from ray.tune.search.sample import Float, LogUniform
-from rich.console import Console
 
 from udaseg.data.manifest import digest, read_manifest
 from udaseg.data.storage import absolute, children, exists, join, read_bytes, write_bytes
@@ -35,6 +34,7 @@ from udaseg.jobs.train import train
 from udaseg.jobs.trials import concurrency, read_trials, run_trials, trainable, trial_resources
 from udaseg.overrides import override, to_json
 from udaseg.reports.sweep import Trial, rank_correlations, sweep_page, trial_table
+from udaseg.reports.tables import show
 
 
 def sweep(space: Space, a: Sweep) -> list[Trial]:
@@ -72,8 +72,7 @@ def sweep(space: Space, a: Sweep) -> list[Trial]:
 
 def _check(space: Space, a: Sweep, data: dict[str, str | None]) -> None:
     """Find, before anything runs, what would stop the sweep later."""
-    if a.trials < 1 or a.images < 1:
-        raise ConfigError("--trials and --images must be at least 1")
+    a.check()
     values = {name: domain.sample(random_state=0) for name, domain in space.values.items()}
     check(override(a.recipe, values), data, a.cluster)
     rows = read_manifest(a.target, a.split)
@@ -141,7 +140,7 @@ def _report(space: Space, a: Sweep, out: str, trials: list[Trial]) -> list[Trial
         settings=to_json(recipe),
     )
     write_bytes(join(out, "report.html"), page.encode())
-    Console().print(trial_table(trials, best, a.metric))
+    show(trial_table(trials, best, a.metric))
     for name, (rho, step, count) in correlations.items():
         print(f"{name} ranks {count} trials at step {step} as mIoU does: Spearman {rho:.2f}")
     print(f"report: {join(out, 'report.html')}\nbest: {join(out, 'best.json')}", flush=True)

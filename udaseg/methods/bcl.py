@@ -25,6 +25,7 @@ from udaseg.losses.segmentation import EntropyForm, entropy, output_cross_entrop
 from udaseg.methods.base import Method
 from udaseg.models.segmenter import Segmenter
 from udaseg.models.teacher import EMATeacher
+from udaseg.ranges import Jitter, NonNegative, Positive, Share
 from udaseg.types import IGNORE, Batch, Loss
 
 
@@ -74,33 +75,33 @@ class BCL(Method):
     @dataclass(frozen=True, kw_only=True)
     class Config:
         variant: Literal["released", "paper"] = "released"
-        target_weight: float = 0.3
+        target_weight: NonNegative = 0.3
         """lambda_t, of the target's cross-entropy and entropy."""
-        entropy_weight: float = 0.4
+        entropy_weight: NonNegative = 0.4
         """lambda_H."""
         entropy: EntropyForm = "double_softmax"
         """"double_softmax" is the authors' code; "shannon" the usual entropy."""
-        forward_weight: float = 0.2
+        forward_weight: NonNegative = 0.2
         """lambda_1; 0.1 or 0.2 in the authors' two configurations."""
-        backward_weight: float = 0.2
+        backward_weight: NonNegative = 0.2
         """lambda_2."""
-        temperature: float = 0.1
+        temperature: Positive = 0.1
         """Of both contrasts and of the label transfer."""
-        transfer_threshold: float = 0.8
+        transfer_threshold: Share = 0.8
         """Confidence above which a transferred label is used (paper)."""
-        calibration_momentum: float = 0.99
+        calibration_momentum: Share = 0.99
         """Of the class-wise domain bias (paper; reconstruction)."""
         target_ce: Literal["static", "hybrid"] = "static"
         """Which labels the target's cross-entropy reads (paper; the authors' code has static ones only)."""
-        teacher_momentum: float = 0.0
+        teacher_momentum: Share = 0.0
         """Above 0 an EMA of the student is what is evaluated; at 0 the student itself, as the authors do."""
         mix: bool = False
         """Not in the paper: the student sees the target as DACS shows it, under half of the source image's classes and
         in a strong view. Target pixels without a label of the round take the teacher's class, weighted by the share of
         pixels that it is sure of. Needs a teacher."""
-        mix_threshold: float = 0.9
+        mix_threshold: Share = 0.9
         """Confidence from which the teacher is sure of a pixel (mix)."""
-        mix_jitter: float = 0.25
+        mix_jitter: Jitter = 0.25
         """Strength of the strong view's colour jitter (mix)."""
 
         def build(self, student: Segmenter, *, seed: int) -> BCL:

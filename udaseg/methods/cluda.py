@@ -21,6 +21,7 @@ from udaseg.methods.base import Method, build_optimizer
 from udaseg.models.heads import ContextAwareHead
 from udaseg.models.segmenter import Segmenter
 from udaseg.models.teacher import EMATeacher, FrozenNetwork
+from udaseg.ranges import Channels, Count, CountOrZero, NonNegative, Pixels, Share
 from udaseg.types import IGNORE, Batch, Loss, SegOutput
 
 
@@ -40,23 +41,23 @@ class CLUDA(Method):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(SelfTraining):
-        feature_weight: float = 0.005
+        feature_weight: NonNegative = 0.005
         """Of the feature distance; 0 = off."""
         things: tuple[int, ...] = (6, 7, 11, 12, 13, 14, 15, 16, 17, 18)
         """Train ids of the thing classes."""
-        thing_share: float = 0.75
+        thing_share: Share = 0.75
         """Share of a cell's pixels that its commonest class must have to count."""
-        contrast_weight: float = 1.0
-        contrast_size: int = 65
+        contrast_weight: NonNegative = 1.0
+        contrast_size: Pixels = 65
         """Side of the square grid that features and labels are brought to."""
         variant: Literal["fixed", "released"] = "fixed"
         """"released": 255 is a class, class 0 counts as outside the detail crop, the zeros outside it are keys, and
         with several images features are paired with other pixels' labels, as in the authors' code."""
-        seek_from: int = 12_000
+        seek_from: CountOrZero = 12_000
         """Step from which the mixture's detail crop is the least certain one."""
-        attention_channels: int = 256
+        attention_channels: Channels = 256
         """Width of the head that shares pairs out between the resolutions."""
-        group_size: int = 2
+        group_size: Count = 2
         """Consecutive samples whose pixels are compared: the authors' batch."""
 
         def build(self, student: Segmenter, *, seed: int) -> CLUDA:

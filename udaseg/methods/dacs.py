@@ -12,6 +12,7 @@ from udaseg.losses.segmentation import Reduction, output_cross_entropy
 from udaseg.methods.base import Method
 from udaseg.models.segmenter import Segmenter
 from udaseg.models.teacher import EMATeacher
+from udaseg.ranges import Jitter, NonNegative, Share
 from udaseg.types import Batch, Loss
 
 
@@ -27,18 +28,18 @@ class DACS(Method):
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        threshold: float = 0.968
+        threshold: Share = 0.968
         """Confidence from which a teacher's pixel counts toward q."""
-        teacher_momentum: float = 0.99
-        mixed_weight: float = 1.0
+        teacher_momentum: Share = 0.99
+        mixed_weight: NonNegative = 1.0
         """Weight of the mixed loss."""
         reduction: Reduction = "all"
         """Of the mixed loss; "all" is the authors'."""
         mix_ignore: bool = True
         """Whether 255 counts as a class that ClassMix may draw, as in the authors' code."""
-        jitter: float = 0.25
-        jitter_probability: float = 0.8
-        blur_probability: float = 0.5
+        jitter: Jitter = 0.25
+        jitter_probability: Share = 0.8
+        blur_probability: Share = 0.5
         evaluate: Literal["teacher", "student"] = "teacher"
         """The network that is evaluated; the authors evaluate and publish the student."""
         mic: MIC = MIC()

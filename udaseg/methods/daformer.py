@@ -11,6 +11,7 @@ from udaseg.losses.segmentation import output_cross_entropy
 from udaseg.methods.base import Method
 from udaseg.models.segmenter import Segmenter
 from udaseg.models.teacher import EMATeacher, FrozenNetwork
+from udaseg.ranges import NonNegative, Share
 from udaseg.types import Batch, Loss
 
 
@@ -30,11 +31,11 @@ class DAFormer(Method):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(SelfTraining):
-        feature_weight: float = 0.005
+        feature_weight: NonNegative = 0.005
         """Of the feature distance; 0 = off."""
         things: tuple[int, ...] = (6, 7, 11, 12, 13, 14, 15, 16, 17, 18)
         """Train ids of the thing classes."""
-        thing_share: float = 0.75
+        thing_share: Share = 0.75
         """Share of a cell's pixels that its commonest class must have to count."""
 
         def build(self, student: Segmenter, *, seed: int) -> DAFormer:

@@ -20,6 +20,7 @@ from udaseg.losses.segmentation import Reduction, output_cross_entropy
 from udaseg.methods.base import Method, build_optimizer
 from udaseg.models.segmenter import Segmenter
 from udaseg.models.teacher import EMATeacher
+from udaseg.ranges import Channels, Count, NonNegative, Share
 from udaseg.types import Batch, Loss
 
 
@@ -42,24 +43,24 @@ class DSP(Method):
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        blend: float = 0.9
+        blend: Share = 0.9
         """lambda of the paste; the authors' SYNTHIA configuration says 0.8."""
         keep_soft_term: bool = True
         """Whether the target mixture also learns what lies under the pasted pixels; False is the released code."""
         long_tail: tuple[int, ...] = (12, 15, 16, 17, 18)
         """Train ids of the classes that the rare image gives."""
-        threshold: float = 0.968
+        threshold: Share = 0.968
         """Confidence from which a teacher's pixel counts toward q."""
-        teacher_momentum: float = 0.99
-        mmd_weight: float = 0.005
+        teacher_momentum: Share = 0.99
+        mmd_weight: NonNegative = 0.005
         """Of each of the two discrepancies."""
         mmd_mask: Literal["own", "first"] = "own"
         """Whose mask pools what was pasted: each sample's, or the group's first one's as released."""
-        mmd_channels: int = 256
+        mmd_channels: Channels = 256
         """Width of the 1x1 convolution whose features are compared."""
         reduction: Reduction = "all"
         """Of the target mixture's loss; "all" is the authors'."""
-        group_size: int = 2
+        group_size: Count = 2
         """Consecutive samples whose features are one set to MMD: the authors' batch."""
         evaluate: Literal["teacher", "student"] = "teacher"
         """The network that is evaluated; the authors evaluate and publish the student."""

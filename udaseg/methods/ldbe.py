@@ -14,6 +14,7 @@ from udaseg.losses.segmentation import EntropyForm, entropy, negative_learning, 
 from udaseg.methods.base import Method
 from udaseg.models.segmenter import Segmenter
 from udaseg.models.teacher import EMATeacher
+from udaseg.ranges import Count, CountOrZero, NonNegative, Share
 from udaseg.rng import keyed
 from udaseg.types import IGNORE, Batch, Loss
 
@@ -37,17 +38,17 @@ class LDBE(Method):
     @dataclass(frozen=True, kw_only=True)
     class Config:
         phase: Literal["label_denoising", "boundary_enhancement"] = "label_denoising"
-        entropy_weight: float = 1.0
+        entropy_weight: NonNegative = 1.0
         """The authors' configuration has a `lamb` of 0.5 that their code does not read."""
         entropy: EntropyForm = "double_softmax"
         """"double_softmax" is the authors' code; "shannon" the usual entropy."""
-        negative_weight: float = 1.0
-        place_spread: int = 3
+        negative_weight: NonNegative = 1.0
+        place_spread: CountOrZero = 3
         """k = K // 2 + U{-spread ... spread}, one draw a step: 6 to 12 of 19 classes."""
-        threshold: float = 0.97
+        threshold: Share = 0.97
         """Confidence from which a pixel without pseudo-label counts as sure."""
-        teacher_momentum: float = 0.99
-        group_size: int = 1
+        teacher_momentum: Share = 0.99
+        group_size: Count = 1
         """Consecutive samples that are pasted on one another."""
         evaluate: Literal["teacher", "student"] = "teacher"
         """The network that is evaluated; the authors evaluate and publish the student."""

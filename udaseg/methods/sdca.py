@@ -12,6 +12,7 @@ from udaseg.losses.contrastive import distribution_contrast, downscale_label
 from udaseg.losses.segmentation import lovasz_softmax, output_cross_entropy
 from udaseg.methods.base import Method
 from udaseg.models.segmenter import Segmenter
+from udaseg.ranges import CountOrZero, NonNegative, Positive, Share
 from udaseg.types import IGNORE, Batch, Loss, SegOutput
 
 
@@ -29,13 +30,13 @@ class SDCA(Method):
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        temperature: float = 100.0
-        feature_weight: float = 1.0
-        output_weight: float = 1.0
-        lovasz_weight: float = 0.75
-        threshold: float = 0.9
+        temperature: Positive = 100.0
+        feature_weight: NonNegative = 1.0
+        output_weight: NonNegative = 1.0
+        lovasz_weight: NonNegative = 0.75
+        threshold: Share = 0.9
         """Confidence from which a target pixel has a class."""
-        fill_steps: int = 0
+        fill_steps: CountOrZero = 0
         """Steps before the contrast begins."""
 
         def build(self, student: Segmenter, *, seed: int) -> SDCA:

@@ -12,6 +12,7 @@ from udaseg.losses.segmentation import output_cross_entropy
 from udaseg.methods.base import Method
 from udaseg.models.segmenter import Segmenter
 from udaseg.models.teacher import EMATeacher
+from udaseg.ranges import CountOrZero, NonNegative, Positive
 from udaseg.types import IGNORE, Batch, Loss
 
 
@@ -30,12 +31,12 @@ class VFM(Method):
     class Config(SelfTraining):
         """`threshold` also is the confidence from which the teacher's pixels take part in the contrast."""
 
-        contrast_weight: float = 0.1
+        contrast_weight: NonNegative = 0.1
         """Of each direction."""
-        temperature: float = 0.1
+        temperature: Positive = 0.1
         """Of the contrast."""
-        ignore_top: int = 0
-        ignore_bottom: int = 0
+        ignore_top: CountOrZero = 0
+        ignore_bottom: CountOrZero = 0
         mic: MIC = MIC(weight=1.0)
 
         def build(self, student: Segmenter, *, seed: int) -> VFM:

@@ -5,20 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import matplotlib
 import numpy as np
-from PIL import Image
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 from rich.table import Table
 
 from udaseg.data.classes import Classes
 from udaseg.data.taxonomies import CITYSCAPES_CLASSES, SYNTHIA_MEANS
 from udaseg.evaluation.metrics import gap_closed, iou, mean_iou, pixel_accuracy
-
-matplotlib.use("Agg")
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
-
-from udaseg.reports.page import clear, data_uri, percent, render, to_image
+from udaseg.reports.page import clear, data_uri, percent, picture, render, short
+from udaseg.reports.tables import cell
 
 NOT_LOSSES = {
     *("stage", "name", "step", "lr", "grad_norm"),
@@ -78,10 +74,10 @@ def iou_table(counts: Mapping[str, np.ndarray], names: Sequence[str]) -> Table:
     table = Table()
     table.add_column("class")
     for title in counts:
-        table.add_column(title or "IoU %", justify="right")
+        table.add_column(cell(title or "IoU %"), justify="right")
     columns = [iou(c) for c in counts.values()]
     for k, name in enumerate(names):
-        table.add_row(name, *(percent(column[k]) for column in columns))
+        table.add_row(cell(name), *(percent(column[k]) for column in columns))
     table.add_section()
     means = [{"mIoU": mean_iou(c)} | _synthia_means(c, names) for c in counts.values()]
     for title in means[0]:
@@ -97,7 +93,7 @@ def share_table(names: Sequence[str], shares: Shares) -> Table:
     for column in table.columns[1:]:
         column.justify = "right"
     for row in classes:
-        table.add_row(*row)
+        table.add_row(*map(cell, row))
     table.add_section()
     table.add_row(*everything)
     return table
@@ -118,39 +114,42 @@ def share_rows(names: Sequence[str], shares: Shares) -> list[tuple[str, str, str
     return [*rows, ("all", "", percent(kept.sum() / max(1, predicted.sum())), "100.0")]
 
 
-def confusion_picture(counts: np.ndarray, names: Sequence[str]) -> Image.Image:
+@picture
+def confusion_picture(counts: np.ndarray, names: Sequence[str]) -> Figure:
     """A confusion matrix, each row (true class) in percent of its pixels."""
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     side = 2.2 + 0.45 * len(names)
     figure = Figure(figsize=(side + 0.6, side), layout="constrained")
     axes = figure.subplots()
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(len(names)), names, rotation=60, ha="right", rotation_mode="anchor", parse_math=False)
-    axes.set_yticks(range(len(names)), names, parse_math=False)
+    shown = [short(name) for name in names]
+    axes.set_xticks(range(len(names)), shown, rotation=60, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(names)), shown)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     for i, j in np.ndindex(*share.shape):
         if share[i, j] >= 0.005:
             colour = "white" if share[i, j] > 0.5 else "black"
             axes.text(j, i, f"{100 * share[i, j]:.0f}", ha="center", va="center", fontsize=7, color=colour)
-    return to_image(figure)
+    return figure
 
 
-def loss_picture(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Image.Image:
+@picture
+def loss_picture(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     """Losses over steps, one panel a run, from its rows of metrics.jsonl with "step" counted over all its stages."""
     figure = Figure(figsize=(4 * len(runs), 4), layout="constrained")
     panels = figure.subplots(1, len(runs), sharey=True, squeeze=False)[0]
     for axes, (run, rows) in zip(panels, runs.items(), strict=True):
         names = dict.fromkeys(name for row in rows for name in row if name not in NOT_LOSSES | {"coverage"})
+        lines = {}
         for n, name in enumerate(names):
             for stage in sorted({row["stage"] for row in rows}):  # a line of its own: stages do not join
                 points = [(row["step"], row[name]) for row in rows if row["stage"] == stage and name in row]
                 if points:
-                    axes.plot(*zip(*points, strict=True), color=f"C{n}", lw=1.3, label=name)
-        lines = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+                    lines[name], *_ = axes.plot(*zip(*points, strict=True), color=f"C{n}", lw=1.3)
         below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.14)}
-        axes.legend(lines.values(), lines.keys(), frameon=False, ncols=2, **below)
-        axes.set_title(run, loc="left")
+        axes.legend(lines.values(), map(short, lines), frameon=False, ncols=2, **below)
+        axes.set_title(short(run), loc="left")
         axes.set_xlabel("steps")
         clear(axes)
     panels[0].set_yscale("log")
@@ -158,10 +157,11 @@ def loss_picture(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Image.Image
     panels[0].yaxis.set_major_formatter("{x:g}")
     panels[0].yaxis.set_minor_formatter("")
     panels[0].set_ylim(bottom=max(0.01, panels[0].get_ylim()[0]))  # a contrast of nearly 0 would take up the panel
-    return to_image(figure)
+    return figure
 
 
-def miou_picture(curves: Mapping[str, Sequence[tuple[int, float]]], begins: Mapping[str, int]) -> Image.Image:
+@picture
+def miou_picture(curves: Mapping[str, Sequence[tuple[int, float]]], begins: Mapping[str, int]) -> Figure:
     """mIoU over total steps.
 
     Args:
@@ -176,16 +176,17 @@ def miou_picture(curves: Mapping[str, Sequence[tuple[int, float]]], begins: Mapp
         axes.plot(steps, [100 * value for value in values], color=colour, lw=2, marker="o", ms=4.5, label=label)
     for stage, step in begins.items():
         axes.axvline(step, color="#b4bcc5", lw=1, ls="--", zorder=0)
-        axes.text(step, 1.01, f" {stage}", transform=axes.get_xaxis_transform(), fontsize=9, color="#66717c")
+        axes.text(step, 1.01, f" {short(stage)}", transform=axes.get_xaxis_transform(), fontsize=9, color="#66717c")
     axes.set_xlim(left=0)
     axes.set_xlabel("steps, of all stages together")
     axes.set_ylabel("target mIoU, %")
     axes.legend(frameon=False)
     clear(axes)
-    return to_image(figure)
+    return figure
 
 
-def sheet_picture(examples: Sequence[Example], classes: Classes) -> Image.Image:
+@picture
+def sheet_picture(examples: Sequence[Example], classes: Classes) -> Figure:
     """Images in rows: image, truth, before, after, and the confidence of the last."""
     colours = np.full((256, 3), 255, np.uint8)  # pixels without a label are white
     colours[: len(classes)] = classes.palette
@@ -198,8 +199,8 @@ def sheet_picture(examples: Sequence[Example], classes: Classes) -> Image.Image:
     grid = figure.subplots(len(examples), len(titles), squeeze=False, gridspec_kw=spaces)
     for axes, example in zip(grid, examples, strict=True):
         labels = (colours[label] for label in (example.truth, example.before, example.after))
-        for cell_axes, picture in zip(axes[:-1], (example.image, *labels), strict=True):
-            cell_axes.imshow(picture, aspect="auto")
+        for cell_axes, pixels in zip(axes[:-1], (example.image, *labels), strict=True):
+            cell_axes.imshow(pixels, aspect="auto")
         shown = axes[-1].imshow(example.confidence, cmap="viridis", vmin=0, vmax=1, aspect="auto")
     for cell_axes in grid.flat:
         cell_axes.set_axis_off()
@@ -208,7 +209,7 @@ def sheet_picture(examples: Sequence[Example], classes: Classes) -> Image.Image:
     left = grid[-1, -1].get_position().x0 + 0.01
     scale = figure.add_axes((left, (foot - 0.2) / inches, 0.98 - left, 0.1 / inches))
     figure.colorbar(shown, cax=scale, orientation="horizontal")
-    return to_image(figure)
+    return figure
 
 
 def gap_text(before: float, adapted: float, oracle: float) -> str:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import base64
+import functools
 import io
+import warnings
+from collections.abc import Callable
 from importlib.resources import files
-from typing import Any
+from typing import Any, ParamSpec
 
 import jinja2
 import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 from PIL import Image
 
-matplotlib.use("Agg")
-from matplotlib.figure import Figure
+from udaseg.reports.tables import printable
+
+P = ParamSpec("P")
 
 
 def percent(value: float) -> str:
@@ -23,7 +28,13 @@ def percent(value: float) -> str:
 
 def render(template: str, **values: Any) -> str:
     """A page from a template of `templates/`; every value is escaped, and one that is missing is an error."""
-    jinja = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    jinja = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: printable(value) if type(value) is str else value,
+    )
     text = files("udaseg.reports").joinpath("templates", f"{template}.html").read_text(encoding="utf-8")
     return jinja.from_string(text).render(values)
 
@@ -34,10 +45,24 @@ def clear(axes: Any) -> None:
     axes.set_axisbelow(True)
 
 
-def to_image(figure: Figure) -> Image.Image:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
-    return Image.open(buffer)
+def picture(draw: Callable[P, Figure]) -> Callable[P, Image.Image]:
+    """A function that draws a figure, as one that returns the picture; no text in it is read as mathematics."""
+
+    @functools.wraps(draw)
+    def drawn(*args: P.args, **kwargs: P.kwargs) -> Image.Image:
+        buffer = io.BytesIO()
+        with matplotlib.rc_context({"text.parse_math": False}), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing from")  # a box is shown in place of it
+            draw(*args, **kwargs).savefig(buffer, format="png", dpi=150)
+        return Image.open(buffer)
+
+    return drawn
+
+
+def short(text: str, most: int = 40) -> str:
+    """A name as it stands in a picture: in one line, its middle left out where it is long."""
+    line = " ".join(printable(text).split())
+    return line if len(line) <= most else f"{line[: most // 2]}…{line[-(most // 2) :]}"
 
 
 def data_uri(picture: Image.Image) -> str:

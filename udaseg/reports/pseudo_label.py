@@ -17,7 +17,8 @@ from udaseg.data.images import read_image
 from udaseg.data.storage import join, read_bytes
 from udaseg.evaluation.calibration import calibration_error
 from udaseg.reports.adaptation import Shares, share_rows
-from udaseg.reports.page import clear, data_uri, percent, render, to_image
+from udaseg.reports.page import clear, data_uri, percent, picture, render, short
+from udaseg.reports.tables import cell
 
 _SIDE = 480  # pixels of the long side of an example
 
@@ -92,21 +93,22 @@ def failure_table(failed: Sequence[Sequence[str]], most: int = 10) -> Table:
     """The images that could not be read, and why; the first ones of many."""
     table = Table("image", "why it has no label", title=f"{len(failed)} could not be read; all are in failed.json")
     for image_id, _, reason in failed[:most]:
-        table.add_row(image_id, reason)
+        table.add_row(cell(image_id), cell(reason))
     return table
 
 
-def confidence_picture(histogram: np.ndarray, thresholds: np.ndarray, classes: Classes) -> Image.Image:
+@picture
+def confidence_picture(histogram: np.ndarray, thresholds: np.ndarray, classes: Classes) -> Figure:
     """Per class the share of its predicted pixels over confidence, on the scale it is stored on, and its threshold."""
     bins = 64
     counts = histogram.reshape(len(histogram), bins, -1).sum(2)
     nats = (np.arange(bins) + 0.5) * HISTOGRAM_BINS / bins * 8 / CODES_PER_NAT
     figure = Figure(figsize=(5.8, 4.4), layout="constrained")
     axes = figure.subplots()
-    for k, name in enumerate(classes.names):
+    for k in range(len(classes)):
         if counts[k].sum():
             colour = np.array(classes.palette[k]) / 255
-            axes.plot(nats, 100 * counts[k] / counts[k].sum(), color=colour, lw=1.5, label=name)
+            axes.plot(nats, 100 * counts[k] / counts[k].sum(), color=colour, lw=1.5)
             if 0 < thresholds[k] < 1:
                 axes.axvline(-np.log1p(-float(thresholds[k])), color=colour, lw=0.9, ls=":")
     ticks = [0, 0.5, 0.9, 0.99, 0.999, 0.9999, 0.99999, 0.999999]
@@ -115,12 +117,11 @@ def confidence_picture(histogram: np.ndarray, thresholds: np.ndarray, classes: C
     axes.set_xlabel("confidence")
     axes.set_ylabel("% of the class's pixels")
     clear(axes)
-    return to_image(figure)
+    return figure
 
 
-def balance_picture(
-    kept: np.ndarray, predicted: np.ndarray, source: np.ndarray | None, classes: Classes
-) -> Image.Image:
+@picture
+def balance_picture(kept: np.ndarray, predicted: np.ndarray, source: np.ndarray | None, classes: Classes) -> Figure:
     """Share of each class in what is kept, in what is predicted and in the source's labels, on a logarithmic scale."""
     rows = {"predicted": (predicted, "#b4bcc5"), "kept": (kept, "#1f6fd1")}
     if source is not None:
@@ -131,16 +132,18 @@ def balance_picture(
     for n, (title, (counts, colour)) in enumerate(rows.items()):
         places = np.arange(len(classes)) + (n - (len(rows) - 1) / 2) * height
         axes.barh(places, 100 * counts / max(1, counts.sum()), height, color=colour, label=title)
-    axes.set_yticks(range(len(classes)), classes.names, parse_math=False)
+    axes.set_yticks(range(len(classes)), [short(name) for name in classes.names])
     axes.invert_yaxis()
     axes.set_xscale("symlog", linthresh=0.1)
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("% of all labelled pixels")
     axes.legend(frameon=False, ncols=len(rows), loc="lower center", bbox_to_anchor=(0.5, 1.0))
     clear(axes)
-    return to_image(figure)
+    return figure
 
 
-def reliability_picture(reliability: np.ndarray) -> Image.Image:
+@picture
+def reliability_picture(reliability: np.ndarray) -> Figure:
     """Accuracy over confidence, in bins; on the diagonal confidence is what it says."""
     count, right, confidence = reliability.T
     seen = count > 0
@@ -157,10 +160,11 @@ def reliability_picture(reliability: np.ndarray) -> Image.Image:
     axes.set_xlabel("confidence")
     axes.legend(frameon=False)
     clear(axes)
-    return to_image(figure)
+    return figure
 
 
-def examples_picture(examples: Sequence[Sample], classes: Classes) -> Image.Image:
+@picture
+def examples_picture(examples: Sequence[Sample], classes: Classes) -> Figure:
     """Image, pseudo-label and confidence of each example, in rows."""
     colours = np.full((256, 3), 255, np.uint8)  # what is not kept is white
     colours[: len(classes)] = classes.palette
@@ -173,11 +177,11 @@ def examples_picture(examples: Sequence[Sample], classes: Classes) -> Image.Imag
         axes[0].imshow(example.image)
         axes[1].imshow(colours[example.label])
         axes[2].imshow(example.confidence, cmap="viridis", vmin=0, vmax=1)
-        title = f"{example.image_id[-60:]}, mean certainty {example.certainty:.3f}"
-        axes[0].set_title(title, loc="left", fontsize=9, parse_math=False)
+        title = f"{short(example.image_id, 60)}, mean certainty {example.certainty:.3f}"
+        axes[0].set_title(title, loc="left", fontsize=9)
         for each in axes:
             each.set_axis_off()
-    return to_image(figure)
+    return figure
 
 
 def label_page(*, classes: Classes, quality: Quality, examples: Sequence[Sample], rules: Mapping[str, Any]) -> str:

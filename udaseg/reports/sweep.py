@@ -13,11 +13,11 @@ from matplotlib import colormaps
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
-from PIL import Image
 from rich.table import Table
 
 from udaseg.evaluation.model_selection import spearman
-from udaseg.reports.page import clear, data_uri, percent, render, to_image
+from udaseg.reports.page import clear, data_uri, percent, picture, render, short
+from udaseg.reports.tables import cell
 
 _BEST = "#d1491f"
 
@@ -84,10 +84,10 @@ def trial_table(trials: Sequence[Trial], best: Trial, metric: str) -> Table:
     head, rows = _cells(trials, list(names))
     table = Table()
     for name in head:
-        table.add_column(name, overflow="fold")
+        table.add_column(cell(name), overflow="fold")
     table.columns[0].no_wrap = True
     for trial, row in zip(trials, rows, strict=True):
-        table.add_row(*row, style="bold" if trial is best else "dim" if trial.state != "finished" else "")
+        table.add_row(*map(cell, row), style="bold" if trial is best else "dim" if trial.state != "finished" else "")
     return table
 
 
@@ -119,7 +119,8 @@ class _Axis:
         return (x - low) / (high - low) if high > low else 0.5
 
 
-def parallel_picture(trials: Sequence[Trial], best: Trial, metric: str, logarithmic: AbstractSet[str]) -> Image.Image:
+@picture
+def parallel_picture(trials: Sequence[Trial], best: Trial, metric: str, logarithmic: AbstractSet[str]) -> Figure:
     """A line a trial through its values and its result; colour is the result, dotted what did not finish."""
     shown = [trial for trial in trials if math.isfinite(trial.last(metric))]
     results = [trial.last(metric) for trial in shown]
@@ -139,15 +140,16 @@ def parallel_picture(trials: Sequence[Trial], best: Trial, metric: str, logarith
         axes.axvline(x, color="#b4bcc5", lw=1, zorder=0)
         ends = [axis.order[0], axis.order[-1]] if axis.numbers else axis.order
         for value in dict.fromkeys(ends):
-            axes.text(x, axis.place(value), f" {_text(value)}", fontsize=8, va="bottom", parse_math=False)
-    axes.set_xticks(range(len(axes_of)), list(axes_of), parse_math=False)
+            axes.text(x, axis.place(value), f" {short(_text(value))}", fontsize=8, va="bottom")
+    axes.set_xticks(range(len(axes_of)), [short(name) for name in axes_of])
     axes.set_yticks([])
     axes.spines[:].set_visible(False)
     axes.margins(y=0.08)
-    return to_image(figure)
+    return figure
 
 
-def curve_picture(trials: Sequence[Trial], best: Trial, metric: str) -> Image.Image:
+@picture
+def curve_picture(trials: Sequence[Trial], best: Trial, metric: str) -> Figure:
     """The metric of every checkpoint over steps."""
     figure = Figure(figsize=(5.8, 4), layout="constrained")
     axes = figure.subplots()
@@ -160,10 +162,11 @@ def curve_picture(trials: Sequence[Trial], best: Trial, metric: str) -> Image.Im
     axes.set_xlabel("steps")
     axes.set_ylabel(metric)
     clear(axes)
-    return to_image(figure)
+    return figure
 
 
-def effect_picture(trials: Sequence[Trial], best: Trial, metric: str, logarithmic: AbstractSet[str]) -> Image.Image:
+@picture
+def effect_picture(trials: Sequence[Trial], best: Trial, metric: str, logarithmic: AbstractSet[str]) -> Figure:
     """A panel a parameter: the last score over its value; hollow what did not finish."""
     names = list(best.values)
     figure = Figure(figsize=(max(5.0, 3.2 * len(names)), 3.6), layout="constrained")
@@ -180,10 +183,10 @@ def effect_picture(trials: Sequence[Trial], best: Trial, metric: str, logarithmi
             axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.xaxis.set_major_formatter("{x:g}")
             axes.xaxis.set_minor_formatter("")
-        axes.set_xlabel(name, parse_math=False)
+        axes.set_xlabel(short(name))
         clear(axes)
     panels[0].set_ylabel(metric)
-    return to_image(figure)
+    return figure
 
 
 def sweep_page(

@@ -29,7 +29,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
-from rich.console import Console
 
 from udaseg.checkpoints.directory import CARD_FILE, MODEL_FILE, STATE_FILE, read_card
 from udaseg.config import Inference, PseudoLabel
@@ -53,6 +52,7 @@ from udaseg.jobs.pseudo_label.tasks import PredictionTotals, Work, apply_thresho
 from udaseg.jobs.ray_session import actor_pool, check_nodes, ensure_ray
 from udaseg.reports.adaptation import Shares, share_table
 from udaseg.reports.pseudo_label import Quality, failure_table, label_page, sample
+from udaseg.reports.tables import show
 
 
 def pseudo_label(
@@ -220,10 +220,9 @@ def _write_reports(work: Work, tally: PredictionTotals, quality: Quality) -> Non
 
 def _print(classes: Classes, numbers: dict[str, Any]) -> Shares:
     shares = Shares(*(np.array(numbers[name]) for name in ("kept", "predicted", "thresholds")))
-    console = Console()
-    console.print(share_table(classes.names, shares))
+    show(share_table(classes.names, shares))
     if numbers["failed"]:
-        console.print(failure_table(numbers["failed"]))
+        show(failure_table(numbers["failed"]))
     return shares
 
 
