@@ -59,7 +59,9 @@ def from_json(text: str, recipes: Mapping[str, Any], origin: str) -> Recipe:
     except (ValueError, RecursionError) as error:  # ValueError: no JSON, not UTF-8, a number of 5,000 digits
         raise ConfigError(f"{origin}: not JSON ({error})") from None
     if not isinstance(raw, dict) or not isinstance(raw.get("name"), str):
-        raise ConfigError(f'{origin}: not a recipe; give a config.json of `udaseg train`: {{"recipe": {{"name": ...}}}}')
+        raise ConfigError(
+            f'{origin}: not a recipe; give a config.json of `udaseg train`: {{"recipe": {{"name": ...}}}}'
+        )
     if raw["name"] not in recipes:
         raise ConfigError(f"{origin}: no recipe {raw['name']!r}; there are {', '.join(recipes)}")
     recipe: Recipe = recipes[raw["name"]]()

@@ -53,13 +53,13 @@ QUALITY = pseudo_label.Quality(
     failed=[(name, f"s3://{name}", f"reason {name}") for name in NAMES],
 )
 EXAMPLE = adaptation.Example(np.zeros((4, 6, 3), np.uint8), *np.zeros((3, 4, 6), np.uint8), np.ones((4, 6)))
-SAMPLES = [pseudo_label.Sample(name, 0.5, *EXAMPLE[:2], np.ones((4, 6))) for name in NAMES]
+SAMPLES = [pseudo_label.Sample(name, 0.5, *EXAMPLE[:2], np.ones((4, 6))) for name in (NAMES[7], NAMES[12])]
 TRIALS = [
     sweep.Trial(f"t{n}", {"model.weights": name, "model.backbone": NAMES[-n]}, "finished", [(1, {"snd": n / K})], name)
     for n, name in enumerate(NAMES)
 ]
 CONFUSION = np.arange(K * K).reshape(K, K)
-LOSSES = [{"stage": 0, "name": "s", "step": step, **dict.fromkeys(NAMES, 0.5)} for step in (1, 2)]
+LOSSES = [{"stage": 0, "name": "s", "step": step, "[red]": 0.5, "_hidden": 0.5, "$x_1$": 0.5} for step in (1, 2)]
 
 
 def printed(table: Table) -> str:
@@ -121,18 +121,17 @@ def test_a_picture_is_drawn_with_such_names(draw, monkeypatch: pytest.MonkeyPatc
     from matplotlib.figure import Figure
     from matplotlib.text import Text
 
-    figures: list[Figure] = []
+    texts: list[Text] = []
     save = Figure.savefig
 
     def keep(figure: Figure, *args: object, **kwargs: object) -> None:
-        figures.append(figure)
         save(figure, *args, **kwargs | {"dpi": 30})  # type: ignore[arg-type]
+        texts.extend(figure.findobj(Text))
 
     monkeypatch.setattr(Figure, "savefig", keep)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         draw()
-    texts = figures[0].findobj(Text)
     assert texts and not any(text.get_parse_math() for text in texts)
     assert not any("mathdefault" in text.get_text() for text in texts)
 
@@ -152,7 +151,7 @@ def pages() -> dict[str, str]:
             about=NAMES[5],
             curves=curves,
             begins={},
-            losses={},
+            losses={"[/b]": LOSSES},
             examples=[EXAMPLE],
             shares=SHARES,
             settings={name: name for name in NAMES},
@@ -162,7 +161,7 @@ def pages() -> dict[str, str]:
         "pseudo_label": pseudo_label.label_page(
             classes=CLASSES,
             quality=QUALITY,
-            examples=SAMPLES[:2],
+            examples=SAMPLES,
             rules=dataclasses.asdict(PseudoLabel()) | {"by": NAMES[5]},
         ),
         "sweep": sweep.sweep_page(

@@ -175,7 +175,7 @@ def effect_picture(trials: Sequence[Trial], best: Trial, metric: str, logarithmi
         numbers = all(isinstance(trial.values[name], int | float) for trial in trials)
         for trial in trials:
             colour = _BEST if trial is best else "#1f6fd1"
-            x = trial.values[name] if numbers else str(trial.values[name])
+            x = trial.values[name] if numbers else short(str(trial.values[name]))
             face = colour if trial.state == "finished" else "none"
             axes.plot([x], [trial.last(metric)], "o", color=colour, markerfacecolor=face)
         if name in logarithmic:
