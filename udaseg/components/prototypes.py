@@ -29,6 +29,10 @@ class PrototypeClassifier:
     def num_classes(self) -> int:
         return len(self.prototypes)
 
+    @property
+    def largest(self) -> tuple[int, int] | None:
+        return self.network.largest
+
     def __call__(self, image: Tensor, domain: Domain) -> SegOutput:
         """The network's output with other logits, (B, K, H, W)."""
         out = self.network(image, domain)

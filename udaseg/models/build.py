@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from udaseg.models.heads import ASPPGroupNormHead, ASPPHead, ContextAwareHead, Head, MultiLevelHead, ProjectionHead
 from udaseg.models.hrda import HRDA
+from udaseg.models.image_sizes import ImageSizes, find_image_sizes
 from udaseg.models.segmenter import Segmenter
 from udaseg.types import HeadName, PerDomain
 
@@ -33,8 +34,6 @@ class Backbone(NamedTuple):
     """Last module of the stem that BCL gives each domain, "" where the backbone has none."""
     strides: list[int]
     """Of the same levels."""
-    size_multiple: int
-    """Height and width of an image are padded to multiples of it."""
     mean: Sequence[float]
     std: Sequence[float]
 
@@ -56,6 +55,7 @@ def build_segmenter(
     frozen_norm_affine: bool = False,
     drop_path: float = 0.0,
     detail_crop: tuple[int, int] | None = None,
+    image_sizes: ImageSizes | None = None,
     seed: int = 0,
     bf16: bool = False,
 ) -> Segmenter:
@@ -78,25 +78,31 @@ def build_segmenter(
         frozen_norm_affine: keep the scale and shift of the backbone's batch norms as they are.
         drop_path: largest rate of stochastic depth in the backbone.
         detail_crop: height and width of HRDA's detail crop; None = one resolution.
+        image_sizes: which sizes the backbone takes; None = to be found by trial.
         seed: key of the run and stage for what the network draws.
         bf16: autocast to bfloat16.
 
     Raises:
         ValueError: unknown backbone, one that cannot be built like this, or missing weights; it says which.
     """
+    _check_ranges(head_branches, head_channels, projection, drop_path, input_size)
     if weights is not None and not Path(weights).is_file():
         raise ValueError(f"model.weights: there is no file {weights}")
     if backbone.startswith("mit_b"):
         if same_padding or input_size or output_stride != 32:
             raise ValueError(f"backbone {backbone!r} has neither same_padding, input_size nor output_stride")
-        parts = _mix_transformer(backbone, pretrained, weights, drop_path)
+        parts, native = _mix_transformer(backbone, pretrained, weights, drop_path), None
     else:
         options: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
         if same_padding:
             options["pad_type"] = "same"
         if output_stride != 32:
             options["output_stride"] = output_stride
-        parts = _timm(backbone, pretrained, weights, input_size, options)
+        parts, native = _timm(backbone, pretrained, weights, input_size, options)
+    if image_sizes is None:
+        image_sizes = _image_sizes(
+            parts, native, input_size, key=(backbone, same_padding, input_size, output_stride), name=backbone
+        )
     made = build_head(head, parts.channels, num_classes, branches=head_branches, channels=head_channels)
     if frozen_norm_affine:
         for module in parts.body.modules():
@@ -104,6 +110,7 @@ def build_segmenter(
                 module.requires_grad_(False)
     if per_domain != "nothing" and not parts.stem_end:
         raise ValueError(f"backbone {backbone!r} has no stem of its own per domain; set model.per_domain to nothing")
+    stride = parts.strides[-1] if head in ("aspp", "aspp_gn") else parts.strides[0]
     settings: dict[str, Any] = {
         "num_classes": num_classes,
         "mean": parts.mean,
@@ -114,7 +121,8 @@ def build_segmenter(
         "skip_levels": parts.skip_levels,
         "feature_channels": parts.channels,
         "feature_stride": parts.strides[-1],
-        "size_multiple": parts.size_multiple,
+        "stride": stride,
+        "image_sizes": image_sizes,
         "seed": seed,
         "bf16": bf16,
     }
@@ -123,8 +131,38 @@ def build_segmenter(
     # HRDA's attention reads the same levels; its authors' head for it fuses them without dilated convolutions.
     no_context = (1,) if head == "aspp" else ()
     attention = build_head(head, parts.channels, num_classes, branches=no_context, channels=head_channels)
-    stride = parts.strides[-1] if head in ("aspp", "aspp_gn") else parts.strides[0]
-    return HRDA(parts.body, made, attention=attention, detail_crop=detail_crop, stride=stride, **settings)
+    return HRDA(parts.body, made, attention=attention, detail_crop=detail_crop, **settings)
+
+
+def _check_ranges(
+    branches: Sequence[int], channels: int, projection: int, drop_path: float, input_size: tuple[int, int] | None
+) -> None:
+    """Raise ValueError, naming the field, where a number lies outside of what can be built."""
+    if len(branches) > 64 or any(dilation < 1 for dilation in branches):
+        raise ValueError(f"model.head_branches {branches[:64]} must be at most 64 dilations, all at least 1")
+    if channels < 1:
+        raise ValueError(f"model.head_channels is {channels}; it must be at least 1")
+    if projection < 0:
+        raise ValueError(f"model.projection is {projection}; it must be at least 0")
+    if not 0 <= drop_path < 1:
+        raise ValueError(f"model.drop_path is {drop_path}; it must lie in [0, 1)")
+    if input_size is not None and min(input_size) < 1:
+        raise ValueError(f"model.input_size is {input_size}; height and width must be at least 1")
+
+
+def _image_sizes(
+    parts: Backbone, native: tuple[int, int] | None, input_size: tuple[int, int] | None, *, key: Hashable, name: str
+) -> ImageSizes:
+    try:
+        found = find_image_sizes(parts.body, parts.strides, input_size or native, key=key)
+    except ValueError as error:
+        raise ValueError(f"backbone {name!r} {error}") from None
+    if found.only is not None and input_size is None:
+        raise ValueError(_ONE_SIZE.format(name))
+    return found
+
+
+_ONE_SIZE = "backbone {!r} takes images of one size alone: set model.input_size to that of the crops"
 
 
 def build_head(
@@ -145,7 +183,8 @@ def build_head(
 
 def _timm(
     name: str, pretrained: bool, weights: str | None, input_size: tuple[int, int] | None, options: dict[str, Any]
-) -> Backbone:
+) -> tuple[Backbone, tuple[int, int] | None]:
+    """A backbone, and the height and width that it was made for."""
     if not timm.is_model(name):
         close = timm.list_models(f"*{name.split('_')[0]}*")[:5]
         raise ValueError(f"timm has no model {name!r}" + (f"; did you mean {', '.join(close)}?" if close else ""))
@@ -159,14 +198,7 @@ def _timm(
     elif pretrained:
         options["pretrained"] = True
     random_state = torch.get_rng_state()
-    try:
-        body = timm.create_model(name, features_only=True, **options)
-    except (RuntimeError, TypeError, NotImplementedError, AssertionError) as error:
-        if "dynamic_img_size" in str(error):
-            raise ValueError(
-                f"backbone {name!r} takes images of one size alone: set model.input_size to that of the crops"
-            ) from None
-        raise ValueError(f"backbone {name!r} cannot be built with {options}: {error}") from error
+    body = _create(name, options)
     if weights is not None and (tensor := _first_not_loaded(body, name, options, random_state)):
         raise ValueError(f"model.weights: {weights} has no tensor for {tensor} of {name}")
     info = body.feature_info
@@ -185,10 +217,20 @@ def _timm(
         skip,
         stem_end,
         info.reduction()[skip:],
-        info.reduction()[0] if config and config.fixed_input_size else 1,
         config.mean if config else _IMAGENET[0],
         config.std if config else _IMAGENET[1],
-    )
+    ), None if config is None else (config.input_size[1], config.input_size[2])
+
+
+def _create(name: str, options: dict[str, Any]) -> nn.Module:
+    try:
+        made: nn.Module = timm.create_model(name, features_only=True, **options)
+        return made
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        if "dynamic_img_size" in str(error):  # it has no such option: what sizes it takes as it is, a trial tells
+            del options["dynamic_img_size"]
+            return _create(name, options)
+        raise ValueError(f"backbone {name!r} cannot be built with {options}: {error}") from error
 
 
 class _ChannelsFirst(nn.Module):
@@ -222,10 +264,11 @@ def _mix_transformer(name: str, pretrained: bool, weights: str | None, drop_path
     except ImportError:
         raise ValueError(f"backbone {name!r} needs an extra package: pip install 'udaseg[mit]'") from None
     try:
-        body = smp.encoders.get_encoder(name, weights="imagenet" if pretrained and weights is None else None)
+        with torch.device("cpu"):  # as it is built, numbers are read off a tensor
+            body = smp.encoders.get_encoder(name, weights="imagenet" if pretrained and weights is None else None)
+            body.reset_drop_path(drop_path)
     except KeyError:
         raise ValueError(f"there is no backbone {name!r}; there are mit_b0 to mit_b5") from None
-    body.reset_drop_path(drop_path)
     if weights is not None:
         if weights.endswith(".safetensors"):
             tensors = safetensors.torch.load_file(weights)
@@ -235,4 +278,4 @@ def _mix_transformer(name: str, pretrained: bool, weights: str | None, drop_path
             raise ValueError(f"model.weights: {weights} has no tensor for {missing[0]} of {name}")
         body.load_state_dict({key: tensors[key] for key in body.state_dict()})
     # Its first two levels are the image and one without channels.
-    return Backbone(body, list(body.out_channels[2:]), 2, "", [4, 8, 16, 32], 32, *_IMAGENET)
+    return Backbone(body, list(body.out_channels[2:]), 2, "", [4, 8, 16, 32], *_IMAGENET)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from math import lcm
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from udaseg.models.image_sizes import pad
 from udaseg.models.segmenter import DetailCropBy, Segmenter
 from udaseg.models.windows import window_starts
 from udaseg.rng import uniforms
@@ -30,7 +32,6 @@ class HRDA(Segmenter):
     Args:
         attention: head for the attention; its K logits become shares by a sigmoid.
         detail_crop: height and width in pixels; at most that of the image is used.
-        stride: of the head's output.
         settings: see `Segmenter`.
     """
 
@@ -41,15 +42,20 @@ class HRDA(Segmenter):
         *,
         attention: nn.Module,
         detail_crop: tuple[int, int],
-        stride: int,
         **settings: Any,
     ) -> None:
         super().__init__(backbone, head, attention=attention, **settings)
-        self.unit = 2 * max(stride, self.size_multiple)  # crops begin at whole cells of the context
-        if any(size % self.unit for size in detail_crop):
+        self.unit = 2 * lcm(self.stride, self.image_sizes.multiple)  # crops begin at whole cells of the context
+        if any(size < 1 or size % self.unit for size in detail_crop):
             raise ValueError(f"model.detail_crop {detail_crop} must be multiples of {self.unit} for this network")
-        self.detail_crop, self.stride = detail_crop, stride
+        self.image_sizes.padded(*detail_crop)  # which must not be larger than the only size that is taken
+        self.detail_crop = detail_crop
         self.feature_stride *= 2  # of the context
+
+    @property
+    def largest(self) -> tuple[int, int] | None:
+        only = self.image_sizes.only
+        return None if only is None else (2 * only[0], 2 * only[1])
 
     def levels(self, image: Tensor, domain: Domain) -> tuple[Tensor, ...]:
         return self.run(_half(self._padded(image)), domain)[0]
@@ -99,8 +105,8 @@ class HRDA(Segmenter):
         )
 
     def _padded(self, image: Tensor) -> Tensor:
-        bottom, right = (-size % self.unit for size in image.shape[-2:])
-        return F.pad(image, (0, right, 0, bottom), mode="replicate") if bottom or right else image
+        height, width = (size + -size % self.unit for size in image.shape[-2:])
+        return pad(image, (height, width), self.mean)
 
     def _everywhere(self, image: Tensor, size: tuple[int, int], domain: Domain, shape: tuple[int, int]) -> Tensor:
         """Mean logits of crops that overlap by half."""

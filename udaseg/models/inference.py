@@ -45,7 +45,8 @@ def predict(
         network: in evaluation mode.
         image: (B, 3, H, W) in [0, 1].
         short_side: pixels of the short side that the network sees.
-        window: height and width in pixels of sliding windows; None = the whole image at once.
+        window: height and width in pixels of sliding windows; None = the whole image at once, or windows of the
+            largest size that the network takes.
         overlap: share of a window that the next one covers again, in [0, 1).
         blend: how windows that overlap are averaged: all alike, or the less the nearer a pixel is to a window's edge.
         scales: factors on `short_side`; probabilities are averaged over them.
@@ -56,6 +57,8 @@ def predict(
         (B, K, H, W) float probabilities.
     """
     height, width = image.shape[-2:]
+    if (largest := getattr(network, "largest", None)) is not None:
+        window = largest if window is None else (min(window[0], largest[0]), min(window[1], largest[1]))
     total: Tensor | None = None
     views = list(product(scales, (False, True) if flip else (False,)))
     for scale, mirrored in views:

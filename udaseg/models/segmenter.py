@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from udaseg.models.image_sizes import ImageSizes, crop, pad
 from udaseg.types import Domain, PerDomain, SegOutput
 
 DetailCropBy = Literal["random", "entropy"]
@@ -40,7 +41,8 @@ class Segmenter(nn.Module):
         skip_levels: int = 0,
         feature_channels: Sequence[int] = (),
         feature_stride: int = 32,
-        size_multiple: int = 1,
+        stride: int = 4,
+        image_sizes: ImageSizes | None = None,
         attention: nn.Module | None = None,
         seed: int = 0,
         bf16: bool = False,
@@ -49,7 +51,8 @@ class Segmenter(nn.Module):
         self.num_classes = num_classes
         self.bf16 = bf16  # autocast to bfloat16, which needs no loss scaling
         self.seed = seed  # key of the run and stage for what the network draws
-        self.size_multiple = size_multiple
+        self.stride = stride  # pixels of an image in a cell of the head's output
+        self.image_sizes = image_sizes or ImageSizes()
         self.net = _Net(backbone, head, projection, skip_levels, attention)
         self.embedding_channels: int = (projection or head).embedding_channels  # type: ignore[assignment]
         self.feature_channels = tuple(feature_channels)
@@ -89,12 +92,15 @@ class Segmenter(nn.Module):
         return SegOutput(logits=self.upsampled(coarse, image), embedding=embedding, features=features, aux=aux)
 
     def run(self, image: Tensor, domain: Domain) -> tuple[tuple[Tensor, ...], Tensor, Tensor, Tensor | None]:
-        """(levels, logits, embedding, attention) at their own resolutions, of images padded to `size_multiple`."""
+        """(levels, logits, embedding, attention) at their own resolutions.
+
+        Images of sizes that the backbone does not take are padded in its mean colour, and the padding's cells cut off.
+        """
         own = {**self.target_parameters, **dict(self.target_buffers.named_buffers())} if domain == "target" else {}
         replaced = {_name(key): tensor for key, tensor in own.items()}
-        padding = [-size % self.size_multiple for size in image.shape[-2:]]
-        if any(padding):
-            image = F.pad(image, (0, padding[1], 0, padding[0]), mode="replicate")
+        size = image.shape[-2:]
+        padded = self.image_sizes.padded(size[0], size[1])
+        image = pad(image, padded, self.mean)
         with torch.autocast(image.device.type, torch.bfloat16, enabled=self.bf16):
             x = (image - self.mean) / self.std
             features, logits, embedding, attention = torch.func.functional_call(self.net, replaced, (x,))
@@ -102,22 +108,36 @@ class Segmenter(nn.Module):
             features = [level.float() for level in features]
             logits, embedding = logits.float(), embedding.float()
             attention = None if attention is None else attention.float()
+        if padded != size:
+            features = [crop(level, padded, size) for level in features]
+            logits, embedding = crop(logits, padded, size), crop(embedding, padded, size)
+            attention = None if attention is None else crop(attention, padded, size)
         return tuple(features), logits, embedding, attention
 
     def upsampled(self, coarse: Tensor, image: Tensor) -> Tensor:
-        """Logits of `run` at the size of the image, without the padding."""
-        height, width = image.shape[-2:]
-        padded = [size + -size % self.size_multiple for size in (height, width)]
-        return F.interpolate(coarse, size=padded, mode="bilinear", align_corners=False)[..., :height, :width]
+        """Logits of `run` at the size of the image."""
+        size = height, width = tuple(image.shape[-2:])
+        if self.image_sizes.padded(height, width) != size:  # whole cells, the last of which reach beyond the image
+            size = (max(height, coarse.shape[2] * self.stride), max(width, coarse.shape[3] * self.stride))
+        return F.interpolate(coarse, size=size, mode="bilinear", align_corners=False)[..., :height, :width]
+
+    @property
+    def largest(self) -> tuple[int, int] | None:
+        """Height and width of the largest image that is taken, where the backbone takes images of one size alone."""
+        return self.image_sizes.only
 
     def levels(self, image: Tensor, domain: Domain) -> tuple[Tensor, ...]:
         """What `features` of the output is, without the rest."""
         return self.run(image, domain)[0]
 
     def load_network(self, state: Mapping[str, Tensor]) -> None:
-        """Load another `Segmenter`'s state. Parts that it does not have per domain start from the shared ones.
+        """Load another `Segmenter`'s state, see `matched`, whose ValueErrors it raises."""
+        self.load_state_dict(self.matched(state))
 
-        A state that does have target parts, loaded into a network without, becomes the network of its target.
+    def matched(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Another `Segmenter`'s state as one of this. Parts that it does not have per domain are the shared ones.
+
+        A state that does have target parts becomes, for a network without, that of its target. Values are not read.
 
         Raises ValueError, naming a tensor, where the networks differ otherwise.
         """
@@ -140,7 +160,7 @@ class Segmenter(nn.Module):
                 )
         if extra := sorted(set(state) - set(mine)):
             raise ValueError(f"checkpoint has {extra[0]}, which the network lacks: it is of another network")
-        self.load_state_dict(state)
+        return state
 
     def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """Trainable parameters of (backbone with its target copies, head and projection)."""
