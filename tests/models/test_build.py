@@ -9,7 +9,6 @@ import pytest
 import safetensors.torch
 import torch
 from networks import BACKBONES, images, small_network
-from torch import nn
 
 from udaseg.models.build import build_segmenter
 from udaseg.models.teacher import EMATeacher

@@ -20,9 +20,10 @@ FAMILIES: dict[str, ImageSizes] = {
     "test_vit": ImageSizes(16, 16),
     "mit_b0": _FROM_32,
     "hrnet_w18_small": ImageSizes(32, 32),
-    "hiera_tiny_224:64x96": ImageSizes(only=(64, 96)),
+    "deit_tiny_patch16_224:64x96": ImageSizes(only=(64, 96)),
 }
 MORE: dict[str, ImageSizes] = {
+    "hiera_tiny_224:64x96": ImageSizes(only=(64, 96)),
     "mobilenetv3_small_050": _ANY,
     "efficientnet_lite0": _ANY,
     "regnetx_002": _ANY,
@@ -79,27 +80,29 @@ def test_a_backbone_trains_and_predicts_at_odd_sizes(family: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "size", "seen"),
+    ("family", "size", "seen", "cells"),
     [
-        ("resnet10t", (65, 71), (65, 71)),
-        ("resnet10t", (20, 24), (20, 24)),
-        ("mit_b0", (65, 71), (65, 71)),
-        ("convnext_atto", (65, 71), (65, 71)),
-        ("convnext_atto", (20, 71), (32, 71)),
-        ("test_vit", (65, 64), (80, 64)),
-        ("hrnet_w18_small", (65, 64), (96, 64)),
-        ("hiera_tiny_224:64x96", (50, 96), (64, 96)),
+        ("resnet10t", (65, 71), (65, 71), (3, 3)),
+        ("resnet10t", (20, 24), (20, 24), (1, 1)),
+        ("mit_b0", (65, 71), (65, 71), (3, 3)),
+        ("convnext_atto", (65, 71), (65, 71), (2, 2)),
+        ("convnext_atto", (20, 71), (32, 71), (1, 2)),
+        ("test_vit", (65, 64), (80, 64), (5, 4)),
+        ("hrnet_w18_small", (65, 64), (96, 64), (3, 2)),
+        ("deit_tiny_patch16_224:64x96", (20, 90), (64, 96), (2, 6)),
     ],
 )
-def test_images_are_padded_only_where_they_must_be(family: str, size: tuple[int, int], seen: tuple[int, int]) -> None:
-    """And the padding is 0 to the backbone, its mean colour."""
+def test_images_are_padded_only_where_they_must_be(
+    family: str, size: tuple[int, int], seen: tuple[int, int], cells: tuple[int, int]
+) -> None:
+    """The padding is 0 to the backbone, its mean colour, and its cells are cut off the coarsest level."""
     network, given = network_of(family).eval(), []
     network.net.backbone.register_forward_pre_hook(lambda _, arguments: given.append(arguments[0]))  # type: ignore[operator]
     out = network(image_of(*size))
     (x,) = given
     assert x.shape[-2:] == seen
     assert not x[..., size[0] :, :].any() and not x[..., size[1] :].any()
-    assert out.features[-1].shape[2:] == tuple(-(-side // network.feature_stride) for side in size)
+    assert out.features[-1].shape[2:] == cells
 
 
 def test_padding_does_not_move_what_is_predicted() -> None:
@@ -144,17 +147,17 @@ def test_a_backbone_that_takes_nothing_says_what_to_set() -> None:
 
 
 def test_larger_images_than_the_only_size_are_predicted_in_windows_and_not_trained_on() -> None:
-    network = network_of("hiera_tiny_224:64x96").eval()
+    network = network_of("deit_tiny_patch16_224:64x96").eval()
     image = image_of(100, 150)
     with pytest.raises(ValueError, match=r"64 x 96 pixels alone.*100 x 150: set model\.input_size"):
         network(image)
     windows = predict(network, image, short_side=100)
     assert torch.equal(windows, predict(network, image, short_side=100, window=(64, 96)))
     assert torch.equal(windows, predict(network, image, short_side=100, window=(500, 500)))
-    both = network_of("hiera_tiny_224:64x96", detail_crop=(64, 96)).eval()
+    both = network_of("deit_tiny_patch16_224:64x96", detail_crop=(64, 96)).eval()
     assert both.largest == (128, 192) and predict(both, image_of(140, 200), short_side=140).shape == (2, 5, 140, 200)
     with pytest.raises(ValueError, match="64 x 96 pixels alone"):
-        network_of("hiera_tiny_224:64x96", detail_crop=(128, 96))
+        network_of("deit_tiny_patch16_224:64x96", detail_crop=(128, 96))
 
 
 @pytest.mark.parametrize(
@@ -172,7 +175,8 @@ def test_detail_crops_fall_on_whole_cells(family: str, unit: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "sizes", [ImageSizes(0, 1), ImageSizes(-4, 4), ImageSizes(1 << 20, 1 << 20), ImageSizes(4, 6), ImageSizes(only=(0, 4))]
+    "sizes",
+    [ImageSizes(0, 1), ImageSizes(-4, 4), ImageSizes(1 << 20, 1 << 20), ImageSizes(4, 6), ImageSizes(only=(0, 4))],
 )
 def test_sizes_of_no_backbone_are_refused(sizes: ImageSizes) -> None:
     with pytest.raises(ValueError, match="image_sizes"):

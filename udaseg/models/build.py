@@ -222,12 +222,13 @@ def _timm(
     ), None if config is None else (config.input_size[1], config.input_size[2])
 
 
-def _create(name: str, options: dict[str, Any]) -> nn.Module:
+def _create(name: str, options: dict[str, Any]) -> Any:
     try:
-        made: nn.Module = timm.create_model(name, features_only=True, **options)
-        return made
+        return timm.create_model(name, features_only=True, **options)
     except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        if "dynamic_img_size" in str(error):  # it has no such option: what sizes it takes as it is, a trial tells
+        if "dynamic_img_size" in options and "dynamic_img_size" in str(
+            error
+        ):  # it has no such option: what sizes it takes as it is, a trial tells
             del options["dynamic_img_size"]
             return _create(name, options)
         raise ValueError(f"backbone {name!r} cannot be built with {options}: {error}") from error

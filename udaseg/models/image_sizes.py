@@ -6,7 +6,6 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 _LARGEST_MULTIPLE = 256
@@ -58,7 +57,9 @@ def pad(image: Tensor, size: tuple[int, int], colour: Tensor) -> Tensor:
 
 def crop(level: Tensor, padded: Sequence[int], size: Sequence[int]) -> Tensor:
     """The cells of a (B, C, h, w) level of a padded image that hold pixels of the image."""
-    height, width = (-(-side * cells // whole) for side, cells, whole in zip(size, level.shape[-2:], padded, strict=True))
+    height, width = (
+        -(-side * cells // whole) for side, cells, whole in zip(size, level.shape[-2:], padded, strict=True)
+    )
     return level[..., :height, :width]
 
 
