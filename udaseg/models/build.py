@@ -226,9 +226,8 @@ def _create(name: str, options: dict[str, Any]) -> Any:
     try:
         return timm.create_model(name, features_only=True, **options)
     except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        if "dynamic_img_size" in options and "dynamic_img_size" in str(
-            error
-        ):  # it has no such option: what sizes it takes as it is, a trial tells
+        if "dynamic_img_size" in str(error) and "dynamic_img_size" in options:
+            # it has no such option: what sizes it takes as it is, a trial tells
             del options["dynamic_img_size"]
             return _create(name, options)
         raise ValueError(f"backbone {name!r} cannot be built with {options}: {error}") from error
