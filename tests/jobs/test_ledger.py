@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,8 +10,7 @@ import numpy as np
 import pytest
 
 from udaseg.errors import DatasetError
-from udaseg.jobs import ledger as ledger_module
-from udaseg.jobs.ledger import Ledger, exclusive_driver, open_ledger
+from udaseg.jobs.ledger import Ledger, open_ledger
 
 
 def rows(count: int, prefix: str = "") -> Iterator[dict[str, Any]]:
@@ -100,56 +94,3 @@ def test_what_was_left_half_written_is_no_entry(tmp_path: Path) -> None:
     ledger.commit("predict", 0, {"image_id": []})
     (tmp_path / "job" / "predict" / "00000001.parquet.0123.tmp").write_bytes(b"half")
     assert ledger.committed("predict") == {0}
-
-
-# --- one driver at a time -------------------------------------------------------------------------------------------
-
-DRIVER = """
-import sys, time
-from udaseg.jobs import ledger
-ledger.HEARTBEAT = 0.05
-with ledger.exclusive_driver(sys.argv[1]):
-    print("at work", flush=True)
-    time.sleep(60)
-"""
-
-
-@pytest.fixture
-def other(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """Another process at work on the books in `tmp_path`/out/job."""
-    words = [sys.executable, "-c", DRIVER, str(tmp_path / "out" / "job")]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None and process.stdout.readline() == "at work\n"
-        yield process
-        process.kill()
-
-
-def test_a_second_driver_is_refused_while_the_first_works(
-    other: subprocess.Popen[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ledger_module, "HEARTBEAT", 0.5)
-    busy = pytest.raises(DatasetError, match=rf"out: process {other.pid} on .* works on it")
-    with busy, exclusive_driver(str(tmp_path / "out" / "job")):
-        pass
-    assert (tmp_path / "out" / "job" / "driver.json").exists(), "the first one's name stays"
-
-
-def test_a_killed_driver_is_followed_at_once(other: subprocess.Popen[str], tmp_path: Path) -> None:
-    other.kill()
-    other.wait()
-    began = time.monotonic()
-    with exclusive_driver(str(tmp_path / "out" / "job")):
-        assert json.loads((tmp_path / "out" / "job" / "driver.json").read_bytes())["pid"] == os.getpid()
-    assert time.monotonic() - began < ledger_module.HEARTBEAT
-    assert list((tmp_path / "out" / "job").iterdir()) == []
-
-
-def test_a_driver_of_another_machine_is_followed_when_it_is_silent(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ledger_module, "HEARTBEAT", 0.05)
-    owner = {"host": {"name": "elsewhere", "address": 1}, "pid": os.getppid(), "beat": 3}
-    (tmp_path / "driver.json").write_text(json.dumps(owner))
-    began = time.monotonic()
-    with exclusive_driver(str(tmp_path)):
-        assert time.monotonic() - began >= 4 * 0.05

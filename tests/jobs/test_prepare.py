@@ -23,6 +23,7 @@ from udaseg.data.images import decode_label
 from udaseg.data.manifest import read_manifest
 from udaseg.data.storage import filesystem, join, resolve
 from udaseg.errors import DatasetError
+from udaseg.jobs.output import mark
 from udaseg.jobs.prepare import prepare
 
 CLASSES = Classes(names=("road", "sky", "car"), palette=((128, 64, 128), (70, 130, 180), (0, 0, 142)))
@@ -72,6 +73,7 @@ def tree(tmp_path: Path) -> Path:
         put_image(tmp_path / "images" / image, seed)
         put_label(tmp_path / "labels" / f"{label}.png", seed)
     (tmp_path / "classes.json").write_text(CLASSES.to_json())
+    (tmp_path / "given.json").write_text(CLASSES.to_json())
     return tmp_path
 
 
@@ -119,7 +121,8 @@ def test_unlabelled(tree: Path) -> None:
 
 
 def test_uris_are_relative_below_the_dataset(tree: Path) -> None:
-    run(tree, out=".")
+    mark(str(tree), "prepare")  # its directory already, before the images came into it
+    run(tree, out=".", classes="given.json")
     row = read_manifest(str(tree))["image_uri"].to_pylist()[2]
     assert row == "images/b/d e.webp"
     for base in (str(tree), tree.as_uri()):
@@ -139,6 +142,8 @@ def test_file_uris(tree: Path) -> None:
         assert row["image_uri"].startswith("file:///")
         fs, path = filesystem(row["label_uri"])
         assert row["class_pixels"] == counts(np.asarray(Image.open(fs.open_input_file(path))))
+    mark(str(tree), "prepare")
+    arguments["classes"] = join(uri, "given.json")
     prepare(images=join(uri, "images"), out=str(tree), **arguments)  # a path above a URI
     assert read_manifest(str(tree))["image_uri"].to_pylist()[0] == "images/50% b?#/c.jpg"
 

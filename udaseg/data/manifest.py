@@ -23,6 +23,9 @@ from udaseg.data.classes import Classes
 from udaseg.data.storage import exists, filesystem, join, reach, read_bytes, remove, write_bytes, writer
 from udaseg.errors import DatasetError
 
+DATASET_FILES = ("manifest.parquet", "classes.json", "index.arrow", "class_rows.arrow")
+
+
 MANIFEST = pa.schema(
     [
         pa.field("image_id", pa.string(), nullable=False),

@@ -35,6 +35,7 @@ from udaseg.errors import ConfigError
 from udaseg.evaluation.metrics import gap_closed, mean_iou
 from udaseg.job_config import Cluster
 from udaseg.jobs.evaluate import evaluate
+from udaseg.jobs.output import mark, own_directory
 from udaseg.jobs.prepare import prepare
 from udaseg.jobs.pseudo_label.job import pseudo_label
 from udaseg.jobs.ray_session import ensure_ray, usable_cores
@@ -53,18 +54,16 @@ NETWORKS = {"source-only": "source_only_small", "adapted": "bcl_demo", "oracle":
 class _Journal:
     """The phases that are done, kept on disk, so that a resumed demo repeats none.
 
-    Raises ConfigError where `out` exists and is not to be resumed, or is of other settings.
+    Raises ConfigError where `out` holds a demo that is not to be resumed, or is of other settings.
     """
 
     def __init__(self, out: Path, settings: dict[str, Any], resume: bool) -> None:
         self._file = out / "demo.json"
         settings = json.loads(json.dumps(settings))
         self._content: dict[str, Any] = {"settings": settings, "phases": {}}
-        if out.exists():
+        if self._file.exists():
             if not resume:
                 raise ConfigError(f"{out}: exists; go on with it by --resume, or choose another --out")
-            if not self._file.exists():
-                raise ConfigError(f"{out}: is no demo's directory, so it cannot be resumed; choose another --out")
             self._content = json.loads(self._file.read_text())
             theirs = self._content["settings"]
             if changed := [name for name in settings if theirs.get(name) != settings[name]]:
@@ -116,7 +115,7 @@ def demo(
         resume: go on with the demo in `out`; finished phases are not repeated.
 
     Raises:
-        ConfigError: `out` exists and is not resumed, or was begun with other settings.
+        ConfigError: `out` holds anything and is not resumed, is no demo's, or was begun with other settings.
         TrainingError: training cannot go on.
     """
     root = Path(out).absolute()
@@ -124,45 +123,47 @@ def demo(
     for run in runs.values():
         run.check()
     settings: dict[str, Any] = {"seed": seed, "train_images": train_images, "val_images": val_images, "size": size}
-    journal = _Journal(root, settings | {run.name: dataclasses.asdict(run) for run in runs.values()}, resume)
-    data = root / "data"
-    source, target = str(data / "source"), str(data / "target")
+    settings |= {run.name: dataclasses.asdict(run) for run in runs.values()}
+    with own_directory(str(root), "demo"):
+        journal = _Journal(root, settings, resume)
+        data = root / "data"
+        source, target = str(data / "source"), str(data / "target")
 
-    journal.phase("render", partial(write_pair, data, seed=seed, size=size, train=train_images, val=val_images))
-    journal.phase("prepare", _prepare, data)
-    for network in ("adapted", "source-only", "oracle"):
-        if network == "source-only":
-            _take_over_warm_start(runs["adapted"], runs["source-only"], root)
-        journal.phase(f"train {network}", _train, runs[network], source, target, root)
-    before, adapted = (str(root / runs[network].name / "model") for network in ("source-only", "adapted"))
-    scores = journal.phase("evaluate", _score, runs, target, root)
-    shares = journal.phase("pseudo-label", _label, adapted, target, root, runs["adapted"].stages[-1].pseudo_label)
+        journal.phase("render", partial(write_pair, data, seed=seed, size=size, train=train_images, val=val_images))
+        journal.phase("prepare", _prepare, data)
+        for network in ("adapted", "source-only", "oracle"):
+            if network == "source-only":
+                _take_over_warm_start(runs["adapted"], runs["source-only"], root)
+            journal.phase(f"train {network}", _train, runs[network], source, target, root)
+        before, adapted = (str(root / runs[network].name / "model") for network in ("source-only", "adapted"))
+        scores = journal.phase("evaluate", _score, runs, target, root)
+        shares = journal.phase("pseudo-label", _label, adapted, target, root, runs["adapted"].stages[-1].pseudo_label)
 
-    curves = {network: [(step, np.array(counts)) for step, counts in scores[network]] for network in runs}
-    classes = read_classes(target)
-    page = html_report(
-        classes=classes,
-        about=(
-            f"{runs['adapted'].name} on the embedded pair of domains: {train_images} labelled source images and "
-            f"{train_images} target images without labels, scored on {val_images} more of the target. "
-            f"Each network trains {curves['adapted'][-1][0]} steps in all, the adapted one's warm start included; "
-            "the oracle alone reads labels of the target's training images."
-        ),
-        curves=curves,
-        begins={stage.name: begin for stage, begin in _stages(runs["adapted"])},
-        losses={network: _losses(run, root) for network, run in runs.items()},
-        examples=_examples(before, adapted, target),
-        shares=Shares(*map(np.array, shares)),
-        settings={f"{network}: {run.name}": to_json(run) for network, run in runs.items()},
-        facts={"seed": str(seed), "device": _device()} | _versions(),
-        seconds=journal.seconds(),
-    )
-    write_bytes(str(root / "report.html"), page.encode())
-    show(iou_table({network: points[-1][1] for network, points in curves.items()}, classes.names))
-    print(f"report: {root / 'report.html'}")
-    results = [mean_iou(points[-1][1]) for points in curves.values()]
-    print(gap_text(*results), flush=True)
-    return gap_closed(*results)
+        curves = {network: [(step, np.array(counts)) for step, counts in scores[network]] for network in runs}
+        classes = read_classes(target)
+        page = html_report(
+            classes=classes,
+            about=(
+                f"{runs['adapted'].name} on the embedded pair of domains: {train_images} labelled source images and "
+                f"{train_images} target images without labels, scored on {val_images} more of the target. "
+                f"Each network trains {curves['adapted'][-1][0]} steps in all, the adapted one's warm start included; "
+                "the oracle alone reads labels of the target's training images."
+            ),
+            curves=curves,
+            begins={stage.name: begin for stage, begin in _stages(runs["adapted"])},
+            losses={network: _losses(run, root) for network, run in runs.items()},
+            examples=_examples(before, adapted, target),
+            shares=Shares(*map(np.array, shares)),
+            settings={f"{network}: {run.name}": to_json(run) for network, run in runs.items()},
+            facts={"seed": str(seed), "device": _device()} | _versions(),
+            seconds=journal.seconds(),
+        )
+        write_bytes(str(root / "report.html"), page.encode())
+        show(iou_table({network: points[-1][1] for network, points in curves.items()}, classes.names))
+        print(f"report: {root / 'report.html'}")
+        results = [mean_iou(points[-1][1]) for points in curves.values()]
+        print(gap_text(*results), flush=True)
+        return gap_closed(*results)
 
 
 def _recipes(values: Mapping[str, Any]) -> dict[str, Recipe]:
@@ -189,18 +190,20 @@ def _prepare(data: Path) -> None:
     ensure_ray(num_cpus=usable_cores() + Cluster().workers)  # as training would, which comes next
     for domain in ("source", "target"):
         directory = str(data / domain)
+        mark(directory, "prepare")  # beside the images that the demo itself has rendered there
         prepare(out=directory, layout="folders", root=directory, classes=str(data / "classes.json"), overwrite=True)
 
 
 def _take_over_warm_start(adapted: Recipe, source_only: Recipe, root: Path) -> None:
     """Copy the adapted run's first stage, with its metrics: trained anew, it would come out bit for bit the same."""
     name = f"0-{adapted.stages[0].name}"
-    stage = root / source_only.name / "stages" / name
-    if not stage.exists():
-        shutil.copytree(root / adapted.name / "stages" / name, stage)
+    stage, metrics = root / source_only.name / "stages" / name, root / source_only.name / "metrics.jsonl"
+    mark(str(root / source_only.name), "train")
+    if not metrics.exists():
+        shutil.copytree(root / adapted.name / "stages" / name, stage, dirs_exist_ok=True)
         rows = (root / adapted.name / "metrics.jsonl").read_text().splitlines()
         rows = [row for row in rows if json.loads(row)["stage"] == 0]
-        (root / source_only.name / "metrics.jsonl").write_text("\n".join(rows) + "\n")
+        write_bytes(str(metrics), "".join(f"{row}\n" for row in rows).encode())
 
 
 def _train(run: Recipe, source: str, target: str, root: Path) -> None:
@@ -230,10 +233,8 @@ def _score(runs: Mapping[str, Recipe], target: str, root: Path) -> dict[str, lis
 
 def _label(checkpoint: str, target: str, root: Path, rules: PseudoLabel | None) -> list[list[float]]:
     """Pseudo-label the target's training images; returns what `Shares` holds."""
-    out = root / "pseudo_labels"
-    if out.exists():  # of an interrupted demo
-        shutil.rmtree(out)
-    shares = pseudo_label(checkpoint=checkpoint, images=target, out=str(out), split="train", rules=rules)
+    out = str(root / "pseudo_labels")
+    shares = pseudo_label(checkpoint=checkpoint, images=target, out=out, split="train", rules=rules)
     return [values.tolist() for values in shares]
 
 

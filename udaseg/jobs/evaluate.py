@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import ray
@@ -16,8 +17,10 @@ from udaseg.config import Inference
 from udaseg.data.classes import read_classes, require_same_classes
 from udaseg.data.index import open_index
 from udaseg.data.manifest import read_manifest
+from udaseg.data.storage import exists, join, write_bytes
 from udaseg.errors import ConfigError, DatasetError
 from udaseg.evaluation.metrics import confusion
+from udaseg.jobs.output import own_directory
 from udaseg.jobs.ray_session import actor_pool, ensure_ray, track
 from udaseg.models.inference import by_size, predict, to_pixels
 from udaseg.reports.adaptation import confusion_picture, iou_table, summary
@@ -96,18 +99,19 @@ def evaluate_to(
 ) -> None:
     """Evaluate a checkpoint, print its table or JSON, and write both files to the folder `out` where it is given.
 
-    Raises, before any work, as `evaluate` does, and ConfigError where the folder holds results already.
+    Raises, before any work, as `evaluate` does, and ConfigError where the folder holds anything already.
     """
-    folder = Path(out) if out is not None else None
-    if folder is not None and (folder.is_file() or any((folder / name).exists() for name in FILES)):
-        raise ConfigError(f"{folder}: holds results already; choose another --out")
-    counts = evaluate([checkpoint], dataset, split=split, inference=inference)[0]
-    classes = read_classes(dataset)
-    metrics = summary(counts, classes.names)
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / FILES[0]).write_text(json.dumps(metrics, indent=1))
-        confusion_picture(counts, classes.names).save(folder / FILES[1])
+    with contextlib.nullcontext() if out is None else own_directory(out, "evaluate"):
+        if out is not None and any(exists(join(out, name)) for name in FILES):
+            raise ConfigError(f"{out}: holds results already; choose another --out")
+        counts = evaluate([checkpoint], dataset, split=split, inference=inference)[0]
+        classes = read_classes(dataset)
+        metrics = summary(counts, classes.names)
+        if out is not None:
+            picture = io.BytesIO()
+            confusion_picture(counts, classes.names).save(picture, "PNG")
+            write_bytes(join(out, FILES[0]), json.dumps(metrics, indent=1).encode())
+            write_bytes(join(out, FILES[1]), picture.getvalue())
     if print_json:
         print(json.dumps(metrics))
     else:

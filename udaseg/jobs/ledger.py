@@ -3,7 +3,6 @@
     listing.parquet             one row an image; a row group is a block
     job.json                    what the job is; it is there once the listing is whole
     <phase>/<block>.parquet     what a phase made of a block; written after all files of the block
-    driver.json                 who works on it, while somebody does
 
 An image counts as done when its block's entry is there, so that each counts once, however often a task was begun, and a
 job that begins again does only the blocks without entries. Entries derive from the listing alone: whoever does a block
@@ -16,27 +15,18 @@ import contextlib
 import hashlib
 import io
 import json
-import os
-import platform
 import posixpath
-import threading
-import time
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import chain, count, islice
+from itertools import chain, islice
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from udaseg.data.storage import children, exists, filesystem, join, read_bytes, remove, write_bytes, writer
+from udaseg.data.storage import children, exists, filesystem, join, read_bytes, write_bytes, writer
 from udaseg.errors import DatasetError
-
-HEARTBEAT = 5.0
-"""Seconds between the signs of life of the process that works on a job."""
-
 
 LISTING = pa.schema(
     [
@@ -161,73 +151,3 @@ def _write_listing(images: Iterable[dict[str, Any]], block_size: int, stream: pa
             if parquet is not None:
                 parquet.write_table(pa.Table.from_pylist(block, schema=LISTING), row_group_size=block_size)
     return number, digest.hexdigest()[:16]
-
-
-@contextlib.contextmanager
-def exclusive_driver(directory: str, *, scratch: str | None = None) -> Iterator[None]:
-    """Keep other processes from the books in a directory while this one works on them.
-
-    Where an earlier process left its name, its next sign of life is waited for, unless it ran on this machine and is
-    known to be gone. `scratch` is as in `write_bytes`.
-
-    Raises:
-        DatasetError: another process works on them.
-    """
-    uri = join(directory, "driver.json")
-    _wait_for_heartbeat(uri, directory)
-    ended = threading.Event()
-
-    def sign(beat: int) -> None:
-        content = {"host": _host(), "pid": os.getpid(), "beat": beat}
-        write_bytes(uri, json.dumps(content).encode(), scratch=scratch)
-
-    def sign_on() -> None:
-        for beat in count(1):
-            if ended.wait(HEARTBEAT):
-                return
-            with contextlib.suppress(OSError):  # the store may answer again at the next one
-                sign(beat)
-
-    sign(0)
-    thread = threading.Thread(target=sign_on, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-        remove(uri)
-
-
-def _wait_for_heartbeat(uri: str, directory: str) -> None:
-    if not exists(uri):
-        return
-    seen = read_bytes(uri)
-    other = json.loads(seen)
-    if other["host"] == _host() and not _runs(other["pid"]):
-        return
-    until = time.monotonic() + 4 * HEARTBEAT
-    while time.monotonic() < until:
-        time.sleep(HEARTBEAT / 5)
-        if not exists(uri):
-            return
-        if read_bytes(uri) != seen:
-            raise DatasetError(
-                f"{posixpath.dirname(directory)}: process {other['pid']} on {other['host']['name']} works on it; "
-                "wait for its end, stop it, or choose another --out"
-            )
-
-
-def _host() -> dict[str, Any]:
-    return {"name": platform.node(), "address": uuid.getnode()}
-
-
-def _runs(pid: int) -> bool:
-    """Whether another process of this machine has that number."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return pid != os.getpid()

@@ -14,7 +14,7 @@ from udaseg.checkpoints.directory import read_card
 from udaseg.config import DOMAIN_OF, Recipe
 from udaseg.data.classes import Classes, read_classes, require_same_classes
 from udaseg.data.index import open_index
-from udaseg.data.storage import absolute, children, exists, join, read_bytes
+from udaseg.data.storage import absolute, exists, join, read_bytes
 from udaseg.errors import ConfigError, DatasetError
 from udaseg.job_config import Cluster
 from udaseg.models.build import build_segmenter
@@ -94,11 +94,9 @@ def check(recipe: Recipe, directories: dict[str, str | None], cluster: Cluster) 
 
 
 def check_out(config: dict[str, Any], out: str, resume: bool) -> None:
-    """Make sure that a run directory is new, or that the run to be resumed has this configuration and data."""
+    """Make sure that no run has begun in a directory, or that the one to be resumed has this configuration and data."""
     uri = join(out, "config.json")
     if not exists(uri):
-        if not resume and children(out):
-            raise ConfigError(f"{out}: exists and is no run directory; choose another --out")
         return
     if not resume:
         raise ConfigError(f"{out}: holds a run already; go on with it by --resume, or choose another --out")

@@ -19,13 +19,16 @@ from udaseg.data.classes import Classes
 from udaseg.data.folders import IMAGE_SUFFIXES, LABEL_SUFFIXES, Pair, Problem, files, match, sort_out
 from udaseg.data.images import MAX_BYTES, inspect
 from udaseg.data.layouts import LAYOUTS
-from udaseg.data.manifest import MANIFEST, write_dataset
+from udaseg.data.manifest import DATASET_FILES, MANIFEST, write_dataset
 from udaseg.data.storage import exists, filesystem, join, read_bytes, remove, write_bytes
 from udaseg.data.strict_json import parse_json
 from udaseg.data.taxonomies import remap
 from udaseg.errors import DatasetError
+from udaseg.jobs.output import keep_apart, own_directory, require_own
 from udaseg.jobs.ray_session import ensure_ray, track
 from udaseg.reports.tables import cell, show
+
+SKIPPED = "skipped.json"
 
 _FACTS = pa.schema(
     [
@@ -56,7 +59,7 @@ def prepare(
     """Check every image and label, and write a dataset directory. Images stay where they are.
 
     Give either --images (and --labels for a labelled set), or --layout and --root. Paths may be URIs such as s3://...
-    Returns what was skipped. Raises DatasetError, and writes nothing, where anything is wrong.
+    Returns what was skipped. Raises DatasetError or ConfigError, and writes nothing, where anything is wrong.
 
     Args:
         out: The dataset directory to write.
@@ -74,33 +77,52 @@ def prepare(
         on_error: Whether an image that cannot be used makes it refuse, or is skipped and listed in skipped.json.
         overwrite: Replace the dataset that is in the directory already.
     """
+    require_own(out, "prepare")
+    given = {"--classes": classes, "--mapping": mapping, "--splits": splits}
+    if root is not None and classes is None and layout in LAYOUTS and LAYOUTS[layout].classes is None:
+        given["--root"] = join(root, "classes.json")  # which is read
+    keep_apart(given, out, [*DATASET_FILES, SKIPPED])
     if exists(join(out, "manifest.parquet")) and not overwrite:
         raise DatasetError(f"{out}: there is a dataset in this directory already; replace it by --overwrite")
-    pairs, class_list = _find(images, labels, classes, mapping, layout, root, splits, split)
-    good, problems = sort_out(pairs)
-    if splits is not None:
-        good, more = _assign_splits(good, {pair.image_id for pair in pairs if pair.image_uri}, splits)
-        problems += more
-    facts = _inspect_all(good, class_list)
-    broken = pc.is_valid(facts["problem"])
-    problems += [Problem(good[f["row"]].image_id, f["problem"]) for f in facts.filter(broken).to_pylist()]
-    if problems and on_error == "refuse":
-        raise DatasetError(f"nothing was written; leave such images out by --on-error skip\n{_listing(problems)}")
-    facts = facts.filter(pc.invert(broken))
-    if facts.num_rows == 0:
-        raise DatasetError(f"nothing was written, as no image can be used\n{_listing(problems)}")
+    with own_directory(out, "prepare"):
+        if not _is_own_list(join(out, SKIPPED)):
+            raise DatasetError(f"{join(out, SKIPPED)}: not written by `udaseg prepare`, which would; move it elsewhere")
+        pairs, class_list = _find(images, labels, classes, mapping, layout, root, splits, split)
+        good, problems = sort_out(pairs)
+        if splits is not None:
+            good, more = _assign_splits(good, {pair.image_id for pair in pairs if pair.image_uri}, splits)
+            problems += more
+        facts = _inspect_all(good, class_list)
+        broken = pc.is_valid(facts["problem"])
+        problems += [Problem(good[f["row"]].image_id, f["problem"]) for f in facts.filter(broken).to_pylist()]
+        if problems and on_error == "refuse":
+            raise DatasetError(f"nothing was written; leave such images out by --on-error skip\n{_listing(problems)}")
+        facts = facts.filter(pc.invert(broken))
+        if facts.num_rows == 0:
+            raise DatasetError(f"nothing was written, as no image can be used\n{_listing(problems)}")
 
-    manifest = _manifest([good[row] for row in facts["row"].to_pylist()], facts, out, name)
-    skipped = join(out, "skipped.json")
-    if problems:
-        write_bytes(skipped, json.dumps([problem._asdict() for problem in problems], indent=1).encode())
-    else:
-        remove(skipped)  # of an overwritten dataset
-    write_dataset(out, manifest, class_list)
-    if problems:
-        print(f"skipped, as {skipped} lists\n{_listing(problems)}")
-    _show(manifest, class_list, title=out)
-    return problems
+        manifest = _manifest([good[row] for row in facts["row"].to_pylist()], facts, out, name)
+        skipped = join(out, SKIPPED)
+        if problems:
+            write_bytes(skipped, json.dumps([problem._asdict() for problem in problems], indent=1).encode())
+        else:
+            remove(skipped)  # of an overwritten dataset
+        write_dataset(out, manifest, class_list)
+        if problems:
+            print(f"skipped, as {skipped} lists\n{_listing(problems)}")
+        _show(manifest, class_list, title=out)
+        return problems
+
+
+def _is_own_list(uri: str) -> bool:
+    """Whether a file is such a list of problems as this module writes, or missing."""
+    if not exists(uri):
+        return True
+    try:
+        content = json.loads(read_bytes(uri))
+        return all(set(problem) == set(Problem._fields) for problem in content)
+    except (ValueError, TypeError):
+        return False
 
 
 def _find(

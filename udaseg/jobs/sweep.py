@@ -22,11 +22,12 @@ import ray
 from ray.tune.search.sample import Float, LogUniform
 
 from udaseg.data.manifest import digest, read_manifest
-from udaseg.data.storage import absolute, children, exists, join, read_bytes, write_bytes
+from udaseg.data.storage import absolute, exists, join, read_bytes, write_bytes
 from udaseg.errors import ConfigError, DatasetError, TrainingError
 from udaseg.evaluation.checkpoint_scores import Scoring
 from udaseg.evaluation.model_selection import SCORES
 from udaseg.job_config import Sweep
+from udaseg.jobs.output import own_directory, require_own
 from udaseg.jobs.preflight import check
 from udaseg.jobs.ray_session import ensure_ray, usable_cores
 from udaseg.jobs.spaces import MODES, Space, shared_stages
@@ -47,9 +48,15 @@ def sweep(space: Space, a: Sweep) -> list[Trial]:
     out, directory = absolute(a.out), absolute(a.target)
     wanted = {domain for stage in a.recipe.stages for domain in stage.data.domains()}
     data = {"source": a.source and absolute(a.source), "target": directory if "target" in wanted else None}
+    require_own(out, "sweep")
     _check(space, a, data)
-    settings = _settings(space, a, out)
+    with own_directory(out, "sweep"):
+        settings = _settings(space, a, out)
+        return _sweep(space, a, out, data, settings)
 
+
+def _sweep(space: Space, a: Sweep, out: str, data: dict[str, str | None], settings: str) -> list[Trial]:
+    """The sweep's work, in a directory that is its own."""
     need = trial_resources(a.cluster)
     ensure_ray(num_cpus=max(usable_cores(), math.ceil(need["CPU"])), dashboard=True)
     concurrent = a.concurrent or concurrency(ray.cluster_resources(), need)
@@ -62,7 +69,7 @@ def sweep(space: Space, a: Sweep) -> list[Trial]:
         reads = {domain for stage in first.stages for domain in stage.data.domains()}
         source, target = (data[name] if name in reads else None for name in ("source", "target"))
         train(first, source=source, target=target, out=join(out, "shared"), resume=True, cluster=a.cluster)
-    scoring = Scoring(directory=directory, split=a.split, images=a.images, window=a.window)
+    scoring = Scoring(directory=absolute(a.target), split=a.split, images=a.images, window=a.window)
     trial = trainable(a.recipe, shared, data, out, cluster, scoring, a.metric)
     run_trials(trial, space, a, out, concurrent, shared)
 
@@ -84,7 +91,7 @@ def _check(space: Space, a: Sweep, data: dict[str, str | None]) -> None:
 
 
 def _settings(space: Space, a: Sweep, out: str) -> str:
-    """What `out`/sweep.json is to hold. Raises ConfigError unless `out` is new, or resumed with the same settings."""
+    """What `out`/sweep.json is to hold. Raises ConfigError unless it is new, or resumed with the same settings."""
     chosen = ("metric", "trials", "search", "scheduler", "split", "images", "window")
     mine = {
         "space": {name: f"{domain.domain_str} {domain.sampler}" for name, domain in space.values.items()},
@@ -100,8 +107,6 @@ def _settings(space: Space, a: Sweep, out: str) -> str:
         theirs = json.loads(read_bytes(uri))
         if changed := [name for name in mine if theirs.get(name) != mine[name]]:
             raise ConfigError(f"{out}: was begun with other settings ({', '.join(changed)}); choose another --out")
-    elif children(out):
-        raise ConfigError(f"{out}: exists and is no sweep's directory; choose another --out")
     return json.dumps(mine, indent=1)
 
 

@@ -24,6 +24,7 @@ from udaseg.errors import TrainingError
 from udaseg.evaluation.checkpoint_scores import Scoring
 from udaseg.job_config import Cluster
 from udaseg.jobs.monitor import Monitor
+from udaseg.jobs.output import own_directory, require_own
 from udaseg.jobs.preflight import check, check_out, check_resources, shortage
 from udaseg.jobs.pseudo_label.job import pseudo_label
 from udaseg.jobs.ray_session import check_nodes, ensure_ray, usable_cores
@@ -61,25 +62,27 @@ def train(
         TrainingError: training cannot go on.
     """
     cluster = cluster or Cluster()
+    require_own(out, "train")
     directories = {"source": source, "target": target}
     classes = check(recipe, directories, cluster)
     digests = {name: digest(directory) for name, directory in directories.items() if directory is not None}
     out = absolute(out)
     config = {"recipe": json.loads(recipe_to_json(recipe)), "manifests": digests}
-    check_out(config, out, resume)
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(cluster.wait))
-    ensure_ray(num_cpus=usable_cores() + cluster.workers)
-    check_resources(cluster)
-    if not exists(join(out, "config.json")):
-        write_bytes(join(out, "config.json"), json.dumps(config, indent=1).encode())
-    write_bytes(join(out, "classes.json"), classes.to_json().encode())
-    check_nodes([first_image(directory) for directory in directories.values() if directory is not None], out)
-    run = _Run(recipe, classes, directories, digests, out, cluster, Monitor(out, on_score), scoring)
-    for number, stage in enumerate(recipe.stages):
-        if not exists(join(run.stage_directory(number), "model", CARD_FILE)):
-            run_stage(run, number, stage)
-    copy_model(join(run.stage_directory(len(recipe.stages) - 1), "model"), join(out, "model"))
-    return join(out, "model")
+    with own_directory(out, "train"):
+        check_out(config, out, resume)
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(cluster.wait))
+        ensure_ray(num_cpus=usable_cores() + cluster.workers)
+        check_resources(cluster)
+        if not exists(join(out, "config.json")):
+            write_bytes(join(out, "config.json"), json.dumps(config, indent=1).encode())
+        write_bytes(join(out, "classes.json"), classes.to_json().encode())
+        check_nodes([first_image(directory) for directory in directories.values() if directory is not None], out)
+        run = _Run(recipe, classes, directories, digests, out, cluster, Monitor(out, on_score), scoring)
+        for number, stage in enumerate(recipe.stages):
+            if not exists(join(run.stage_directory(number), "model", CARD_FILE)):
+                run_stage(run, number, stage)
+        copy_model(join(run.stage_directory(len(recipe.stages) - 1), "model"), join(out, "model"))
+        return join(out, "model")
 
 
 def stage_directory(out: str, recipe: Recipe, number: int) -> str:

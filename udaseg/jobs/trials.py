@@ -23,6 +23,7 @@ from udaseg.data.storage import children, exists, join, read_bytes, write_bytes
 from udaseg.errors import CheckpointError, ConfigError, TrainingError
 from udaseg.evaluation.checkpoint_scores import Scoring
 from udaseg.job_config import Cluster, Sweep
+from udaseg.jobs.output import mark
 from udaseg.jobs.spaces import MODES, Space
 from udaseg.jobs.train import stage_directory, train
 from udaseg.overrides import override
@@ -60,11 +61,12 @@ def trainable(
     def trial(values: dict[str, Any]) -> None:
         ray.data.DataContext.get_current().enable_progress_bars = False
         run, own = override(recipe, values), join(out, "trials", tune.get_context().get_trial_id())
-        uri = join(own, "trial.json")
+        uri = join(own, "trial.json")  # without it the trial has not begun, whatever else is there
         if exists(uri):
             note = json.loads(read_bytes(uri)) | {"error": None}
         else:
             note = {"began": time.time(), "values": values, "error": None}
+            mark(own, "train")
             for number in range(shared):
                 come_from = stage_directory(join(out, "shared"), run, number)
                 copy_model(join(come_from, "model"), join(stage_directory(own, run, number), "model"))
@@ -118,8 +120,9 @@ def read_curve(run: str, begins: Sequence[int]) -> list[tuple[int, dict[str, flo
 def read_trials(out: str, recipe: Recipe, shared: int) -> list[Trial]:
     """The trials in a sweep's directory, in the order they began."""
     begins, trials = stage_begins(recipe, shared), []
-    names = [info.base_name for info in children(join(out, "trials"))]
-    notes = {name: json.loads(read_bytes(join(out, "trials", name, "trial.json"))) for name in names}
+    folders = [info.base_name for info in children(join(out, "trials"))]
+    uris = {name: join(out, "trials", name, "trial.json") for name in folders}
+    notes = {name: json.loads(read_bytes(uri)) for name, uri in uris.items() if exists(uri)}  # else not begun
     for name, note in sorted(notes.items(), key=lambda item: item[1]["began"]):
         own = join(out, "trials", name)
         finished = exists(join(own, "model", CARD_FILE))

@@ -38,7 +38,8 @@ from udaseg.data.listing import list_images
 from udaseg.data.manifest import digest, read_manifest, write_dataset
 from udaseg.data.storage import absolute, exists, join, read_bytes, write_bytes
 from udaseg.errors import CheckpointError, ConfigError, DatasetError
-from udaseg.jobs.ledger import Ledger, exclusive_driver, open_ledger
+from udaseg.jobs.ledger import Ledger, open_ledger
+from udaseg.jobs.output import lies_in, own_directory, require_own
 from udaseg.jobs.pseudo_label.actors import PredictActor
 from udaseg.jobs.pseudo_label.phases import (
     FailureLimit,
@@ -104,10 +105,11 @@ def pseudo_label(
     classes = _common_classes(checkpoints)
     if rules.measure == "prototype" and source is None:
         raise ConfigError("measure prototype needs the labelled source that prototypes are made from: give --source")
-    if exists(join(out, "manifest.parquet")) and not exists(join(out, "job", "job.json")):
-        raise DatasetError(f"{out}: holds a dataset already; choose another --out")
-    if (out + "/").startswith(images.rstrip("/") + "/") and not exists(join(images, "manifest.parquet")):
+    require_own(out, "pseudo-label")
+    if lies_in(out, images) and not exists(join(images, "manifest.parquet")):
         raise DatasetError(f"{out}: lies in the folder of images; choose an --out outside of it")
+    if lies_in(images, out):
+        raise DatasetError(f"{images}: lies in the folder of labels; choose an --out elsewhere")
     job = {
         "checkpoint": [_fingerprint(uri, inference) for uri in checkpoints],
         "rules": {k: v for k, v in dataclasses.asdict(rules).items() if k != "by"},
@@ -116,23 +118,23 @@ def pseudo_label(
         "truth": truth,
         "layouts": list(layouts),
     }
-    ledger = open_ledger(join(out, "job"), lambda: list_images(images, split), block_size=block_size, job=job)
-    if not exists(join(out, "manifest.parquet")):
-        work = Work(
-            checkpoints=checkpoints,
-            out=out,
-            ledger=ledger,
-            classes=classes,
-            rules=rules,
-            inference=inference,
-            layouts=tuple(layouts),
-            truth=_truth(images, classes) if truth else None,
-        )
-        with exclusive_driver(ledger.directory, scratch=work.scratch):
-            _clear_scratch(out)  # before the next sign of life, which is written there
+    with own_directory(out, "pseudo-label"):
+        ledger = open_ledger(join(out, "job"), lambda: list_images(images, split), block_size=block_size, job=job)
+        if not exists(join(out, "manifest.parquet")):
+            work = Work(
+                checkpoints=checkpoints,
+                out=out,
+                ledger=ledger,
+                classes=classes,
+                rules=rules,
+                inference=inference,
+                layouts=tuple(layouts),
+                truth=_truth(images, classes) if truth else None,
+            )
+            _clear_scratch(out)
             _do(work, source, max_failed)
-    _clear_scratch(out)
-    return _print(classes, json.loads(read_bytes(join(out, "report.json"))))
+        _clear_scratch(out)
+        return _print(classes, json.loads(read_bytes(join(out, "report.json"))))
 
 
 def _do(work: Work, source: str | None, max_failed: float | None) -> None:
