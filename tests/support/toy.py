@@ -43,6 +43,9 @@ _CLUDA = CLUDA.Config(
     attention_channels=16,
     seek_from=2,
 )
+_TEMPLATES: dict[str, Stream | None] = {"template": _TRUE, "rare": _TRUE}
+DATA: dict[type[MethodConfig], dict[str, Stream | None]] = {LDBE.Config: {"source": None}, DSP.Config: _TEMPLATES}
+"""Streams that a method reads beside or in place of source and target."""
 METHODS: dict[str, MethodConfig] = {
     "supervised": Supervised.Config(),
     "oracle": Supervised.Config(stream="target"),
@@ -65,6 +68,7 @@ METHODS: dict[str, MethodConfig] = {
     "dsp_released": DSP.Config(long_tail=(0,), keep_soft_term=False, mmd_mask="first", mmd_channels=8, mmd_weight=0.1),
     "sdca": SDCA.Config(temperature=1.0, threshold=0.3),
 }
+TWO_RESOLUTIONS = ("cluda_hrda", "cluda_released_hrda")
 
 
 def make_stage(method: str, /, **optim: object) -> Stage:
@@ -77,17 +81,14 @@ def make_stage(method: str, /, **optim: object) -> Stage:
         model=Model(
             backbone="resnet10t",
             head_channels=16,
-            per_domain="stem+statistics" if "bcl" in method else "nothing",
-            detail_crop=(32, 32) if "hrda" in method else None,
+            per_domain="stem+statistics" if isinstance(config, BCL.Config) else "nothing",
+            detail_crop=(32, 32) if method in TWO_RESOLUTIONS else None,
         ),
         data=Data(
             crop=(64, 64),
             batch_size=4,
             group_size=getattr(config, "group_size", 1),
-            source=None if "ldbe" in method else _TRUE,
-            target=Stream(labels="pseudo"),
-            template=_TRUE if "dsp" in method else None,
-            rare=_TRUE if "dsp" in method else None,
+            **({"source": _TRUE, "target": Stream(labels="pseudo")} | DATA.get(type(config), {})),
         ),
         optim=Optim(**({"name": "sgd", "lr": 5e-3, "head_lr_factor": 2.0} | optim)),  # type: ignore[arg-type]
     )

@@ -15,6 +15,7 @@ from torch import Tensor
 
 SCORES: dict[str, Literal["min", "max"]] = {"entropy": "min", "information": "max", "agreement": "max", "snd": "max"}
 """What `scores` returns, and whether the smallest or the largest value is the best."""
+_TEMPERATURE = 0.05
 
 
 def mean_entropy(probability: Tensor) -> Tensor:
@@ -50,21 +51,21 @@ def agreement(first: Tensor, second: Tensor) -> Tensor:
     return (first.argmax(1) == second.argmax(1)).double().mean()
 
 
-def neighbourhood_density(features: Tensor, *, temperature: float = 0.05) -> Tensor:
+def neighbourhood_density(features: Tensor) -> Tensor:
     """Soft neighbourhood density in nats, in [0, ln(N - 1)]: high where samples lie in dense clusters.
 
     Each sample's similarities to all others become a distribution; the score is their mean entropy (Saito et al.,
-    2108.10860, eq. 1-3). The sample itself is left out, as in the paper; the authors' code gives it cosine -1 instead.
+    2108.10860, eq. 1-3, temperature 0.05). The sample itself is left out, as in the paper; the authors' code gives it
+    cosine -1 instead.
 
     Args:
         features: (N, D); here the class probabilities of N pixels. Made unit vectors within. A single one has no
             neighbours, and density 0.
-        temperature: tau.
     """
     if len(features) < 2:
         return features.new_zeros((), dtype=torch.float64)
     unit = F.normalize(features.double(), dim=1)
-    similarity = (unit @ unit.T / temperature).fill_diagonal_(-torch.inf)
+    similarity = (unit @ unit.T / _TEMPERATURE).fill_diagonal_(-torch.inf)
     return torch.special.entr(similarity.softmax(1)).sum(1).mean()
 
 
@@ -99,13 +100,12 @@ def scores(sums: Tensor) -> dict[str, float]:
     """
     marginal, (entropy, agreed, count, density, images) = sums[:-5], sums[-5:]
     conditional = entropy / count
-    values = (
-        conditional,
-        torch.special.entr(marginal / count).sum() - conditional,
-        agreed / count,
-        density / images,
-    )
-    return {name: float(value) for name, value in zip(SCORES, values, strict=True)}
+    return {
+        "entropy": float(conditional),
+        "information": float(torch.special.entr(marginal / count).sum() - conditional),
+        "agreement": float(agreed / count),
+        "snd": float(density / images),
+    }
 
 
 def spearman(first: Sequence[float], second: Sequence[float]) -> float:

@@ -245,13 +245,13 @@ def _losses(run: Recipe, root: Path) -> list[dict[str, Any]]:
     return [row | {"step": row["step"] + begins[row["stage"]]} for row in rows]
 
 
-def _examples(before: str, after: str, target: str, most: int = 6) -> list[Example]:
-    """Validation images at even distances, predicted by two networks in this process."""
+def _examples(before: str, after: str, target: str) -> list[Example]:
+    """Six validation images at even distances, predicted by two networks in this process."""
     networks = [load_model(uri) for uri in (before, after)]
     index = open_index(target)
     start, stop = index.rows("val")
     examples = []
-    for row in np.linspace(start, stop - 1, min(most, stop - start)).astype(int).tolist():
+    for row in np.linspace(start, stop - 1, min(6, stop - start)).astype(int).tolist():
         image = read_image(index.uri(row, "image_uri"))
         pixels = torch.tensor(image).permute(2, 0, 1)[None].float() / 255
         first, last = (predict(network, pixels, short_side=card.short_side)[0] for network, card in networks)

@@ -1,4 +1,4 @@
-"""The books of a job over many images: what there is to do, in blocks, and which blocks are done.
+"""The state of a job over many images: what there is to do, in blocks, and which blocks are done.
 
     listing.parquet             one row an image; a row group is a block
     job.json                    what the job is; it is there once the listing is whole
@@ -41,7 +41,7 @@ LISTING = pa.schema(
 
 @dataclass(frozen=True)
 class Ledger:
-    """A job's books; small, so that tasks can have a copy each."""
+    """A job's state; small, so that tasks can have a copy each."""
 
     directory: str
     images: int
@@ -97,7 +97,7 @@ def _listing(uri: str) -> pq.ParquetFile:
 def open_ledger(
     directory: str, images: Callable[[], Iterator[dict[str, Any]]], *, block_size: int, job: Mapping[str, Any]
 ) -> Ledger:
-    """Begin a job's books, or open those that a job before left, if it was the same one.
+    """Begin a job's state, or open the one that a job before left, if it was the same one.
 
     Args:
         directory: where they lie, a path or URI.
@@ -106,7 +106,7 @@ def open_ledger(
         job: whatever, beside the listing, decides what the job makes; plain JSON.
 
     Raises:
-        DatasetError: there are no images, or the books are of a job with other images or settings.
+        DatasetError: there are no images, or the state is of a job with other images or settings.
     """
     uri = join(directory, "job.json")
     if exists(uri):

@@ -40,6 +40,8 @@ _FACTS = pa.schema(
     ]
 )
 
+_LISTED = 20  # problems that are shown
+
 
 def prepare(
     *,
@@ -256,9 +258,9 @@ def _relative(uris: Iterable[str | None], directory: str) -> list[str | None]:
     return [relative(uri) for uri in uris]
 
 
-def _listing(problems: Sequence[Problem], most: int = 20) -> str:
-    more = [f"  and {len(problems) - most} more"] if len(problems) > most else []
-    return "\n".join([f"problems: {len(problems)}", *(f"  {problem.text}" for problem in problems[:most]), *more])
+def _listing(problems: Sequence[Problem]) -> str:
+    more = [f"  and {len(problems) - _LISTED} more"] if len(problems) > _LISTED else []
+    return "\n".join([f"problems: {len(problems)}", *(f"  {problem.text}" for problem in problems[:_LISTED]), *more])
 
 
 def _show(manifest: pa.Table, classes: Classes, title: str) -> None:

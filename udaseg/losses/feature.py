@@ -6,19 +6,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+KERNELS = 5
+"""Bandwidths of `mmd`."""
+BASE = 2.0
+"""Ratio of consecutive bandwidths."""
 
-def mmd(source: Tensor, target: Tensor, *, kernels: int = 5, base: float = 2.0) -> Tensor:
+
+def mmd(source: Tensor, target: Tensor) -> Tensor:
     """Squared maximum mean discrepancy with a sum of Gaussian kernels (biased estimate), 0 for equal sets.
 
-    With D the squared distances among all n = 2 B vectors, the kernels are exp(-D / (b base^i)), i = 0 .. kernels - 1,
-    and b is the mean of D over pairs of different vectors, divided by base^(kernels // 2), a constant to the gradient.
+    With D the squared distances among all n = 2 B vectors, the kernels are exp(-D / (b BASE^i)), i = 0 .. KERNELS - 1,
+    and b is the mean of D over pairs of different vectors, divided by BASE^(KERNELS // 2), a constant to the gradient.
 
     Source: DSP (2107.09600); checked against `mmd_rbf` of GaoLii/DSP.
 
     Args:
         source, target: (B, A) features.
-        kernels: number of bandwidths.
-        base: ratio of consecutive bandwidths.
 
     Returns:
         Scalar.
@@ -26,9 +29,9 @@ def mmd(source: Tensor, target: Tensor, *, kernels: int = 5, base: float = 2.0) 
     both = torch.cat([source, target])
     count, half = len(both), len(source)
     distance = (both[:, None] - both[None]).square().sum(2)
-    bandwidth = distance.detach().sum() / (count * (count - 1)) / base ** (kernels // 2)
+    bandwidth = distance.detach().sum() / (count * (count - 1)) / BASE ** (KERNELS // 2)
     bandwidth = bandwidth.clamp_min(torch.finfo(distance.dtype).tiny)  # equal vectors have distance 0 at any width
-    kernel = torch.stack([torch.exp(-distance / (bandwidth * base**i)) for i in range(kernels)]).sum(0)
+    kernel = torch.stack([torch.exp(-distance / (bandwidth * BASE**i)) for i in range(KERNELS)]).sum(0)
     return kernel[:half, :half].mean() + kernel[half:, half:].mean() - 2 * kernel[:half, half:].mean()
 
 

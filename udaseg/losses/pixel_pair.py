@@ -13,6 +13,8 @@ from udaseg.distributed import mean_over_ranks
 
 PairWeight = Callable[[slice], Tensor]
 """Rows of anchors -> (rows, M) weights of their pairs."""
+OUTSIDE = 0
+"""The label of a position that the detail crop does not cover."""
 
 
 def pair_contrast(
@@ -98,8 +100,8 @@ def pixel_contrast(
     total = feature.sum() * 0
     for group in _groups(len(feature), group_size):
         unit = F.normalize(flatten(feature[group], position_major=position_major), dim=1)
-        y, real = label[group].flatten(), None if valid is None else valid[group].flatten()
-        sums, counts = pair_contrast(unit, y, unit, y, valid=real, rows=rows)
+        flat, real = label[group].flatten(), None if valid is None else valid[group].flatten()
+        sums, counts = pair_contrast(unit, flat, unit, flat, valid=real, rows=rows)
         total = total + _sum_of_anchors(sums, counts, real)
     return total / _count(label, valid)
 
@@ -129,7 +131,8 @@ def multi_resolution_contrast(
         context: (B, A, h, w) features of the context crop.
         detail: (B, A, h, w) features of the detail crop in the context's geometry, zero outside.
         label: (B, h, w) int64.
-        detail_label: (B, h, w) int64, the label inside the detail crop and 0 outside. So class 0 counts as outside.
+        detail_label: (B, h, w) int64, the label inside the detail crop and `OUTSIDE` elsewhere. Where labels begin at
+            0, class 0 counts as outside, as in the released code.
         attention: (B, h, w) in (0, 1).
         pixel_weight: (B, h, w) >= 0; pairs of mixed images weigh the product of their pixels' weights.
         valid: see `pixel_contrast`.
@@ -143,14 +146,21 @@ def multi_resolution_contrast(
     """
     total = context.sum() * 0
     for group in _groups(len(context), group_size):
-        low, high = (F.normalize(flatten(f[group], position_major=position_major), dim=1) for f in (context, detail))
-        y, h, a = (x[group].flatten() for x in (label, detail_label, attention))
-        pixel = torch.ones_like(a) if pixel_weight is None else pixel_weight[group].flatten()
+        anchor, detail_key = (
+            F.normalize(flatten(feature[group], position_major=position_major), dim=1) for feature in (context, detail)
+        )
+        anchor_label, cropped_label, share = (x[group].flatten() for x in (label, detail_label, attention))
+        pixel = torch.ones_like(share) if pixel_weight is None else pixel_weight[group].flatten()
         real, real_detail = (None if x is None else x[group].flatten() for x in (valid, detail_valid))
-        context_weight, detail_weight = _pair_weights(a, a * (h != 0), pixel)
-        sums, counts = pair_contrast(low, y, low, y, weight=context_weight, valid=real, rows=rows)
-        key_label = torch.where(h != 0, h, y)
-        detail_sums, _ = pair_contrast(low, y, high, key_label, weight=detail_weight, valid=real_detail, rows=rows)
+        inside = cropped_label != OUTSIDE
+        context_weight, detail_weight = _pair_weights(share, share * inside, pixel)
+        sums, counts = pair_contrast(
+            anchor, anchor_label, anchor, anchor_label, weight=context_weight, valid=real, rows=rows
+        )
+        key_label = torch.where(inside, cropped_label, anchor_label)
+        detail_sums, _ = pair_contrast(
+            anchor, anchor_label, detail_key, key_label, weight=detail_weight, valid=real_detail, rows=rows
+        )
         total = total + _sum_of_anchors(sums + detail_sums, counts, real)
     return 0.5 * total / _count(label, valid)
 

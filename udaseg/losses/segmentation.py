@@ -15,6 +15,8 @@ from udaseg.types import IGNORE, SegOutput
 
 Reduction = Literal["valid", "all", "nonzero"]
 EntropyForm = Literal["shannon", "double_softmax"]
+DETAIL_SHARE = 0.1
+"""Of HRDA's detail crop in the loss of an output."""
 
 
 def cross_entropy(
@@ -46,16 +48,14 @@ def output_cross_entropy(
     weight: Tensor | None = None,
     *,
     reduction: Reduction = "valid",
-    detail_share: float = 0.1,
 ) -> Tensor:
-    """`cross_entropy` of a network's output; HRDA's detail crop has a share in it of its own.
+    """`cross_entropy` of a network's output, in which HRDA's detail crop has `DETAIL_SHARE`.
 
-    Source: HRDA (2204.13132), eq. 11: (1 - detail_share) of the blended prediction's loss, detail_share of the crop's.
+    Source: HRDA (2204.13132), eq. 11: 0.9 of the blended prediction's loss, 0.1 of the crop's.
 
     Args:
         out: of a `Segmenter`.
         label, weight, reduction: see `cross_entropy`.
-        detail_share: in [0, 1]; a network without detail crop has no use for it.
     """
     whole = cross_entropy(out.logits, label, weight, reduction=reduction)
     if "detail_logits" not in out.aux:
@@ -63,7 +63,7 @@ def output_cross_entropy(
     logits, at = out.aux["detail_logits"], out.aux["detail_at"]
     label = _crops(label, at, logits.shape[-2:], IGNORE)
     weight = None if weight is None else _crops(weight, at, logits.shape[-2:], 0)
-    return (1 - detail_share) * whole + detail_share * cross_entropy(logits, label, weight, reduction=reduction)
+    return (1 - DETAIL_SHARE) * whole + DETAIL_SHARE * cross_entropy(logits, label, weight, reduction=reduction)
 
 
 def _crops(plane: Tensor, at: Tensor, size: Sequence[int], fill: float) -> Tensor:

@@ -80,7 +80,7 @@ def predict(
 
 
 def _slide(
-    network: Classifier, image: Tensor, window: tuple[int, int], overlap: float, domain: Domain, blend: Blend = "mean"
+    network: Classifier, image: Tensor, window: tuple[int, int], overlap: float, domain: Domain, blend: Blend
 ) -> Tensor:
     """The mean of the logits of all windows that cover a pixel."""
     height, width = image.shape[-2:]

@@ -89,10 +89,10 @@ def sample(out: str, image_id: str, image_uri: str, certainty: float) -> Sample:
     )
 
 
-def failure_table(failed: Sequence[Sequence[str]], most: int = 10) -> Table:
-    """The images that could not be read, and why; the first ones of many."""
+def failure_table(failed: Sequence[Sequence[str]]) -> Table:
+    """The images that could not be read, and why; the first ten of many."""
     table = Table("image", "why it has no label", title=f"{len(failed)} could not be read; all are in failed.json")
-    for image_id, _, reason in failed[:most]:
+    for image_id, _, reason in failed[:10]:
         table.add_row(cell(image_id), cell(reason))
     return table
 

@@ -21,6 +21,9 @@ from udaseg.models.build import build_segmenter
 from udaseg.rng import key_to_seed
 from udaseg.types import Batch
 
+_NAMED = 4
+"""Parameters that an error names."""
+
 
 @dataclass
 class RunState:
@@ -138,5 +141,6 @@ def _gather(method: Method, number: int, optimizer: Optimizer, stage: Stage) -> 
     return float(torch.nn.utils.clip_grad_norm_(parameters, clip))
 
 
-def _listed(names: list[str], most: int = 4) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+def _listed(names: list[str]) -> str:
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")

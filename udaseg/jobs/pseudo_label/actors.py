@@ -165,7 +165,7 @@ class PredictActor(Networks):
         tasks: deque[tuple[str, Future[dict[str, Any]]]] = deque()
         done = {}
         for batch, images in self.batches(rows):
-            planes = self._predict(images)
+            planes = self._certainties(images) if self.thresholds is None else (self._probabilities(images),)
             for i, row in enumerate(batch):
                 tasks.append((row["image_id"], self.pool.submit(task, row, *(plane[i] for plane in planes))))
             while len(tasks) > len(batch) + THREADS:  # else memory grows where writing is slower than predicting
@@ -174,31 +174,42 @@ class PredictActor(Networks):
         return done | {image_id: future.result() for image_id, future in tasks}
 
     @torch.inference_mode()
-    def _predict(self, images: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Of (B, H, W, 3) images the planes that are needed: classes and certainties, or all probabilities.
-
-        Several networks: the mean of their probabilities; 0 where they do not all find the same class.
-        """
+    def _predict(self, images: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Of (B, H, W, 3) images the networks' mean (B, K, H, W) probability, and where all find the same class."""
         pixels = to_pixels(images, self.device)
         views = self.work.inference.views()
-        total, first, agree = None, None, None
-        for classifier, (_, card) in zip(self.classifiers, self.loaded, strict=True):
-            probability = predict(classifier, pixels, short_side=card.short_side, **views)
-            best = probability.max(1).indices  # argmax takes six times as long on a CPU
-            agree = None if first is None else (best == first) if agree is None else agree & (best == first)
-            first = best if first is None else first
-            total = probability if total is None else total.add_(probability)
-        assert total is not None
-        probability = total.div_(len(self.loaded))
-        if self.thresholds is not None:
-            probability = probability if agree is None else probability * agree[:, None]
-            return (probability.cpu().numpy(),)
+
+        def one(number: int) -> Tensor:
+            return predict(self.classifiers[number], pixels, short_side=self.loaded[number][1].short_side, **views)
+
+        total = one(0)
+        first = total.max(1).indices  # argmax takes six times as long on a CPU
+        agree = torch.ones_like(first, dtype=torch.bool)
+        for number in range(1, len(self.loaded)):
+            probability = one(number)
+            agree &= probability.max(1).indices == first
+            total.add_(probability)
+        return total.div_(len(self.loaded)), agree
+
+    @torch.inference_mode()
+    def _probabilities(self, images: np.ndarray) -> np.ndarray:
+        """(B, K, H, W) probabilities; 0 where the networks do not all find the same class."""
+        probability, agree = self._predict(images)
+        found: np.ndarray = (probability * agree[:, None]).cpu().numpy()
+        return found
+
+    @torch.inference_mode()
+    def _certainties(self, images: np.ndarray) -> tuple[np.ndarray, ...]:
+        """(B, H, W) classes and confidences, and certainties by entropy where the rules measure those.
+
+        Both are 0 where the networks do not all find the same class.
+        """
+        probability, agree = self._predict(images)
         confidence, label = probability.max(1)
         planes = [confidence]
         if self.work.rules.measure == "entropy":
             planes.append(normalised_certainty(probability))
-        agreed = planes if agree is None else [plane * agree for plane in planes]
-        return (label.to(torch.uint8).cpu().numpy(), *(plane.cpu().numpy() for plane in agreed))
+        return (label.to(torch.uint8).cpu().numpy(), *((plane * agree).cpu().numpy() for plane in planes))
 
     def _planes(
         self, row: dict[str, Any], label: np.ndarray, confidence: np.ndarray, entropy: np.ndarray | None = None

@@ -11,10 +11,10 @@ each class its threshold; then tasks apply the thresholds to the files, without 
     manifest.parquet ...        a dataset directory that `udaseg train` reads
     report.html                 how good the labels are; report.json has its numbers
     failed.json                 images that could not be read, and why
-    job/                        the books: the listing, and what is done
+    job/                        the job's state: the listing, and what is done
 
-Work is done in blocks of images, each entered in the books when all its files are written (`udaseg.jobs.ledger`). A job
-that was killed, at whatever moment, goes on when the same command is run again, and ends with the same bytes.
+Work is done in blocks of images, each entered in the job's state when all its files are written (`udaseg.jobs.ledger`).
+A job that was killed, at whatever moment, goes on when the same command is run again, and ends with the same bytes.
 """
 
 from __future__ import annotations

@@ -113,21 +113,21 @@ def source_prototypes(work: Work, source: str) -> tuple[tuple[np.ndarray, np.nda
         ):
             yield rows[i]
 
-    books = open_ledger(join(work.out, "job", "source"), labelled, block_size=work.ledger.block_size, job={})
-    here = dataclasses.replace(work, ledger=books, truth=classes)
+    ledger = open_ledger(join(work.out, "job", "source"), labelled, block_size=work.ledger.block_size, job={})
+    here = dataclasses.replace(work, ledger=ledger, truth=classes)
     i = work.inference
     options, threads = actor_pool(i.actors, i.min_actors, gpu=i.gpu)
     run_phase(
-        books,
+        ledger,
         "prototypes",
-        FailureLimit(None, books),
+        FailureLimit(None, ledger),
         fn=PrototypeActor,
         fn_constructor_args=(here, threads),
         **options,
     )
     total, count = 0.0, 0.0
-    for block in range(books.blocks):  # in order: sums of floats
-        entry = books.entry("prototypes", block)
+    for block in range(ledger.blocks):  # in order: sums of floats
+        entry = ledger.entry("prototypes", block)
         total, count = total + entry["sum"], count + entry["count"]
     counts = np.asarray(count).reshape(len(work.checkpoints), -1)
     sums = np.split(np.asarray(total), len(work.checkpoints))
