@@ -232,6 +232,24 @@ def test_a_whole_step_of_daformer(mic: bool, monkeypatch: pytest.MonkeyPatch) ->
     assert norm(net.head.parameters()) == near(case["grad_l2"]["head"])  # type: ignore[union-attr]
 
 
+def test_a_whole_step_of_mic_on_hrda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The teacher sees all overlapping crops as one batch, whose statistics its batch norms take."""
+    case = CASES["whole MIC(HRDA) step"]
+    method, losses, teacher_logits = whole_step(monkeypatch, size=256, hrda=True, mic=True)
+    assert_like(teacher_logits, case["teacher_logits"])
+    assert int(teacher_logits.argmax(1).sum()) == case["pseudo_label_sum"]
+    assert float(losses["coverage"].value) == near(case["q"])
+    expected = case["losses"]
+    assert float(losses["source_ce"].value) == near(expected["decode.loss_seg"] + expected["decode.hr.loss_seg"])
+    assert 0.005 * float(losses["feature_distance"].value) == near(expected["src.loss_imnet_feat_dist"])
+    for ours in ("mix", "masked"):
+        both = expected[f"{ours}.decode.loss_seg"] + expected[f"{ours}.decode.hr.loss_seg"]
+        assert float(losses["mixed_ce" if ours == "mix" else "masked_ce"].value) == near(both)
+    net = method.student.net
+    for part, theirs in {"backbone": "backbone", "head": "head", "attention": "scale_attention"}.items():
+        assert norm(getattr(net, part).parameters()) == near(case["grad_l2"][theirs]), part
+
+
 # --- parts ----------------------------------------------------------------------------------------------------------
 
 

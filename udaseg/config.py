@@ -21,7 +21,7 @@ from udaseg.ranges import (
     check_numbers,
     naming,
 )
-from udaseg.types import Blend, Domain, HeadName, NetworkRole, PerDomain
+from udaseg.types import Blend, Domain, HeadInit, HeadName, InputForm, NetworkRole, PerDomain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,11 +76,21 @@ class Model:
     input_size: tuple[Pixels, Pixels] | None = None
     """Height and width, for backbones such as Hiera that take images of one size alone."""
     output_stride: Literal[8, 16, 32] = 32
+    caffe: bool = False
+    """A ResNet's graph as Caffe's weights need it, that of the DeepLabV2 of ADVENT, DACS, BCL and their line: see
+    `udaseg.models.build.build_segmenter`."""
+    input_form: InputForm = "imagenet"
+    """"imagenet": less mean, over standard deviation, as the backbone's weights have it. "caffe": BGR of 0
+    to 255 less Caffe's mean. "unit": 0 to 1 as it is."""
+    align_corners: bool = False
+    """Whether logits are upsampled with the corners of image and map aligned, as that line does."""
     head: HeadName = "multilevel"
     head_branches: tuple[Count, ...] = (6, 12, 18, 24)
     """Dilations of the ASPP and context-aware heads."""
     head_channels: Channels = 64
     """Width of the heads but "aspp"."""
+    head_init: HeadInit = "torch"
+    """How the context-aware head's weights are drawn: as torch does, or as DAFormer's code does."""
     projection: Annotated[int, Range(0, 2**13)] = 0
     """Channels of the embedding's projection head; 0 = none."""
     per_domain: PerDomain = "nothing"

@@ -16,6 +16,8 @@ IGNORE = 255
 # What settings and networks both have to spell; the docstrings of those that take them say what each word means.
 Domain = Literal["source", "target"]
 HeadName = Literal["aspp", "aspp_gn", "multilevel", "context_aware"]
+InputForm = Literal["imagenet", "caffe", "unit"]
+HeadInit = Literal["torch", "mmseg"]
 PerDomain = Literal["nothing", "stem", "stem+statistics"]
 Blend = Literal["mean", "taper"]
 NetworkRole = Literal["predictor", "student", "teacher"]

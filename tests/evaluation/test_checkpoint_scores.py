@@ -12,12 +12,7 @@ from udaseg.components.augment import strong
 from udaseg.data.index import open_index
 from udaseg.evaluation.checkpoint_scores import Scoring, score
 from udaseg.evaluation.metrics import confusion, mean_iou
-from udaseg.evaluation.model_selection import (
-    SCORES,
-    agreement,
-    mean_entropy,
-    mutual_information,
-)
+from udaseg.evaluation.model_selection import SCORES, agreement, mean_entropy, mutual_information
 from udaseg.models.build import build_segmenter
 from udaseg.models.inference import predict
 

@@ -22,9 +22,7 @@ from tiny import make_dataset, tiny_recipe
 from pipelines.sweep import Arguments, main
 from pipelines.train import parse
 from udaseg.errors import ConfigError, DatasetError
-from udaseg.evaluation.model_selection import (
-    SCORES,
-)
+from udaseg.evaluation.model_selection import SCORES
 from udaseg.job_config import Cluster
 from udaseg.jobs import sweep as job
 from udaseg.jobs.spaces import Space, load_space, shared_stages, spaces

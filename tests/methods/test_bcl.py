@@ -8,15 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from toy import (
-    SEED,
-    collect,
-    losses_where_all_is_known,
-    make_batches,
-    make_stage,
-    make_state,
-    warm_up,
-)
+from toy import SEED, collect, losses_where_all_is_known, make_batches, make_stage, make_state, warm_up
 
 from udaseg.methods.bcl import BCL, DomainBias
 from udaseg.training.step import train_step

@@ -8,18 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from toy import (
-    CLASSES,
-    METHODS,
-    SEED,
-    changed,
-    collect,
-    collect_frozen,
-    make_batches,
-    make_stage,
-    make_state,
-    snapshot,
-)
+from toy import CLASSES, METHODS, SEED, changed, collect, collect_frozen, make_batches, make_stage, make_state, snapshot
 
 from udaseg.errors import TrainingError
 from udaseg.training.step import train_step

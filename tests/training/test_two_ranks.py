@@ -17,14 +17,7 @@ from toy import METHODS, SEED, flat, make_batches, make_stage, make_state
 from two_ranks import WORLD_SIZE, TwoRanks
 
 from udaseg.components.pseudo_label import confident_share
-from udaseg.distributed import (
-    average_batch_norm,
-    average_gradients,
-    mean_over_ranks,
-    rank,
-    sum_over_ranks,
-    world_size,
-)
+from udaseg.distributed import average_batch_norm, average_gradients, mean_over_ranks, rank, sum_over_ranks, world_size
 from udaseg.errors import TrainingError
 from udaseg.losses.contrastive import bidirectional_contrast
 from udaseg.losses.segmentation import cross_entropy

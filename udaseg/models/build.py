@@ -16,9 +16,10 @@ from udaseg.models.heads import ASPPGroupNormHead, ASPPHead, ContextAwareHead, H
 from udaseg.models.hrda import HRDA
 from udaseg.models.image_sizes import ImageSizes, find_image_sizes
 from udaseg.models.segmenter import Segmenter
-from udaseg.types import HeadName, PerDomain
+from udaseg.types import HeadInit, HeadName, InputForm, PerDomain
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_CAFFE = (tuple(mean / 255 for mean in (122.67891434, 116.66876762, 104.00698793)), (1 / 255,) * 3)
 
 
 class Backbone(NamedTuple):
@@ -47,9 +48,13 @@ def build_segmenter(
     same_padding: bool = False,
     input_size: tuple[int, int] | None = None,
     output_stride: int = 32,
+    caffe: bool = False,
+    input_form: InputForm = "imagenet",
+    align_corners: bool = False,
     head: HeadName = "multilevel",
     head_branches: Sequence[int] = (6, 12, 18, 24),
     head_channels: int = 64,
+    head_init: HeadInit = "torch",
     projection: int = 0,
     per_domain: PerDomain = "nothing",
     frozen_norm_affine: bool = False,
@@ -70,9 +75,17 @@ def build_segmenter(
         same_padding: TensorFlow-style padding, which weights converted from TensorFlow need.
         input_size: height and width, for backbones such as Hiera that take images of one size alone.
         output_stride: 8, 16 or 32, where the backbone can be dilated.
+        caffe: a ResNet of three convolutions a block as Caffe's weights need it: the pooling rounds sizes up, the
+            stride of a stage is in the first convolution of its first block, and that block's dilation is the stage's.
+            ADVENT, CLAN, DACS, DASS, DSP, ProDA and LDBE train such networks (`get_deeplab_v2` of valeoai/ADVENT).
+        input_form: see `udaseg.config.Model`. Weights that timm names are brought to the form "caffe"; those of a file
+            are taken to be made for it.
+        align_corners: of the upsampling of logits, see `Segmenter`.
         head: "aspp" (DeepLabV2), "aspp_gn" (ProDA, LDBE), "context_aware" (DAFormer) or "multilevel".
         head_branches: dilations of the ASPP and context-aware heads.
         head_channels: width of the "aspp_gn", "context_aware" and "multilevel" heads.
+        head_init: "mmseg" draws the convolutions of the "context_aware" head from Kaiming's normal distribution by
+            their outputs, and its classifier with standard deviation 0.01, as lhoyer/DAFormer does.
         projection: channels of a projection head for the embedding; 0 = none.
         per_domain: see `Segmenter`.
         frozen_norm_affine: keep the scale and shift of the backbone's batch norms as they are.
@@ -91,6 +104,8 @@ def build_segmenter(
     if backbone.startswith("mit_b"):
         if same_padding or input_size or output_stride != 32:
             raise ValueError(f"backbone {backbone!r} has neither same_padding, input_size nor output_stride")
+        if caffe:
+            raise ValueError(f"model.caffe is of ResNets with bottlenecks, and backbone {backbone!r} is none")
         parts, native = _mix_transformer(backbone, pretrained, weights, drop_path), None
     else:
         options: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
@@ -99,11 +114,17 @@ def build_segmenter(
         if output_stride != 32:
             options["output_stride"] = output_stride
         parts, native = _timm(backbone, pretrained, weights, input_size, options)
+        if caffe:
+            _as_caffe(parts.body, backbone, output_stride)
+    if input_form == "caffe" and pretrained and weights is None:
+        _for_caffe_input(parts, backbone)
     if image_sizes is None:
         image_sizes = _image_sizes(
-            parts, native, input_size, key=(backbone, same_padding, input_size, output_stride), name=backbone
+            parts, native, input_size, key=(backbone, same_padding, input_size, output_stride, caffe), name=backbone
         )
     made = build_head(head, parts.channels, num_classes, branches=head_branches, channels=head_channels)
+    if head_init == "mmseg" and isinstance(made, ContextAwareHead):
+        made.draw_as_mmseg()
     if frozen_norm_affine:
         for module in parts.body.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -113,8 +134,10 @@ def build_segmenter(
     stride = parts.strides[-1] if head in ("aspp", "aspp_gn") else parts.strides[0]
     settings: dict[str, Any] = {
         "num_classes": num_classes,
-        "mean": parts.mean,
-        "std": parts.std,
+        "mean": {"imagenet": parts.mean, "caffe": _CAFFE[0], "unit": (0.0, 0.0, 0.0)}[input_form],
+        "std": {"imagenet": parts.std, "caffe": _CAFFE[1], "unit": (1.0, 1.0, 1.0)}[input_form],
+        "bgr": input_form == "caffe",
+        "align_corners": align_corners,
         "projection": ProjectionHead(made.embedding_channels, projection) if projection else None,
         "per_domain": per_domain,
         "stem_end": parts.stem_end,
@@ -128,9 +151,13 @@ def build_segmenter(
     }
     if detail_crop is None:
         return Segmenter(parts.body, made, **settings)
-    # HRDA's attention reads the same levels; its authors' head for it fuses them without dilated convolutions.
-    no_context = (1,) if head == "aspp" else ()
-    attention = build_head(head, parts.channels, num_classes, branches=no_context, channels=head_channels)
+    if align_corners:
+        raise ValueError("model.align_corners: HRDA (model.detail_crop) aligns its resolutions by cells; leave it off")
+    # HRDA's attention reads the same levels; its authors' context-aware head for it has no dilated convolutions.
+    branches = () if head == "context_aware" else head_branches
+    attention = build_head(head, parts.channels, num_classes, branches=branches, channels=head_channels)
+    if head_init == "mmseg" and isinstance(attention, ContextAwareHead):
+        attention.draw_as_mmseg()
     return HRDA(parts.body, made, attention=attention, detail_crop=detail_crop, **settings)
 
 
@@ -231,6 +258,28 @@ def _create(name: str, options: dict[str, Any]) -> Any:
             del options["dynamic_img_size"]
             return _create(name, options)
         raise ValueError(f"backbone {name!r} cannot be built with {options}: {error}") from error
+
+
+def _as_caffe(body: nn.Module, name: str, output_stride: int) -> None:
+    """Give a ResNet of timm's the graph of Caffe's, in place; see `build_segmenter`."""
+    stages = [getattr(body, f"layer{i}", None) for i in (2, 3, 4)]
+    pooling = getattr(body, "maxpool", None)
+    if not isinstance(pooling, nn.MaxPool2d) or not all(hasattr(stage and stage[0], "conv3") for stage in stages):
+        raise ValueError(f"model.caffe is of ResNets with bottlenecks, and backbone {name!r} is none")
+    pooling.ceil_mode = True
+    for stage in stages:
+        first, second = stage[0], stage[1]  # type: ignore[index]
+        first.conv1.stride, first.conv2.stride = first.conv2.stride, (1, 1)
+        first.conv2.dilation, first.conv2.padding = second.conv2.dilation, second.conv2.padding
+
+
+def _for_caffe_input(parts: Backbone, name: str) -> None:
+    """Bring weights made for normalised RGB to BGR of 0 to 255 less the mean, in place."""
+    convolution = getattr(parts.body, "conv1", None)
+    if not isinstance(convolution, nn.Conv2d):
+        raise ValueError(f"model.input_form: the weights of backbone {name!r} cannot be brought to the form caffe")
+    with torch.no_grad():
+        convolution.weight.copy_((convolution.weight / (255 * torch.tensor(parts.std)).view(1, 3, 1, 1)).flip(1))
 
 
 class _ChannelsFirst(nn.Module):

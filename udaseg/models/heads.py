@@ -126,6 +126,16 @@ class ContextAwareHead(nn.Module):
         self.classify = nn.Conv2d(channels, num_classes, 1)
         self.embedding_channels = channels
 
+    def draw_as_mmseg(self) -> None:
+        """Draw the weights as the authors' framework does (`ConvModule` of mmcv, `conv_seg` of mmseg)."""
+        for part in (self.branches, self.fuse):
+            for module in part.modules():
+                if isinstance(module, nn.Conv2d):
+                    nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        nn.init.normal_(self.classify.weight, std=0.01)
+        if self.classify.bias is not None:
+            nn.init.zeros_(self.classify.bias)
+
     def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         joined = torch.cat(_to_finest(self.project, features), 1)
         if self.branches:

@@ -109,16 +109,27 @@ class HRDA(Segmenter):
         return pad(image, (height, width), self.mean)
 
     def _everywhere(self, image: Tensor, size: tuple[int, int], domain: Domain, shape: tuple[int, int]) -> Tensor:
-        """Mean logits of crops that overlap by half."""
+        """Mean logits of crops that overlap by half.
+
+        In training mode all crops are one batch, whose statistics batch norms take, as the authors have it; otherwise
+        they go one by one, which needs less memory.
+        """
+        rows, columns = (
+            window_starts(whole, part, 0.5, self.unit) for whole, part in zip(image.shape[2:], size, strict=True)
+        )
+        places = [(i, j) for i in rows for j in columns]
+        crops = [image[..., i : i + size[0], j : j + size[1]] for i, j in places]
+        if self.training:
+            each = self.run(torch.cat(crops), domain)[1].split(len(image))
+        else:
+            each = tuple(self.run(crop, domain)[1] for crop in crops)
         total = image.new_zeros(len(image), self.num_classes, *shape)
         count = image.new_zeros(1, 1, *shape)
-        for i in window_starts(image.shape[2], size[0], 0.5, self.unit):
-            for j in window_starts(image.shape[3], size[1], 0.5, self.unit):
-                logits = self.run(image[..., i : i + size[0], j : j + size[1]], domain)[1]
-                rows, columns = i // self.stride, j // self.stride
-                here = (..., slice(rows, rows + logits.shape[2]), slice(columns, columns + logits.shape[3]))
-                total[here] += logits
-                count[here] += 1
+        for (i, j), logits in zip(places, each, strict=True):
+            row, column = i // self.stride, j // self.stride
+            here = (..., slice(row, row + logits.shape[2]), slice(column, column + logits.shape[3]))
+            total[here] += logits
+            count[here] += 1
         return total / count
 
     def _random(self, image: Tensor, size: tuple[int, int], domain: Domain, index: Tensor) -> Tensor:

@@ -71,7 +71,8 @@ def predict(
             network(view, domain).logits if window is None else _slide(network, view, window, overlap, domain, blend)
         )
         if factor != 1:
-            logits = F.interpolate(logits, size=(height, width), mode="bilinear", align_corners=False)
+            aligned = bool(getattr(network, "align_corners", False))
+            logits = F.interpolate(logits, size=(height, width), mode="bilinear", align_corners=aligned)
         probability = logits.softmax(1)
         probability = probability.flip(-1) if mirrored else probability
         total = probability if total is None else total.add_(probability)

@@ -43,6 +43,8 @@ class Segmenter(nn.Module):
         feature_stride: int = 32,
         stride: int = 4,
         image_sizes: ImageSizes | None = None,
+        align_corners: bool = False,
+        bgr: bool = False,
         attention: nn.Module | None = None,
         seed: int = 0,
         bf16: bool = False,
@@ -53,6 +55,8 @@ class Segmenter(nn.Module):
         self.seed = seed  # key of the run and stage for what the network draws
         self.stride = stride  # pixels of an image in a cell of the head's output
         self.image_sizes = image_sizes or ImageSizes()
+        self.align_corners = align_corners  # of the upsampling of logits
+        self.bgr = bgr  # the order of the channels that the backbone reads
         self.net = _Net(backbone, head, projection, skip_levels, attention)
         self.embedding_channels: int = (projection or head).embedding_channels  # type: ignore[assignment]
         self.feature_channels = tuple(feature_channels)
@@ -103,6 +107,7 @@ class Segmenter(nn.Module):
         image = pad(image, padded, self.mean)
         with torch.autocast(image.device.type, torch.bfloat16, enabled=self.bf16):
             x = (image - self.mean) / self.std
+            x = x.flip(1) if self.bgr else x
             features, logits, embedding, attention = torch.func.functional_call(self.net, replaced, (x,))
         if self.bf16:
             features = [level.float() for level in features]
@@ -119,7 +124,7 @@ class Segmenter(nn.Module):
         size = height, width = tuple(image.shape[-2:])
         if self.image_sizes.padded(height, width) != size:  # whole cells, the last of which reach beyond the image
             size = (max(height, coarse.shape[2] * self.stride), max(width, coarse.shape[3] * self.stride))
-        return F.interpolate(coarse, size=size, mode="bilinear", align_corners=False)[..., :height, :width]
+        return F.interpolate(coarse, size=size, mode="bilinear", align_corners=self.align_corners)[..., :height, :width]
 
     @property
     def largest(self) -> tuple[int, int] | None:

@@ -6,7 +6,16 @@ from dataclasses import replace
 
 from udaseg.config import Data, Optim, PseudoLabel, Recipe, Stage, Stream
 from udaseg.methods.bcl import BCL
-from udaseg.recipes.common import DEEPLAB, ROUND_STEPS, SMALL, SMALL_DATA, SMALL_OPTIM, SMALL_RARE, small, warm_start
+from udaseg.recipes.common import (
+    CAFFE_DEEPLAB,
+    ROUND_STEPS,
+    SMALL,
+    SMALL_DATA,
+    SMALL_OPTIM,
+    SMALL_RARE,
+    small,
+    warm_start,
+)
 from udaseg.recipes.supervised import source_only
 
 
@@ -16,13 +25,13 @@ def bcl() -> Recipe:
     A source-only stage, then ten rounds of two epochs, each on pseudo-labels made anew; the rate halves every round.
     `--method.variant paper` adds dynamic labels and calibration.
     """
-    warm_up = replace(source_only().stages[0], model=DEEPLAB)
+    warm_up = replace(source_only().stages[0], model=CAFFE_DEEPLAB)
     rounds = tuple(
         Stage(
             name=f"round-{r}",
             method=BCL.Config(),
             steps=10_000,
-            model=replace(DEEPLAB, per_domain="stem"),
+            model=replace(CAFFE_DEEPLAB, per_domain="stem"),
             data=Data(batch_size=2, short_side=850, scale=(0.8, 1.2), crop=(730, 730), target=Stream(labels="pseudo")),
             optim=Optim(lr=7.5e-5 / 2**r, horizon=1.2),
             init_from="source" if r == 0 else f"round-{r - 1}",

@@ -8,12 +8,16 @@ from udaseg.config import Data, Model, Optim, Recipe, Stage, Stream
 from udaseg.methods.supervised import Supervised
 
 DEEPLAB = Model(backbone="resnet101", pretrained=True, output_stride=8, head="aspp", frozen_norm_affine=True)
+CAFFE_DEEPLAB = replace(DEEPLAB, caffe=True, input_form="caffe", align_corners=True)
+"""DeepLabV2 as ADVENT has it, and DACS, DSP, BCL and LDBE after it. Their authors start from Caffe's weights, which
+`--model.weights FILE --model.no-pretrained` takes as they are; ImageNet's of timm, brought to this input, here."""
 DAFORMER = Model(
     backbone="mit_b5",
     pretrained=True,
     head="context_aware",
     head_branches=(1, 6, 12, 18),
     head_channels=256,
+    head_init="mmseg",
     drop_path=0.1,
 )
 TRANSFORMER_OPTIM = Optim(

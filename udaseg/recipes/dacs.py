@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from udaseg.config import Data, Optim, Recipe, Stage, Stream
 from udaseg.methods.dacs import DACS
-from udaseg.recipes.common import DEEPLAB, ROUND_STEPS, SMALL, SMALL_DATA, SMALL_OPTIM, small, warm_start
+from udaseg.recipes.common import CAFFE_DEEPLAB, ROUND_STEPS, SMALL, SMALL_DATA, SMALL_OPTIM, small, warm_start
 
 
 def dacs() -> Recipe:
@@ -18,7 +18,7 @@ def dacs() -> Recipe:
         name="dacs",
         method=DACS.Config(evaluate="student"),
         steps=250_000,
-        model=replace(DEEPLAB, head_branches=(6, 12)),
+        model=replace(CAFFE_DEEPLAB, head_branches=(6, 12)),
         data=Data(batch_size=2, short_side=512, crop=(512, 512), source=Stream(labels="true", short_side=720)),
         optim=Optim(lr=2.5e-4),
     )

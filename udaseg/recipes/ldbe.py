@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from udaseg.config import Data, Optim, PseudoLabel, Recipe, Stage, Stream
 from udaseg.methods.ldbe import LDBE
-from udaseg.recipes.common import DEEPLAB, ROUND_STEPS, SMALL, SMALL_DATA, SMALL_OPTIM, small
+from udaseg.recipes.common import CAFFE_DEEPLAB, ROUND_STEPS, SMALL, SMALL_DATA, SMALL_OPTIM, small
 
 
 def ldbe() -> Recipe:
@@ -15,7 +15,7 @@ def ldbe() -> Recipe:
     Source-free: it takes `--target` alone. The source model, a `source_only` run's or any other with this head, is
     `--stages.0.init-from`. Two rounds of an epoch in each phase; the shares of the labels grow from 10 to 15 %.
     """
-    model = replace(DEEPLAB, head="aspp_gn", head_channels=256)
+    model = replace(CAFFE_DEEPLAB, head="aspp_gn", head_channels=256)
     data = Data(
         batch_size=3,
         short_side=720,

@@ -27,7 +27,7 @@ def sdca() -> Recipe:
         name="source",
         method=Supervised.Config(stream="source"),
         steps=20_000,
-        model=DEEPLAB,
+        model=replace(DEEPLAB, align_corners=True),
         data=replace(data, target=None),
         optim=Optim(lr=5e-4),
     )
