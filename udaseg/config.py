@@ -209,7 +209,7 @@ class PseudoLabel:
         """Raise ConfigError, naming the field, where a number lies outside its range."""
         check_numbers(self)
         if self.rule == "any_class" and self.measure == "entropy":
-            raise ConfigError("rule any_class looks at probabilities, of which entropy is none; use top1 or fixed")
+            raise ConfigError("measure is entropy, but rule any_class looks at probabilities; use rule top1 or fixed")
 
 
 def has_gpu() -> bool:

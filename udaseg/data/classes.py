@@ -155,9 +155,13 @@ def require_same_classes(wanted: Classes, found: Classes, uri: str, *, of: str) 
     """
     if found.names != wanted.names:
         raise DatasetError(
-            f"{uri}: its classes are {', '.join(found.names)}; {of} has {', '.join(wanted.names)}. Both need the same, "
+            f"{uri}: its classes are {_listed(found)}; {of} has {_listed(wanted)}. Both need the same, "
             "in the same order: prepare datasets with the same names, and map raw ids with raw_to_train"
         )
+
+
+def _listed(classes: Classes) -> str:
+    return ", ".join(map(repr, classes.names))
 
 
 def read_classes(directory: str) -> Classes:

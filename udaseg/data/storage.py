@@ -68,6 +68,8 @@ def join(base: str, *parts: str) -> str:
     """`parts`, plain paths, below `base`; where it is a URI they are quoted, and its ?query stays at the end."""
     if "://" not in base:
         return posixpath.join(base, *parts)
+    if base.endswith("://"):  # the first part would become a bucket
+        raise DatasetError(f"{base}: names no bucket")
     address, mark, query = base.partition("?")
     return posixpath.join(address, *map(quote, parts)) + mark + query
 

@@ -118,6 +118,8 @@ def demo(
         ConfigError: `out` holds anything and is not resumed, is no demo's, or was begun with other settings.
         TrainingError: training cannot go on.
     """
+    if "://" in str(out):
+        raise ConfigError(f"{out}: a demo is made on this machine; give a path as --out")
     root = Path(out).absolute()
     runs = _recipes({"seed": seed, **(recipes or {})})
     for run in runs.values():

@@ -70,9 +70,9 @@ def evaluate(
     classes = read_classes(dataset)
     for uri in checkpoints:
         require_same_classes(classes, read_card(uri).classes, uri, of=dataset)
-    ensure_ray()
     directory = dataset if "://" in dataset else os.path.abspath(dataset)
     start, stop = open_index(directory).rows(split)
+    ensure_ray()
     options, threads = actor_pool(inference.actors, inference.min_actors, gpu=inference.gpu)
     local = [uri if "://" in uri else os.path.abspath(uri) for uri in checkpoints]
     blocks = (

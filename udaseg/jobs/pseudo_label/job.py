@@ -98,8 +98,10 @@ def pseudo_label(
     rules, inference = rules or PseudoLabel(), inference or Inference()
     rules.check()
     inference.check()
-    if block_size < 1 or (max_failed is not None and max_failed < 0):
-        raise ConfigError("block_size must be at least 1, and max_failed at least 0")
+    if block_size < 1:
+        raise ConfigError(f"block_size is {block_size}; it must be at least 1")
+    if max_failed is not None and not max_failed >= 0:  # NaN is not
+        raise ConfigError(f"max_failed is {max_failed}; it must be at least 0")
     checkpoints = tuple(absolute(uri) for uri in (checkpoint, *agree_with))
     out, images = absolute(out), absolute(images)
     classes = _common_classes(checkpoints)
@@ -110,6 +112,7 @@ def pseudo_label(
         raise DatasetError(f"{out}: lies in the folder of images; choose an --out outside of it")
     if lies_in(images, out):
         raise DatasetError(f"{images}: lies in the folder of labels; choose an --out elsewhere")
+    true_classes = _truth(images, classes) if truth else None
     job = {
         "checkpoint": [_fingerprint(uri, inference) for uri in checkpoints],
         "rules": {k: v for k, v in dataclasses.asdict(rules).items() if k != "by"},
@@ -129,7 +132,7 @@ def pseudo_label(
                 rules=rules,
                 inference=inference,
                 layouts=tuple(layouts),
-                truth=_truth(images, classes) if truth else None,
+                truth=true_classes,
             )
             _clear_scratch(out)
             _do(work, source, max_failed)

@@ -1,0 +1,392 @@
+"""Bad input for every command: what is done to good files, the words of the command, and what its error must name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from PIL import Image
+from tiny import CLASSES, make_checkpoint, make_dataset
+
+from udaseg.data.manifest import MANIFEST, read_manifest, write_dataset
+from udaseg.overrides import to_json
+from udaseg.recipes import RECIPES
+
+Damage = Callable[[Path], None]
+
+
+@dataclass(frozen=True)
+class Case:
+    """`command` with `words`, in which `{d}` is the folder of files, ends with an error that has all of `named`."""
+
+    kind: str
+    command: str
+    words: str
+    named: str | tuple[str, ...]
+    damage: Damage = lambda folder: None
+    out: bool = True
+    """Whether --out, a path at which nothing is, goes without saying."""
+
+    @property
+    def id(self) -> str:
+        return f"{self.kind}: {self.command} {self.words}"[:90]
+
+
+def make_files(folder: Path) -> None:
+    """A good input of each kind."""
+    for domain in ("source", "target"):
+        make_dataset(folder / domain, domain, train=2, val=2)
+    make_dataset(folder / "unlabelled", "target", train=2, val=2, labelled=False)
+    make_checkpoint(folder / "model", 0)
+    names, palette = list(CLASSES.names), [list(colour) for colour in CLASSES.palette]
+    _write(folder / "classes.json", {"names": names, "palette": palette})
+    _write(folder / "mapping.json", {"names": names, "palette": palette, "map": dict(zip(names, names, strict=True))})
+    _write(folder / "splits.json", {"train": ["000"], "val": ["001"]})
+    _write(folder / "config.json", {"recipe": json.loads(to_json(RECIPES["dacs_small"]())), "manifests": {}})
+    images = folder / "images"
+    images.mkdir()
+    for n in range(2):
+        Image.new("RGB", (56, 40)).save(images / f"{n:03d}.png")
+    (folder / "text").write_text("hello")
+    (folder / "empty").mkdir()
+
+
+def _write(path: Path, content: Any) -> None:
+    """Write anew: files are linked to those of other cases."""
+    path.unlink(missing_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+
+
+# --- what is done to files ------------------------------------------------------------------------------------------
+
+
+def cut(name: str, share: str) -> Damage:
+    """Keep 0, 1, half or all but one of a file's bytes."""
+
+    def damage(folder: Path) -> None:
+        content = (folder / name).read_bytes()
+        keep = {"0": 0, "1": 1, "half": len(content) // 2, "all but 1": len(content) - 1}[share]
+        _write(folder / name, content[:keep])
+
+    return damage
+
+
+def holds(name: str, content: Any) -> Damage:
+    return lambda folder: _write(folder / name, content)
+
+
+def changed(name: str, **values: Any) -> Damage:
+    """Other values in a JSON file; `a__b` is b of a, and ... leaves a value out."""
+
+    def damage(folder: Path) -> None:
+        raw = json.loads((folder / name).read_text())
+        for field, value in values.items():
+            *sections, last = field.split("__")
+            part = raw
+            for section in sections:
+                part = part[int(section) if section.isdigit() else section]
+            if value is ...:
+                del part[last]
+            else:
+                part[last] = value
+        _write(folder / name, raw)
+
+    return damage
+
+
+def folder_at(name: str) -> Damage:
+    def damage(folder: Path) -> None:
+        (folder / name).unlink()
+        (folder / name).mkdir()
+
+    return damage
+
+
+def gone(name: str) -> Damage:
+    return lambda folder: (folder / name).unlink()
+
+
+def rows(name: str, **values: Any) -> Damage:
+    """A dataset whose first row has other values, under the same classes."""
+
+    def damage(folder: Path) -> None:
+        found = read_manifest(str(folder / name)).to_pylist()
+        found[0] |= values
+        for file in ("classes.json", "index.arrow", "class_rows.arrow", "manifest.parquet"):
+            (folder / name / file).unlink()
+        write_dataset(str(folder / name), pa.Table.from_pylist(found, schema=MANIFEST), CLASSES)
+
+    return damage
+
+
+def other_classes(name: str, names: list[str]) -> Damage:
+    """A dataset of other classes."""
+    return changed(f"{name}/classes.json", names=names, palette=[[0, 0, 0]] * len(names))
+
+
+# --- the table ------------------------------------------------------------------------------------------------------
+
+EVALUATE = "--checkpoint {d}/model --dataset {d}/target"
+LABEL = "--checkpoint {d}/model --images {d}/target"
+TRAIN = "dacs_small --source {d}/source --target {d}/target"
+SWEEP = "thresholds --source {d}/source --target {d}/target"
+PREPARE = "--images {d}/source/images --labels {d}/source/labels"
+CUTS = ("0", "1", "half", "all but 1")
+
+
+def truncated() -> Iterator[Case]:
+    readers = {
+        "target/classes.json": [("evaluate", EVALUATE), ("train", TRAIN), ("sweep", SWEEP)],
+        "target/manifest.parquet": [("evaluate", EVALUATE), ("pseudo-label", LABEL), ("train", TRAIN)],
+        "target/index.arrow": [("evaluate", EVALUATE), ("train", TRAIN)],
+        "target/class_rows.arrow": [("evaluate", EVALUATE), ("train", TRAIN)],
+        "model/model.json": [("evaluate", EVALUATE), ("pseudo-label", LABEL)],
+        "model/model.safetensors": [("evaluate", EVALUATE), ("pseudo-label", LABEL)],
+        "config.json": [("train", "--config {d}/config.json"), ("sweep", f"{SWEEP} --recipe {{d}}/config.json")],
+        "classes.json": [("prepare", f"{PREPARE} --classes {{d}}/classes.json")],
+        "mapping.json": [("prepare", f"{PREPARE} --classes {{d}}/classes.json --mapping {{d}}/mapping.json")],
+        "splits.json": [("prepare", f"{PREPARE} --classes {{d}}/classes.json --splits {{d}}/splits.json")],
+    }
+    for file, commands in readers.items():
+        for command, words in commands:
+            for share in CUTS:
+                yield Case(f"{file} cut to {share}", command, words, file.split("/")[-1], cut(file, share))
+
+
+_NOT_OBJECTS = {
+    "list": [],
+    "number": 3,
+    "null": None,
+    "text": "abc",
+    "not UTF-8": b"\xff\xfe\x00{",
+    "deep": b"[" * 99_999,
+}
+
+
+def wrong_json() -> Iterator[Case]:
+    with_classes = f"{PREPARE} --classes {{d}}/classes.json"
+    readers = {
+        "classes.json": ("prepare", with_classes),
+        "mapping.json": ("prepare", f"{with_classes} --mapping {{d}}/mapping.json"),
+        "splits.json": ("prepare", f"{with_classes} --splits {{d}}/splits.json"),
+        "config.json": ("train", "--config {d}/config.json"),
+        "target/classes.json": ("evaluate", EVALUATE),
+        "model/model.json": ("pseudo-label", LABEL),
+    }
+    for file, (command, words) in readers.items():
+        name = file.split("/")[-1]
+        for kind, content in _NOT_OBJECTS.items():
+            yield Case(f"{file} is {kind}", command, words, name, holds(file, content))
+        yield Case(f"{file} is a folder", command, words, name, folder_at(file))
+        yield Case(f"{file} is gone", command, words, name, gone(file))
+    fields: list[tuple[str, str, dict[str, Any]]] = [
+        ("classes.json", "names", {"names": "abc"}),
+        ("classes.json", "names", {"names": {"a": 1}}),
+        ("classes.json", "names", {"names": [1, 2, 3]}),
+        ("classes.json", "names", {"names": []}),
+        ("classes.json", "distinct", {"names": ["a", "a", "b"]}),
+        ("classes.json", "palette", {"palette": [[0.1, 0.2, 0.3]] * 3}),
+        ("classes.json", "palette", {"palette": [[0, 0, 0]] * 2}),
+        ("classes.json", "palette", {"palette": [[0, 0, 256]] * 3}),
+        ("classes.json", "palette", {"palette": ...}),
+        ("classes.json", "ignore", {"ignore": 0}),
+        ("classes.json", "raw_to_train", {"raw_to_train": {"0.9": 0}}),
+        ("classes.json", "raw_to_train", {"raw_to_train": {"1": 9}}),
+        ("classes.json", "surprise", {"surprise": 1}),
+        ("mapping.json", "map", {"map": ...}),
+        ("mapping.json", "map", {"map": {"[/b]": "road"}}),
+        ("mapping.json", "[red]", {"map__sky": "[red]"}),
+        ("splits.json", "train", {"train": "000"}),
+        ("splits.json", "000", {"val": ["000"]}),
+        ("splits.json", "[/b]", {"val": ["[/b]"], "train": []}),
+        ("config.json", "[/b]", {"recipe__name": "[/b]"}),
+        ("config.json", "config.json", {"recipe__name": ["dacs_small"]}),
+        ("config.json", "config.json", {"recipe__name": ...}),
+        ("config.json", "config.json", {"recipe": []}),
+        ("config.json", "stages", {"recipe__stages": 5}),
+        ("config.json", "stages", {"recipe__stages": None}),
+        ("config.json", "stages", {"recipe__stages": "ab"}),
+        ("config.json", "stages", {"recipe__stages": [{}]}),
+        ("config.json", "stages", {"recipe__stages": [1, 2]}),
+        ("config.json", "stages.0.steps", {"recipe__stages__0__steps": "many"}),
+        ("config.json", "stages.0.steps", {"recipe__stages__0__steps": {"deep": 1}}),
+        ("config.json", "stages.1.method.threshold", {"recipe__stages__1__method__threshold": True}),
+        ("config.json", "treshold", {"recipe__stages__1__method__treshold": 1}),
+        ("model/model.json", "short_side", {"short_side": 10**9}),
+        ("model/model.json", "short_side", {"short_side": "40"}),
+        ("model/model.json", "model.json", {"step": None}),
+        ("model/model.json", "model.json", {"surprise": 1}),
+        ("model/model.json", "model.json", {"model": []}),
+        ("model/model.json", "names", {"classes__names": "abc"}),
+        ("model/model.json", "stranger", {"model__backbone": "hf-hub:stranger/x"}),
+        ("model/model.json", "no_such_backbone", {"model__backbone": "no_such_backbone"}),
+        ("model/model.json", "head", {"model__head": "[/b]"}),
+        ("model/model.json", "head_channels", {"model__head_channels": -1}),
+        ("model/model.json", "head_channels", {"model__head_channels": 10_000_000}),
+        ("model/model.json", "projection", {"model__projection": 100_000_000}),
+        ("model/model.json", "model.json", {"model__backbone": 3}),
+    ]
+    for file, named, values in fields:
+        command, words = readers[file]
+        yield Case(f"{file} with {values}", command, words, named, changed(file, **values))
+    for values in ({"recipe__stages__0__optim__lr": float("nan")}, {"recipe__stages__0__optim__lr": float("inf")}):
+        words = "--config {d}/config.json --source {d}/source --target {d}/target"
+        yield Case(f"config.json with {values}", "train", words, "stages.0.optim.lr", changed("config.json", **values))
+
+
+def out_of_range() -> Iterator[Case]:
+    train = (
+        "--data.crop 0 0", "--data.crop 64 -1", "--data.crop 99999 64", "--data.short-side 0",
+        "--data.short-side 20000", "--data.scale 2 1", "--data.scale 0 1", "--data.scale nan nan", "--data.flip 1.5",
+        "--data.flip -0.1", "--data.rotation inf", "--data.batch-size 0", "--data.batch-size -2",
+        "--data.group-size 0", "--data.source.jitter 0.7", "--data.target.blur 2",
+        "--data.source.rare-temperature 0", "--data.source.rare-min-pixels -1", "--optim.lr nan", "--optim.lr inf",
+        "--optim.lr 0", "--optim.lr -1", "--optim.clip -1", "--optim.power nan", "--optim.warmup-steps -1",
+        "--optim.momentum 1", "--optim.momentum -0.1", "--optim.weight-decay -1", "--optim.horizon 0.5",
+        "--optim.head-lr-factor -1", "--steps 0", "--steps -1", "--steps 99999999999999999999", "--seed -1",
+        "--seed 9223372036854775808", "--checkpoint-every 0", "--keep-checkpoints 0", "--log-every 0",
+        "--method.threshold nan", "--method.threshold 1.1", "--method.teacher-momentum -1", "--method.mic.block 0",
+        "--method.jitter 9", "--model.head-channels 0", "--model.head-channels 10000000", "--model.projection -1",
+        "--model.head-branches 0", "--model.drop-path 1", "--model.detail-crop 0 0", "--cluster.workers 0",
+        "--cluster.workers -1", "--cluster.min-workers 0", "--cluster.min-workers 2", "--cluster.cpus-per-worker 0",
+        "--cluster.cpus-per-worker nan", "--cluster.threads -1", "--cluster.wait 0", "--cluster.wait nan",
+        "--cluster.max-failures -1", "--data.batch-size 3 --cluster.workers 2",
+    )  # fmt: skip
+    for words in train:
+        field = words.split()[0].removeprefix("--").split(".", 0)[0].replace("-", "_")
+        yield Case("range", "train", f"{TRAIN} {words}", field)
+    inference = (
+        "--inference.window 0 64", "--inference.window 64 -1", "--inference.overlap 1", "--inference.overlap nan",
+        "--inference.overlap -0.1", "--inference.scales 0", "--inference.scales 1 nan", "--inference.scales 1e9",
+        "--inference.batch-size 0", "--inference.actors 0", "--inference.actors -1", "--inference.min-actors 0",
+        "--inference.actors 1 --inference.min-actors 2",
+    )  # fmt: skip
+    for command, base in (("evaluate", EVALUATE), ("pseudo-label", LABEL)):
+        for words in inference:
+            field = words.split()[-2 if "min-actors" in words else 0].removeprefix("--inference.").replace("-", "_")
+            yield Case("range", command, f"{base} {words}", field)
+    rules = (
+        "--rules.share -0.1", "--rules.share 1.1", "--rules.share nan", "--rules.cap 0", "--rules.image-share 2",
+        "--rules.threshold nan", "--rules.temperature 0", "--rules.temperature nan", "--block-size 0",
+        "--block-size -1", "--max-failed -1", "--max-failed nan", "--rules.measure prototype",
+        "--rules.rule any_class --rules.measure entropy",
+    )  # fmt: skip
+    for words in rules:
+        field = words.split()[-2].removeprefix("--").removeprefix("rules.").replace("-", "_")
+        yield Case("range", "pseudo-label", f"{LABEL} {words}", field)
+    for words in ("--trials 0", "--images 0", "--concurrent -1", "--window 0 0", "--seed -1", "--cluster.workers 0"):
+        field = words.split()[0].removeprefix("--").replace("-", "_")
+        yield Case("range", "sweep", f"{SWEEP} {words}", field)
+    yield Case("range", "demo", "--seed -1", "seed")
+    yield Case("range", "demo", "--seed 99999999999999999999", "seed")
+
+
+def unknown() -> Iterator[Case]:
+    yield Case("unknown", "train", "no_such_recipe", "no_such_recipe")
+    yield Case("unknown", "train", "[/b]", "[/b]")
+    yield Case("unknown", "train", "--config", "--config", out=False)
+    yield Case("unknown", "train", f"{TRAIN} --method.temprature 1", "method.temprature")
+    yield Case("unknown", "train", f"{TRAIN} --[red] 1", "[red]")
+    yield Case("unknown", "train", "dacs_small --target {d}/target", "--source")
+    yield Case("unknown", "train", f"supervised_small {TRAIN.partition(' ')[2]}", "--source")
+    yield Case("unknown", "train", f"{TRAIN} --model.backbone no_such_net", "no_such_net")
+    yield Case("unknown", "train", f"{TRAIN} --model.weights {{d}}/nothing.pt", "nothing.pt")
+    yield Case("unknown", "train", f"{TRAIN} --stages.0.init-from {{d}}/nothing", "nothing")
+    yield Case("unknown", "sweep", "no_such_space", "no_such_space")
+    yield Case("unknown", "sweep", "../evil", "../evil")
+    yield Case("unknown", "sweep", f"{SWEEP} --recipe no_such_recipe", "no_such_recipe")
+    yield Case("unknown", "sweep", f"{SWEEP} --recipe {{d}}/nothing.json", "nothing.json")
+    yield Case("unknown", "sweep", f"{SWEEP} --method.temprature 1", "method.temprature")
+    yield Case("unknown", "sweep", f"{SWEEP} --split nowhere", "nowhere")
+    yield Case("unknown", "sweep", f"{SWEEP} --metric miou", "miou", lambda d: _swap(d, "target", "unlabelled"))
+    yield Case("unknown", "evaluate", f"{EVALUATE} --split [/b]", "[/b]")
+    yield Case("unknown", "pseudo-label", f"{LABEL} --split nowhere", "nowhere")
+    yield Case("unknown", "prepare", "--layout nowhere --root {d}/source", "nowhere")
+    yield Case("unknown", "prepare", "--layout cityscapes", "--root")
+    yield Case("unknown", "prepare", PREPARE, "--classes")
+    yield Case("unknown", "prepare", "", "--images")
+    yield Case("unknown", "prepare", f"{PREPARE} --layout folders", "--images")
+    yield Case("unknown", "prepare", f"{PREPARE} --classes {{d}}/classes.json --root {{d}}", "--root")
+    words = f"{PREPARE} --classes {{d}}/classes.json --splits {{d}}/splits.json --split val"
+    yield Case("unknown", "prepare", words, "--split")
+
+
+def _swap(folder: Path, one: str, other: str) -> None:
+    (folder / one).rename(folder / "aside")
+    (folder / other).rename(folder / one)
+
+
+def other_things() -> Iterator[Case]:
+    """A file where a folder belongs, a folder where a file does, nothing at all, an address of no kind."""
+    for thing in ("{d}/text", "{d}/empty", "{d}/nothing", "{d}/[", "s4://bucket", "s3://", "{d}/" + "n" * 256):
+        name = thing.removeprefix("{d}/")
+        yield Case("other thing", "evaluate", f"--checkpoint {thing} --dataset {{d}}/target", name)
+        yield Case("other thing", "evaluate", f"--checkpoint {{d}}/model --dataset {thing}", name)
+        yield Case("other thing", "pseudo-label", f"--checkpoint {thing} --images {{d}}/target", name)
+        yield Case("other thing", "train", f"dacs_small --source {thing} --target {{d}}/target", name)
+        yield Case("other thing", "train", f"--config {thing}", name)
+        yield Case("other thing", "sweep", f"thresholds --source {{d}}/source --target {thing}", name)
+        yield Case("other thing", "prepare", f"--images {{d}}/images --classes {thing}", name)
+        if "://" not in thing:
+            yield Case("other thing", "pseudo-label", f"--checkpoint {{d}}/model --images {thing}", name)
+            yield Case("other thing", "prepare", f"--images {thing} --classes {{d}}/classes.json", name)
+            yield Case("other thing", "prepare", f"--layout folders --root {thing} --classes {{d}}/classes.json", name)
+    yield Case("other thing", "pseudo-label", f"{LABEL} --agree-with {{d}}/nothing", "nothing")
+    yield Case("other thing", "pseudo-label", f"{LABEL} --source {{d}}/nothing", "nothing")
+
+
+def counts() -> Iterator[Case]:
+    """Numbers, names and orders of classes that do not fit together."""
+    lists = {"fewer": ["ground", "sky"], "more": ["ground", "sky", "box", "x"], "others": ["ground", "[/b]", "box"]}
+    lists["order"] = ["sky", "ground", "box"]
+    for kind, names in lists.items():
+        damage = other_classes("target", names)
+        yield Case(f"{kind} classes", "evaluate", EVALUATE, ("target", names[-1]), damage)
+        yield Case(f"{kind} classes", "train", TRAIN, ("target", names[-1]), damage)
+        yield Case(f"{kind} classes", "pseudo-label", f"{LABEL} --truth", ("target", names[-1]), damage)
+        damage = other_classes("source", names)
+        yield Case(f"{kind} classes", "pseudo-label", f"{LABEL} --source {{d}}/source", ("source", names[-1]), damage)
+    names_of = {"emoji": "🚗", "quotes": "'\"", "control": "\x1b[31m", "255 bytes": "x" * 255, "two lines": "a\nb"}
+    for kind, name in names_of.items():
+        yield Case(
+            f"a class of {kind}", "evaluate", EVALUATE, "target", other_classes("target", ["ground", "sky", name])
+        )
+    for field, value in (("image_id", "../x"), ("image_id", "a\nb"), ("image_id", "x" * 300), ("split", "../x")):
+        yield Case(f"{field} {value[:9]!r}", "pseudo-label", LABEL, "target", rows("target", **{field: value}))
+    for words in (EVALUATE, f"{EVALUATE} --split train"):
+        words = words.replace("target", "unlabelled")
+        yield Case("no labels", "evaluate", words, "unlabelled")
+    yield Case("no labels", "train", TRAIN.replace("{d}/source", "{d}/unlabelled"), "unlabelled")
+
+
+def outputs() -> Iterator[Case]:
+    """Outputs that are there, hold something of the user's, or cannot be made."""
+    commands = [("train", TRAIN), ("sweep", SWEEP), ("pseudo-label", LABEL), ("demo", "")]
+    commands.append(("prepare", f"{PREPARE} --classes {{d}}/classes.json"))
+    commands.append(("evaluate", EVALUATE))
+    for command, words in commands:
+        yield Case("out is a file", command, f"{words} --out {{d}}/text", "text", out=False)
+        yield Case("out is below a file", command, f"{words} --out {{d}}/text/x", "text", out=False)
+        yield Case("out is no address", command, f"{words} --out s4://x/y", "s4://x", out=False)
+        if command != "evaluate":  # which adds two files to a folder of the user's
+            yield Case("out is not empty", command, f"{words} --out {{d}}/images", "images", out=False)
+            yield Case("out is an input", command, f"{words} --out {{d}}/target", "target", out=False)
+    for command, words in (("train", TRAIN), ("sweep", SWEEP), ("demo", "")):
+        yield Case("resumed", command, f"{words} --out {{d}}/images --resume", "images", out=False)
+    yield Case("out is not empty", "evaluate", f"{EVALUATE} --out {{d}}/res", "res", _results, out=False)
+
+
+def _results(folder: Path) -> None:
+    (folder / "res").mkdir()
+    (folder / "res" / "metrics.json").write_text("mine")
+
+
+CASES = [
+    case
+    for table in (truncated, wrong_json, out_of_range, unknown, other_things, counts, outputs)
+    for case in table()
+]  # fmt: skip
