@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from udaseg.errors import CheckpointError, ConfigError, DatasetError, TrainingError
@@ -17,12 +21,24 @@ _MAX_CONFIG = 1 << 20  # bytes
 
 
 def command(run: Callable[[Sequence[str]], None]) -> Callable[..., int]:
-    """A subcommand's entry point, `main(argv=None) -> exit code`: 2 for input that cannot be used, 1 for lost work."""
+    """A subcommand's entry point, `main(argv=None) -> exit code`: 2 for input that cannot be used, 1 for lost work.
+
+    130 after Ctrl-C, 143 after SIGTERM.
+    """
 
     @functools.wraps(run)
     def main(argv: Sequence[str] | None = None) -> int:
+        terminated = threading.Event()
         try:
-            run(sys.argv[1:] if argv is None else argv)
+            with _sigterm_as_ctrl_c(terminated):
+                run(sys.argv[1:] if argv is None else argv)
+        except KeyboardInterrupt:
+            word = "terminated" if terminated.is_set() else "interrupted"
+            print(
+                f"{word}: what is done stays; --resume, or where there is none the same command, goes on",
+                file=sys.stderr,
+            )
+            return 128 + (signal.SIGTERM if terminated.is_set() else signal.SIGINT)
         except (ConfigError, DatasetError, CheckpointError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
@@ -32,6 +48,27 @@ def command(run: Callable[[Sequence[str]], None]) -> Callable[..., int]:
         return 0
 
     return main
+
+
+@contextlib.contextmanager
+def _sigterm_as_ctrl_c(terminated: threading.Event) -> Iterator[None]:
+    """Have SIGTERM do what Ctrl-C does meanwhile, so that a scheduler's end of a command is as orderly."""
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        terminated.set()
+        handler = signal.getsignal(signal.SIGINT)
+        if not callable(handler):  # a shell's background job ignores Ctrl-C
+            raise KeyboardInterrupt
+        handler(number, frame)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def recipe_file(uri: str) -> Recipe:

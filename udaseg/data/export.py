@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import posixpath
-from typing import Literal, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from udaseg.data.classes import Classes
 from udaseg.data.taxonomies import CITYSCAPES_CLASSES
+from udaseg.errors import DatasetError
 
 ExportFormat = Literal["cityscapes", "coco_stuff"]
 
@@ -43,6 +46,36 @@ def names(layout: ExportFormat, image_id: str, split: str, suffix: str, classes:
         f"gtFine/{place}_gtFine_labelIds.png": _cityscapes_ids(classes),
     }
     return Names(f"leftImg8bit/{place}_leftImg8bit.png", labels)
+
+
+def require_unique_names(
+    layout: ExportFormat, images: Iterable[Mapping[str, Any]], again: Iterable[Mapping[str, Any]]
+) -> None:
+    """Make sure that a layout gives each image a place of its own. Holds 8 bytes an image.
+
+    Args:
+        layout: which one.
+        images: rows with "image_id", "split" and "image_uri".
+        again: the same, read where two of `images` seem to have one name.
+
+    Raises DatasetError, naming two images of one name.
+    """
+
+    def place(row: Mapping[str, Any]) -> str:
+        return next(iter(names(layout, row["image_id"], row["split"], "", CITYSCAPES_CLASSES).labels))
+
+    def short(name: str) -> int:
+        return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big")
+
+    found = np.sort(np.fromiter((short(place(row)) for row in images), np.uint64))
+    twice = set(found[1:][found[1:] == found[:-1]].tolist())
+    first: dict[str, str] = {}
+    for row in again if twice else ():
+        if short(name := place(row)) in twice and first.setdefault(name, row["image_id"]) != row["image_id"]:
+            raise DatasetError(
+                f"images {first[name]!r} and {row['image_id']!r} would both be {name!r} in layout {layout}; "
+                "rename one, or leave the layout out"
+            )
 
 
 def suffix_of(uri: str) -> str:

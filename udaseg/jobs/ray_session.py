@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -47,7 +49,10 @@ def ensure_ray(num_cpus: int | None = None, *, dashboard: bool = False) -> None:
             local["dashboard_port"] = free.getsockname()[1]
         os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{local['dashboard_port']}"
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # says at every start that tokens are on
+    terminate = signal.getsignal(signal.SIGTERM)
     ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING, **local)
+    if callable(terminate) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, terminate)  # Ray has put its own in place, which ends in a dump
 
 
 def check_nodes(files: Sequence[str], out: str) -> None:

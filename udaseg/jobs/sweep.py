@@ -12,6 +12,7 @@ report.html
 
 from __future__ import annotations
 
+import atexit
 import csv
 import dataclasses
 import io
@@ -33,6 +34,7 @@ from udaseg.jobs.ray_session import ensure_ray, usable_cores
 from udaseg.jobs.spaces import MODES, Space, shared_stages
 from udaseg.jobs.train import train
 from udaseg.jobs.trials import concurrency, read_trials, run_trials, trainable, trial_resources
+from udaseg.jobs.worker import clear_scratch
 from udaseg.overrides import override, to_json
 from udaseg.reports.sweep import Trial, rank_correlations, sweep_page, trial_table
 from udaseg.reports.tables import show
@@ -58,6 +60,7 @@ def sweep(space: Space, a: Sweep) -> list[Trial]:
 def _sweep(space: Space, a: Sweep, out: str, data: dict[str, str | None], settings: str) -> list[Trial]:
     """The sweep's work, in a directory that is its own."""
     need = trial_resources(a.cluster)
+    atexit.register(clear_scratch)  # when the trials' workers have ended with Ray
     ensure_ray(num_cpus=max(usable_cores(), math.ceil(need["CPU"])), dashboard=True)
     concurrent = a.concurrent or concurrency(ray.cluster_resources(), need)
     write_bytes(join(out, "sweep.json"), settings.encode())

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +32,7 @@ from udaseg.jobs.preflight import check, check_out, check_resources, shortage
 from udaseg.jobs.pseudo_label.job import pseudo_label
 from udaseg.jobs.ray_session import check_nodes, ensure_ray, usable_cores
 from udaseg.jobs.stream import PlanDataConfig
-from udaseg.jobs.worker import ProgressLog, WorkerJob, read_registered, train_worker
+from udaseg.jobs.worker import ProgressLog, WorkerJob, clear_scratch, read_registered, train_worker
 from udaseg.overrides import to_json as recipe_to_json
 from udaseg.rng import key_to_seed
 
@@ -177,7 +180,7 @@ def run_stage(run: _Run, number: int, stage: Stage) -> None:
         datasets={"plan": ray.data.range(1)},  # a name only: PlanDataConfig deals the real one
         dataset_config=PlanDataConfig(make_plan(stage, inputs, seed), directory, wait=cluster.wait),
     )
-    with run.monitor.stage(number, stage, progress):
+    with run.monitor.stage(number, stage, progress), _interruptible():
         try:
             result = trainer.fit()
         except ray.train.TrainingFailedError as error:
@@ -185,6 +188,20 @@ def run_stage(run: _Run, number: int, stage: Stage) -> None:
     if reason := (result.return_value or {}).get("error"):
         raise TrainingError(f"stage {name}: {reason}")
     copy_model(read_registered(directory)[-1][1], join(directory, "model"))
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Around `trainer.fit`: Ctrl-C ends it as it ends all else, and what killed workers left here is cleared away."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:  # so Ray Train ends the process when it has stopped the workers
+        raise KeyboardInterrupt from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
+        clear_scratch()
 
 
 def make_plan(stage: Stage, directories: dict[str, str | None], seed: int) -> Plan:

@@ -135,6 +135,7 @@ def run_trials(trial: Callable, space: Space, a: Sweep, out: str, concurrent: in
     """Run the trials, or what is left of them."""
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "2")  # a trial that Tune has not noted is begun anew
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # a recipe may name files by relative paths
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C ends a sweep as it ends all else
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # which prints whatever its verbosity
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     mode, steps = MODES[a.metric], stage_begins(a.recipe, shared)[-1]

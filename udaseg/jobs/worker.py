@@ -7,8 +7,11 @@ imported in its functions, which saves them seconds.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
+import os
 import resource
+import shutil
 import sys
 import tempfile
 import time
@@ -32,6 +35,9 @@ if TYPE_CHECKING:
     from udaseg.config import Stage
     from udaseg.evaluation.checkpoint_scores import Scoring
     from udaseg.training.step import RunState
+
+
+_SCRATCH = "udaseg-checkpoint-"
 
 
 HISTORY_FILE = "history.jsonl"
@@ -71,6 +77,29 @@ class ProgressLog:
     def take(self) -> list[dict[str, Any]]:
         rows, self._rows = self._rows, []
         return rows
+
+
+def make_scratch() -> tuple[Path, int]:
+    """A folder for what is to be uploaded, and the handle that holds its lock as long as this process lives."""
+    while True:
+        folder = tempfile.mkdtemp(prefix=_SCRATCH)
+        handle = os.open(folder, os.O_RDONLY)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.path.exists(folder):  # else it was cleared away before it had its lock
+            return Path(folder), handle
+        os.close(handle)
+
+
+def clear_scratch() -> None:
+    """Remove from this machine what processes that were killed left of `make_scratch`."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_SCRATCH}*"):
+        with contextlib.suppress(OSError):  # its process is alive, or it is another user's
+            handle = os.open(folder, os.O_RDONLY)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder)
+            finally:
+                os.close(handle)
 
 
 def train_worker(config: dict[str, Any]) -> dict[str, Any]:
@@ -133,6 +162,8 @@ def _run(
         progress.put.remote({"event": "start", "step": state.step, "history": history})
     rows = _checked(iterate(ray.train.get_dataset_shard("plan"), per_rank=per_rank), state, data.batch_size, rank)
     speed = _Speed(state.step, images=data.batch_size * len(data.streams()))
+    clear_scratch()
+    scratch, _lock = make_scratch()
     noticed = False
     while state.step < stage.steps:
         with speed.waiting():
@@ -153,7 +184,7 @@ def _run(
             noticed = ray.train.get_preemption_info() is not None
             due = due or noticed
         if due:
-            _checkpoint(state, history, job, rank)
+            _checkpoint(state, history, job, rank, scratch)
 
 
 def _checked(
@@ -201,8 +232,8 @@ def peak_memory(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def _checkpoint(state: RunState, history: list[dict[str, Any]], job: WorkerJob, rank: int) -> None:
-    """Save on rank 0 and have Ray Train upload and register it; a barrier of all ranks.
+def _checkpoint(state: RunState, history: list[dict[str, Any]], job: WorkerJob, rank: int, folder: Path) -> None:
+    """Save on rank 0, in `folder`, and have Ray Train upload and register it; a barrier of all ranks.
 
     Training goes on during the upload, unless nothing is left to train. A checkpoint counts once it is whole, so that a
     loss during an upload falls back on the one before.
@@ -213,7 +244,7 @@ def _checkpoint(state: RunState, history: list[dict[str, Any]], job: WorkerJob, 
     if rank != 0:
         ray.train.report({"step": state.step}, checkpoint_dir_name=name)
         return
-    scratch = Path(tempfile.mkdtemp(prefix="udaseg-checkpoint-"))
+    scratch = Path(tempfile.mkdtemp(dir=folder))
     state.save(scratch / STATE_FILE)
     (scratch / HISTORY_FILE).write_text("".join(json.dumps(row) + "\n" for row in history))
     card = ModelCard(

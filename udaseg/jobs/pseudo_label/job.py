@@ -23,6 +23,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,7 +34,7 @@ import pyarrow.fs as pafs
 from udaseg.checkpoints.directory import CARD_FILE, MODEL_FILE, STATE_FILE, read_card
 from udaseg.config import Inference, PseudoLabel
 from udaseg.data.classes import Classes, read_classes, require_same_classes
-from udaseg.data.export import ExportFormat
+from udaseg.data.export import ExportFormat, require_unique_names
 from udaseg.data.listing import list_images
 from udaseg.data.manifest import digest, read_manifest, write_dataset
 from udaseg.data.storage import absolute, exists, join, read_bytes, write_bytes
@@ -54,6 +55,8 @@ from udaseg.jobs.ray_session import actor_pool, check_nodes, ensure_ray
 from udaseg.reports.adaptation import Shares, share_table
 from udaseg.reports.pseudo_label import Quality, failure_table, label_page, sample
 from udaseg.reports.tables import show
+
+REPORTS = ("report.json", "report.html")
 
 
 def pseudo_label(
@@ -113,6 +116,8 @@ def pseudo_label(
     if lies_in(images, out):
         raise DatasetError(f"{images}: lies in the folder of labels; choose an --out elsewhere")
     true_classes = _truth(images, classes) if truth else None
+    for layout in layouts:
+        require_unique_names(layout, list_images(images, split), list_images(images, split))
     job = {
         "checkpoint": [_fingerprint(uri, inference) for uri in checkpoints],
         "rules": {k: v for k, v in dataclasses.asdict(rules).items() if k != "by"},
@@ -123,7 +128,7 @@ def pseudo_label(
     }
     with own_directory(out, "pseudo-label"):
         ledger = open_ledger(join(out, "job"), lambda: list_images(images, split), block_size=block_size, job=job)
-        if not exists(join(out, "manifest.parquet")):
+        if not all(exists(join(out, name)) for name in ("manifest.parquet", *REPORTS)):
             work = Work(
                 checkpoints=checkpoints,
                 out=out,
@@ -137,7 +142,7 @@ def pseudo_label(
             _clear_scratch(out)
             _do(work, source, max_failed)
         _clear_scratch(out)
-        return _print(classes, json.loads(read_bytes(join(out, "report.json"))))
+        return _print(classes, json.loads(read_bytes(join(out, REPORTS[0]))))
 
 
 def _do(work: Work, source: str | None, max_failed: float | None) -> None:
@@ -158,8 +163,15 @@ def _do(work: Work, source: str | None, max_failed: float | None) -> None:
     else:
         run_phase(ledger, "label", limit, fn=apply_thresholds(work, thresholds), num_cpus=1)
     table, quality = _label_table(ledger, tally, thresholds, source)
-    _write_reports(work, tally, quality)
+    failed = [dict(zip(("image_id", "image_uri", "reason"), row, strict=True)) for row in quality.failed]
+    write_bytes(join(out, "failed.json"), json.dumps(failed, indent=1).encode())
+    numbers = quality.to_json(work.classes.names)
+    write_bytes(join(out, REPORTS[0]), json.dumps(numbers, indent=1).encode())
     write_dataset(out, table, work.classes)
+    try:
+        _write_page(work, tally, quality)
+    except Exception as error:  # whatever it is, the labels are done
+        print(f"no report, which the same command makes again: {type(error).__name__}: {error}", file=sys.stderr)
 
 
 def _common_classes(checkpoints: Sequence[str]) -> Classes:
@@ -210,17 +222,14 @@ def _label_table(
     return table, quality
 
 
-def _write_reports(work: Work, tally: PredictionTotals, quality: Quality) -> None:
+def _write_page(work: Work, tally: PredictionTotals, quality: Quality) -> None:
     wanted = list(dict.fromkeys([*tally.least, *reversed(tally.most)]))  # of few images, none twice
     examples = []
     for certainty, image_id, block in wanted:
         uri = next(row["image_uri"] for row in work.ledger.rows(block) if row["image_id"] == image_id)
         examples.append(sample(work.out, image_id, uri, certainty))
-    failed = [dict(zip(("image_id", "image_uri", "reason"), row, strict=True)) for row in quality.failed]
-    write_bytes(join(work.out, "failed.json"), json.dumps(failed, indent=1).encode())
-    write_bytes(join(work.out, "report.json"), json.dumps(quality.to_json(work.classes.names), indent=1).encode())
     page = label_page(classes=work.classes, quality=quality, examples=examples, rules=dataclasses.asdict(work.rules))
-    write_bytes(join(work.out, "report.html"), page.encode())
+    write_bytes(join(work.out, REPORTS[1]), page.encode())
 
 
 def _print(classes: Classes, numbers: dict[str, Any]) -> Shares:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import heapq
 import io
 import os
-import threading
+import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -158,7 +158,7 @@ def _place(image_uri: str, uri: str, scratch: str | None) -> None:
         return
     os.makedirs(os.path.dirname(uri), exist_ok=True)
     os.makedirs(scratch, exist_ok=True)
-    temporary = os.path.join(scratch, f"{os.getpid()}-{threading.get_ident()}.link")
+    temporary = os.path.join(scratch, f"{uuid.uuid4().hex}.link")
     os.symlink(path, temporary)
     os.replace(temporary, uri)
 
