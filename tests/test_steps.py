@@ -1,24 +1,27 @@
 """Whole steps: what the authors' own code returned on the same weights, images and masks, made by formula.
 
-tests/assets/steps.json holds the values, with the authors' files and commits; GOLDEN_STEPS names another such file.
+tests/assets/steps.json holds the values, with the authors' files and commits; GOLDEN_STEPS names another such file. A
+case of a system that is not built yet is skipped, by name.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import kornia
 import pyarrow as pa
 import pytest
 import torch
-from authors import assert_like, fill, ids, image, mmseg_name, plane, without_drop
+from authors import Planes, assert_like, fill, image, mmseg_name, norm, without_drop
 from torch import Tensor, nn
 
 from udaseg.components import cross_domain_mix, masked_consistency
-from udaseg.components.augment import jitter_hsv
+from udaseg.components.augment import BLUR_KERNEL, jitter_hsv
 from udaseg.components.feature_distance import feature_distance
 from udaseg.components.masked_consistency import MIC
 from udaseg.data.index import open_index
@@ -33,7 +36,10 @@ from udaseg.models.teacher import EMATeacher
 from udaseg.types import IGNORE, Batch, Loss, SegOutput
 
 FILE = Path(os.environ.get("GOLDEN_STEPS") or Path(__file__).with_name("assets") / "steps.json")
-CASES: dict[str, dict[str, Any]] = json.loads(FILE.read_text())["cases"]
+GOLDEN = json.loads(FILE.read_text())
+CASES: dict[str, dict[str, Any]] = GOLDEN["cases"]
+PLANES = Planes(GOLDEN)
+plane, ids = PLANES.waves, PLANES.ids
 SIZE = (2, 19, 24, 32)
 
 
@@ -156,7 +162,7 @@ def test_the_loss_of_hrda() -> None:
 
 
 def whole_step(
-    monkeypatch: pytest.MonkeyPatch, *, size: int, hrda: bool, mic: bool
+    monkeypatch: pytest.MonkeyPatch, *, salt: int, size: int, hrda: bool, mic: bool
 ) -> tuple[DAFormer, dict[str, Loss], Tensor]:
     """The second step of a method of DAFormer's line on whole networks; its terms, and the teacher's logits."""
     settings: dict[str, Any] = {
@@ -174,8 +180,8 @@ def whole_step(
     method = config.build(student, seed=0)
     assert method.beginning is not None
     networks = (method.student, method.teacher.network, method.beginning.network)
-    for salt, network in enumerate(networks):
-        fill(network, lambda key: mmseg_name(key, hrda), salt)
+    for number, network in enumerate(networks):
+        fill(network, lambda key: mmseg_name(key, hrda), salt + number)
     without_drop(method.double(), train=True)  # in single precision the gradients' norms are 6e-4 apart
     method.teacher.updates.fill_(1)
     if hrda:
@@ -203,21 +209,17 @@ def whole_step(
     monkeypatch.setattr(method.teacher, "forward", watched)
     index = torch.arange(2)
     batches = {
-        "source": Batch(image=image((2, 3, size, size), 10).double(), index=index, label=label, stream="source"),
-        "target": Batch(image=image((2, 3, size, size), 20).double(), index=index, stream="target"),
+        "source": Batch(image=image((2, 3, size, size), salt + 10).double(), index=index, label=label, stream="source"),
+        "target": Batch(image=image((2, 3, size, size), salt + 20).double(), index=index, stream="target"),
     }
     losses, _ = run(method, batches, step=1)
     return method, losses, seen[0]
 
 
-def norm(parts: Any) -> float:
-    return float(torch.cat([p.grad.flatten() for p in parts if p.grad is not None]).norm())
-
-
 @pytest.mark.parametrize("mic", [False, True], ids=["DAFormer", "MIC"])
 def test_a_whole_step_of_daformer(mic: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     case = CASES["whole MIC(DAFormer) step" if mic else "whole DAFormer step"]
-    method, losses, teacher_logits = whole_step(monkeypatch, size=128, hrda=False, mic=mic)
+    method, losses, teacher_logits = whole_step(monkeypatch, salt=case["salt"], size=128, hrda=False, mic=mic)
     assert_like(teacher_logits, case["teacher_logits"])
     assert int(teacher_logits.argmax(1).sum()) == case["pseudo_label_sum"]
     assert float(losses["coverage"].value) == near(case["q"])
@@ -235,7 +237,7 @@ def test_a_whole_step_of_daformer(mic: bool, monkeypatch: pytest.MonkeyPatch) ->
 def test_a_whole_step_of_mic_on_hrda(monkeypatch: pytest.MonkeyPatch) -> None:
     """The teacher sees all overlapping crops as one batch, whose statistics its batch norms take."""
     case = CASES["whole MIC(HRDA) step"]
-    method, losses, teacher_logits = whole_step(monkeypatch, size=256, hrda=True, mic=True)
+    method, losses, teacher_logits = whole_step(monkeypatch, salt=case["salt"], size=256, hrda=True, mic=True)
     assert_like(teacher_logits, case["teacher_logits"])
     assert int(teacher_logits.argmax(1).sum()) == case["pseudo_label_sum"]
     assert float(losses["coverage"].value) == near(case["q"])
@@ -253,28 +255,58 @@ def test_a_whole_step_of_mic_on_hrda(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- parts ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("order", ["[0]", "[1]", "[2]", "[3]", "[0, 1, 2, 3]", "[3, 2, 1, 0]"])
+def numbers(text: str, word: str) -> list[float]:
+    """The numbers that follow a word, of samples 0 and 1."""
+    found = re.search(rf"{word} ([-.\d]+),([-.\d]+)", text)
+    assert found is not None, word
+    return [float(found[1]), float(found[2])]
+
+
+def jitter_case() -> dict[str, Any]:
+    return CASES.get("DACS line/colour jitter", {})
+
+
+@pytest.mark.parametrize("order", [key for key in jitter_case() if key.startswith("[")])
 def test_colour_jitter_as_the_line_pins_it(order: str) -> None:
-    brightness, contrast = torch.tensor([1.15, 0.9]), torch.tensor([0.85, 1.2])
-    saturation, hue = torch.tensor([1.2, 0.8]), torch.tensor([0.1, -0.15])
-    orders = [json.loads(order)] * 2
-    out = jitter_hsv(image((2, 3, 24, 32), 3), brightness, contrast, saturation, hue, orders)
-    assert_like(out, CASES["DACS line/colour jitter"][order])
+    inputs = jitter_case()["inputs"]
+    words = ("brightness", "contrast", "saturation", "hue")
+    factors = [torch.tensor(numbers(inputs, word)) for word in words]
+    salt = int(re.findall(r"image salt (\d+)", inputs)[0])
+    out = jitter_hsv(image((2, 3, 24, 32), salt), *factors, [json.loads(order)] * 2)
+    assert_like(out, jitter_case()[order])
+
+
+def test_the_blur_is_that_of_the_line() -> None:
+    """Ours has a kernel of 7 pixels, the authors' one of a tenth of the side: at most 4e-4 apart."""
+    case = CASES["DACS line/blur"]
+    salt = int(re.findall(r"image salt (\d+)", jitter_case()["inputs"])[0])
+    sigma = float(re.findall(r"sigma ([.\d]+)", case["inputs"])[0])
+    picture = image(tuple(case["shape"]), salt)
+    out = kornia.filters.gaussian_blur2d(picture, BLUR_KERNEL, (sigma, sigma))
+    for place, entry in case["entries"].items():
+        assert float(out.flatten()[int(place)]) == pytest.approx(entry, abs=4e-4)
 
 
 @pytest.mark.parametrize(("line", "moves"), [("DACS", "after"), ("DAFormer", "before")])
-@pytest.mark.parametrize("alpha", [0.5, None])
-def test_the_teacher_that_a_step_uses(line: str, moves: str, alpha: float | None) -> None:
+def test_the_teacher_that_a_step_uses(line: str, moves: str) -> None:
     """A weight s_t of the student before step t, and the teacher's that labels in it."""
-    momentum = alpha or {"DACS": 0.99, "DAFormer": 0.999}[line]
-    expected = CASES[f"EMA/{line} teacher used at step t"][f"alpha {str(momentum).removeprefix('0')}"]
+    case = CASES[f"EMA/{line} teacher used at step t"]
+    alphas = [key for key in case if key.startswith("alpha ")]
+    assert alphas
+    for key in alphas:
+        assert _teachers(float(key.removeprefix("alpha ")), moves, len(case[key])) == pytest.approx(
+            case[key], rel=1e-4, abs=1e-6
+        )
+
+
+def _teachers(momentum: float, moves: str, steps: int) -> list[float]:
     weights = plane((8,), 1.3)
     student = nn.Linear(1, 1, bias=False)
     with torch.no_grad():
         student.weight.fill_(weights[0])
         teacher = EMATeacher(student, momentum=momentum)  # type: ignore[arg-type]
         used = []
-        for t in range(len(expected)):
+        for t in range(steps):
             student.weight.fill_(weights[t])
             if moves == "before":
                 teacher.update(student)
@@ -282,19 +314,30 @@ def test_the_teacher_that_a_step_uses(line: str, moves: str, alpha: float | None
             if moves == "after":
                 student.weight.fill_(weights[t + 1])  # the optimisers have stepped
                 teacher.update(student)
-    assert used == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    return used
 
 
 def test_probabilities_of_rare_class_sampling(tmp_path: Path) -> None:
-    rows = []
+    case, rows = CASES["DAFormer/RCS probabilities"], []
+    found = re.search(r"\((\d+) \+ \((\d+)\*(\d+)\*\(i\+1\)\*\(c\+1\)\) % (\d+)\)", case["inputs"])
+    assert found is not None
+    least, salt, prime, most = map(int, found.groups())
     for i in range(5):
         pixels = [
-            (1000 + (3 * 7919 * (i + 1) * (c + 1)) % 50000) * (20 if c < 3 else 1) if (i + c) % 3 else 0
+            (least + (salt * prime * (i + 1) * (c + 1)) % most) * (20 if c < 3 else 1) if (i + c) % 3 else 0
             for c in range(19)
         ]
         uris = {"image_uri": f"{i}.png", "label_uri": f"{i}.png", "height": 1, "width": sum(pixels)}
         rows.append({"image_id": str(i), **uris, "class_pixels": pixels, "dataset": "x", "split": "train"})
     write_dataset(str(tmp_path), pa.Table.from_pylist(rows, schema=MANIFEST), CITYSCAPES_CLASSES)
-    for temperature, expected in CASES["DAFormer/RCS probabilities"]["probability at T"].items():
-        found, _ = open_index(str(tmp_path)).rare_classes("train", float(temperature), 1)
-        assert found == pytest.approx([expected[str(c)] for c in range(19)], rel=1e-4)
+    for temperature, expected in case["probability at T"].items():
+        probability, _ = open_index(str(tmp_path)).rare_classes("train", float(temperature), 1)
+        assert probability == pytest.approx([expected[str(c)] for c in range(19)], rel=1e-4)
+
+
+TESTED = ("whole ", "DACS/", "MIC/", "HRDA/", "EMA/", "DAFormer/", "DACS line/")
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if not name.startswith(TESTED)])
+def test_every_other_case(name: str) -> None:
+    pytest.skip(f"{name}: this system is not built yet")

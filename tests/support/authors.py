@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -50,16 +50,22 @@ def image(shape: tuple[int, ...], salt: int = 0) -> Tensor:
     return torch.from_numpy(np.floor(255.99 * value.clip(0, 1)).astype(np.float32)) / 255
 
 
-def plane(shape: tuple[int, ...], a: float, b: float = 0.0) -> Tensor:
-    """T of the reference: sin(a i + b), in C order."""
-    i = np.arange(int(np.prod(shape)), dtype=np.float64)
-    return torch.from_numpy(np.sin(a * i + b).astype(np.float32).reshape(shape))
+class Planes:
+    """T and Y of the reference, with the constants that its file states."""
 
+    def __init__(self, golden: dict[str, Any]) -> None:
+        self.k, self.c = golden["T"]["k"], golden["T"]["c"]
+        self.d, self.e = golden["Y"]["d"], golden["Y"]["e"]
 
-def ids(shape: tuple[int, ...], classes: int, m: int = 7) -> Tensor:
-    """Y of the reference: (i m + i // 5) % classes."""
-    i = np.arange(int(np.prod(shape)), dtype=np.int64)
-    return torch.from_numpy(((i * m + i // 5) % classes).reshape(shape))
+    def waves(self, shape: tuple[int, ...], a: float, b: float = 0.0) -> Tensor:
+        """T: sin(k a i + b + c), in C order."""
+        i = np.arange(int(np.prod(shape)), dtype=np.float64)
+        return torch.from_numpy(np.sin(self.k * a * i + b + self.c).astype(np.float32).reshape(shape))
+
+    def ids(self, shape: tuple[int, ...], classes: int, m: int = 7) -> Tensor:
+        """Y: (i m + i // d + e) % classes."""
+        i = np.arange(int(np.prod(shape)), dtype=np.int64)
+        return torch.from_numpy(((i * m + i // self.d + self.e) % classes).reshape(shape))
 
 
 def mmseg_name(key: str, hrda: bool = False) -> str:
@@ -114,3 +120,8 @@ def assert_like(found: Tensor, expected: dict[str, Any], rtol: float = 1e-4) -> 
     assert abs(float(value.sum()) - expected["sum"]) < rtol * scale * value.numel()
     for place, entry in expected["entries"].items():
         assert abs(float(value.flatten()[int(place)]) - entry) < 10 * rtol * scale + rtol * abs(entry), place
+
+
+def norm(parameters: Iterable[nn.Parameter]) -> float:
+    """The norm of the gradients of all parameters together."""
+    return float(torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]).norm())

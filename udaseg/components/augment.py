@@ -15,6 +15,7 @@ from udaseg.rng import keyed, uniforms
 from udaseg.types import IGNORE, Batch
 
 JitterForm = Literal["blend", "hsv"]
+BLUR_KERNEL = (7, 7)
 
 
 def _draws(index: Tensor, seed: int, purpose: str, count: int) -> Tensor:
@@ -154,5 +155,5 @@ def strong(
     blurred = (u[1] < blur_probability).nonzero()[:, 0]
     if len(blurred):
         sigma = (0.15 + u[6, blurred])[:, None].expand(-1, 2)
-        out = out.index_copy(0, blurred, kornia.filters.gaussian_blur2d(out[blurred], (7, 7), sigma))
+        out = out.index_copy(0, blurred, kornia.filters.gaussian_blur2d(out[blurred], BLUR_KERNEL, sigma))
     return out
