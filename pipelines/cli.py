@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from udaseg.errors import CheckpointError, ConfigError, DatasetError, TrainingError
+from udaseg.errors import CheckpointError, ConfigError, DatasetError, TrainingError, UnreachableError
 
 if TYPE_CHECKING:
     from udaseg.config import Recipe
@@ -39,12 +39,12 @@ def command(run: Callable[[Sequence[str]], None]) -> Callable[..., int]:
                 file=sys.stderr,
             )
             return 128 + (signal.SIGTERM if terminated.is_set() else signal.SIGINT)
+        except (TrainingError, UnreachableError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
         except (ConfigError, DatasetError, CheckpointError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
-        except TrainingError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 1
         return 0
 
     return main

@@ -45,10 +45,16 @@ class Arguments:
 @command
 def main(argv: Sequence[str]) -> None:
     arguments = tyro.cli(Arguments, args=argv, prog="udaseg pseudo-label", config=(tyro.conf.AvoidSubcommands,))
-    from udaseg.jobs.pseudo_label.job import pseudo_label
+    from udaseg.errors import UnreachableError
+    from udaseg.jobs.pseudo_label.job import pseudo_label, unreachable_images
 
     pseudo_label(**{f.name: getattr(arguments, f.name) for f in dataclasses.fields(arguments)})
     print(f"pseudo-labels: {arguments.out}")
+    if left := unreachable_images(arguments.out):
+        raise UnreachableError(
+            f"{arguments.out}: {left} images could not be reached and have no label, see failed.json; run the same "
+            "command again when they can"
+        )
 
 
 if __name__ == "__main__":

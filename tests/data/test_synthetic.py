@@ -91,7 +91,7 @@ def test_write_pair_finishes_an_interrupted_pair(tmp_path: Path, monkeypatch: py
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("udaseg.data.street_scene.render", fail)
+        patch.setattr("udaseg.data.synthetic.render", fail)
         write_pair(tmp_path, **SMALL)
     assert not (tmp_path / "synthetic.json").exists()
     write_pair(tmp_path, **SMALL)

@@ -16,7 +16,7 @@ import pyarrow.fs as pafs
 
 from udaseg.data.classes import read_classes
 from udaseg.data.images import read_image, read_label
-from udaseg.data.manifest import ANEW, check_class_rows, check_index, check_rows, reason_of
+from udaseg.data.manifest import ANEW, BROKEN, check_class_rows, check_index, check_rows, reason_of
 from udaseg.data.storage import absolute, filesystem, join, reach, read_bytes, resolve, version
 from udaseg.data.strict_json import parse_json
 from udaseg.errors import DatasetError, UnreachableError
@@ -49,7 +49,8 @@ class DatasetIndex:
                 raise ValueError
         except (AttributeError, TypeError, ValueError, pa.ArrowException):
             raise DatasetError(f"{uri}: its ranges of rows are not those of its splits; {ANEW}") from None
-        check_class_rows(self._class_rows, join(self.directory, "class_rows.arrow"), splits, len(self.classes))
+        uri = join(self.directory, "class_rows.arrow")
+        check_class_rows(self._class_rows, uri, self.table, splits, len(self.classes))
         return dict(splits)
 
     def rows(self, split: str) -> tuple[int, int]:
@@ -163,7 +164,7 @@ def _read(uri: str) -> pa.Table:
         raise DatasetError(f"{uri}: missing; {ANEW}") from None
     except UnreachableError:
         raise
-    except (pa.ArrowException, OSError) as error:
+    except BROKEN as error:
         raise DatasetError(f"{uri}: not a whole Arrow file ({reason_of(error)}); {ANEW}") from None
 
 

@@ -108,6 +108,10 @@ def _manifest(directory: str) -> str:
 ANEW = "copy it again, or make the dataset anew with `udaseg prepare --overwrite`"
 
 
+BROKEN = (pa.ArrowException, OSError, ValueError)
+"""What Arrow raises on files that are not whole."""
+
+
 def reason_of(error: Exception) -> str:
     """The first sentence of an error of Arrow's."""
     return str(error).partition("\n")[0].partition(". ")[0].rstrip(".")
@@ -140,16 +144,19 @@ def check_rows(table: pa.Table, uri: str, *, classes: int | None = None) -> None
         raise DatasetError(f"{uri}: class_pixels has {lengths[row]} entries in row {row} for {classes} classes; {ANEW}")
 
 
-def check_class_rows(table: pa.Table, uri: str, splits: Iterable[str], classes: int) -> None:
-    """Raise DatasetError, naming `uri`, where a table of `CLASS_ROWS` is not of these splits and classes."""
+def check_class_rows(
+    table: pa.Table, uri: str, index: pa.Table, splits: Mapping[str, tuple[int, int]], classes: int
+) -> None:
+    """Raise DatasetError, naming `uri`, where a table of `CLASS_ROWS` is not that of an index of checked rows."""
+    wanted = [(split, class_id) for split in splits for class_id in range(classes)]
     fits = table.schema.equals(CLASS_ROWS)
-    if fits:
-        wanted = [(split, class_id) for split in splits for class_id in range(classes)]
-        found = zip(table["split"].to_pylist(), table["class_id"].to_pylist(), strict=True)
-        rows, lengths = pc.list_flatten(table["rows"]), pc.list_value_length(table["rows"])
-        fits = list(found) == wanted and lengths.equals(pc.list_value_length(table["pixels"]))
-        fits = fits and not rows.null_count and not pc.list_flatten(table["pixels"]).null_count
-        fits = fits and _first(pc.less(rows, 0)) < 0
+    fits = fits and list(zip(*(table[name].to_pylist() for name in ("split", "class_id")), strict=True)) == wanted
+    for at, (split, class_id) in enumerate(wanted if fits else ()):
+        start, stop = splits[split]
+        found = pc.list_element(index["class_pixels"].slice(start, stop - start), class_id).fill_null(0).to_numpy()
+        rows, pixels = (table[name][at].values.to_numpy() for name in ("rows", "pixels"))
+        fits = fits and len(rows) == len(pixels) == np.count_nonzero(found) and (np.diff(pixels) <= 0).all()
+        fits = fits and ((rows >= start) & (rows < stop)).all() and np.array_equal(found[rows - start], pixels)
     if not fits:
         raise DatasetError(f"{uri}: not of the index beside it and its classes; {ANEW}")
 
@@ -172,7 +179,7 @@ def read_manifest(directory: str, split: str | None = None) -> pa.Table:
     try:
         table = pq.read_table(pa.BufferReader(content))
         table.validate(full=True)
-    except pa.ArrowException as error:
+    except BROKEN as error:
         raise DatasetError(f"{uri}: not a whole Parquet file ({reason_of(error)}); {ANEW}") from None
     check_rows(table, uri)
     _check_digest(_index_metadata(directory), _digest([content]), uri)
@@ -205,7 +212,7 @@ def _index_metadata(directory: str) -> Mapping[bytes, bytes]:
     try:
         with fs.open_input_file(path) as file:
             return pa.ipc.open_file(file).schema.metadata or {}
-    except (OSError, pa.ArrowException):
+    except BROKEN:
         return {}
 
 

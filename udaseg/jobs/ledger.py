@@ -25,8 +25,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from udaseg.data.storage import children, exists, filesystem, join, read_bytes, write_bytes, writer
-from udaseg.errors import DatasetError
+from udaseg.data.manifest import BROKEN, reason_of
+from udaseg.data.storage import children, exists, filesystem, join, read_bytes, remove, version, write_bytes, writer
+from udaseg.data.strict_json import parse_json
+from udaseg.errors import DatasetError, UnreachableError
 
 LISTING = pa.schema(
     [
@@ -53,8 +55,14 @@ class Ledger:
 
     def rows(self, block: int) -> list[dict[str, Any]]:
         """The listing's rows of a block."""
-        rows: list[dict[str, Any]] = _listing(join(self.directory, "listing.parquet")).read_row_group(block).to_pylist()
-        return rows
+        uri = join(self.directory, "listing.parquet")
+        try:
+            rows: list[dict[str, Any]] = _listing(uri, version(uri)).read_row_group(block).to_pylist()
+            return rows
+        except UnreachableError:
+            raise
+        except BROKEN as error:
+            raise DatasetError(f"{uri}: not the whole listing of a job ({reason_of(error)}); {_NEW_BOOKS}") from None
 
     def committed(self, phase: str) -> set[int]:
         """The blocks that a phase has done."""
@@ -75,8 +83,18 @@ class Ledger:
 
     def entry(self, phase: str, block: int) -> dict[str, Any]:
         """What `commit` wrote: arrays as NumPy's, everything else as it was."""
-        table = pq.read_table(io.BytesIO(read_bytes(self._entry(phase, block))))
+        content = read_bytes(self._entry(phase, block))
+        try:
+            table = pq.read_table(io.BytesIO(content))
+        except BROKEN as error:
+            raise DatasetError(
+                f"{self._entry(phase, block)}: not a whole file ({reason_of(error)}); delete it, and run the same again"
+            ) from None
         return {name: _value(table[name].chunk(0)) for name in table.column_names}
+
+    def forget(self, phase: str, block: int) -> None:
+        """Have a block done again."""
+        remove(self._entry(phase, block))
 
     def _entry(self, phase: str, block: int) -> str:
         return join(self.directory, phase, f"{block:08d}.parquet")
@@ -89,7 +107,7 @@ def _value(column: pa.ListArray) -> Any:
 
 
 @lru_cache(maxsize=4)
-def _listing(uri: str) -> pq.ParquetFile:
+def _listing(uri: str, version: tuple[int, int]) -> pq.ParquetFile:
     fs, path = filesystem(uri)
     return pq.ParquetFile(fs.open_input_file(path))
 
@@ -110,7 +128,7 @@ def open_ledger(
     """
     uri = join(directory, "job.json")
     if exists(uri):
-        begun = json.loads(read_bytes(uri))
+        begun = _begun(uri)
         _, digest = _write_listing(images(), begun["block_size"], None)
         now = dict(json.loads(json.dumps(job)), images=digest)
         for name in sorted({*now, *begun["job"]}):
@@ -120,7 +138,9 @@ def open_ledger(
                     f"{posixpath.dirname(directory)}: holds a job that was begun with other {name}{values}; "
                     "go on with the same, or choose another --out"
                 )
-        return Ledger(directory, begun["count"], begun["block_size"])
+        ledger = Ledger(directory, begun["count"], begun["block_size"])
+        ledger.rows(ledger.blocks - 1)  # it is whole
+        return ledger
     rows = images()
     if (first := next(rows, None)) is None:  # before anything is written
         raise DatasetError("there are no images")
@@ -129,6 +149,18 @@ def open_ledger(
     content = {"job": {**job, "images": digest}, "count": number, "block_size": block_size}
     write_bytes(uri, json.dumps(content, indent=1).encode())
     return Ledger(directory, number, block_size)
+
+
+_NEW_BOOKS = "delete the folder that it is in to begin the job anew, or choose another --out"
+
+
+def _begun(uri: str) -> dict[str, Any]:
+    """What job.json holds. Raises DatasetError where it is foreign."""
+    begun = parse_json(read_bytes(uri), uri)
+    numbers = [begun.get(name) for name in ("count", "block_size")] if isinstance(begun, dict) else [None]
+    if not all(type(n) is int and n > 0 for n in numbers) or not isinstance(begun.get("job"), dict):
+        raise DatasetError(f"{uri}: not the books of a job; {_NEW_BOOKS}")
+    return dict(begun)
 
 
 def _short(value: Any) -> str:

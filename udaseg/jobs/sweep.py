@@ -24,6 +24,7 @@ from ray.tune.search.sample import Float, LogUniform
 
 from udaseg.data.manifest import digest, read_manifest
 from udaseg.data.storage import absolute, exists, join, read_bytes, write_bytes
+from udaseg.data.strict_json import dump_json
 from udaseg.errors import ConfigError, DatasetError, TrainingError
 from udaseg.evaluation.checkpoint_scores import Scoring
 from udaseg.evaluation.model_selection import SCORES
@@ -130,7 +131,7 @@ def _report(space: Space, a: Sweep, out: str, trials: list[Trial]) -> list[Trial
     found = {"trial": best.id, a.metric: best.last(a.metric), "recipe": dataclasses.asdict(recipe)}
     write_bytes(join(out, "best.json"), json.dumps(found, indent=1).encode())
     rows = [{"trial": t.id, "state": t.state, **t.values, "step": t.step, **t.scores} for t in trials]
-    write_bytes(join(out, "trials.json"), json.dumps([dataclasses.asdict(t) for t in trials], indent=1).encode())
+    write_bytes(join(out, "trials.json"), dump_json([dataclasses.asdict(t) for t in trials], indent=1).encode())
     table = io.StringIO()
     writer = csv.DictWriter(table, list(dict.fromkeys(name for row in rows for name in row)))
     writer.writeheader()

@@ -58,13 +58,16 @@ def _synthia_means(counts: np.ndarray, names: Sequence[str]) -> dict[str, float]
 
 
 def summary(counts: np.ndarray, names: Sequence[str]) -> dict[str, object]:
-    """A confusion matrix's metrics as plain values; the IoU of a class that never occurs is None."""
-    per_class = {name: None if np.isnan(v) else round(float(v), 6) for name, v in zip(names, iou(counts), strict=True)}
+    """A confusion matrix's metrics as plain values; None where no pixel tells, as the IoU of an absent class."""
+
+    def plain(value: float) -> float | None:
+        return None if np.isnan(value) else round(float(value), 6)
+
     return {
-        "miou": round(mean_iou(counts), 6),
-        **{title: round(value, 6) for title, value in _synthia_means(counts, names).items()},
-        "pixel_accuracy": round(pixel_accuracy(counts), 6),
-        "iou": per_class,
+        "miou": plain(mean_iou(counts)),
+        **{title: plain(value) for title, value in _synthia_means(counts, names).items()},
+        "pixel_accuracy": plain(pixel_accuracy(counts)),
+        "iou": {name: plain(value) for name, value in zip(names, iou(counts), strict=True)},
         "confusion": counts.tolist(),
     }
 

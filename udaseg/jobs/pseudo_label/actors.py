@@ -25,7 +25,7 @@ from udaseg.components.thresholds import union_pseudo_label
 from udaseg.data.confidence import confidence_histogram, decode_confidence, encode_confidence
 from udaseg.data.images import MAX_PIXELS, read_image
 from udaseg.data.storage import join
-from udaseg.errors import DatasetError
+from udaseg.errors import DatasetError, UnreachableError
 from udaseg.jobs.pseudo_label.tasks import (
     THREADS,
     Work,
@@ -78,7 +78,7 @@ class Networks:
             ahead = self.work.inference.batch_size + THREADS
             for row, image in zip(rows, in_order(self.pool, self.read, rows, ahead), strict=True):
                 if isinstance(image, DatasetError):
-                    row["error"] = str(image)
+                    row["error"], row["unreachable"] = str(image), isinstance(image, UnreachableError)
                 else:
                     yield row, image
 
@@ -257,6 +257,8 @@ class PrototypeActor(Networks):
                     here = feature.movedim(1, -1)[cells == k].double()
                     sums[n][k] += here.sum(0).cpu().numpy()
                     counts[n, k] += len(here)
+        if lost := [row["error"] for row in rows if row.get("unreachable")]:
+            raise UnreachableError(f"{lost[0]}; prototypes are made of it: run the same again")
         return {"image_id": [row["image_id"] for row in rows if "error" not in row], "failed_id": [],
                 "sum": np.concatenate([s.ravel() for s in sums]), "count": counts.ravel()}  # fmt: skip
 

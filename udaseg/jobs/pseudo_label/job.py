@@ -38,6 +38,7 @@ from udaseg.data.export import ExportFormat, require_unique_names
 from udaseg.data.listing import list_images
 from udaseg.data.manifest import digest, read_manifest, write_dataset
 from udaseg.data.storage import absolute, exists, join, read_bytes, write_bytes
+from udaseg.data.strict_json import dump_json, parse_json
 from udaseg.errors import CheckpointError, ConfigError, DatasetError
 from udaseg.jobs.ledger import Ledger, open_ledger
 from udaseg.jobs.output import lies_in, own_directory, require_own
@@ -46,6 +47,7 @@ from udaseg.jobs.pseudo_label.phases import (
     FailureLimit,
     class_thresholds,
     each_chunk,
+    forget_unreachable,
     predicted_totals,
     run_phase,
     source_prototypes,
@@ -128,7 +130,8 @@ def pseudo_label(
     }
     with own_directory(out, "pseudo-label"):
         ledger = open_ledger(join(out, "job"), lambda: list_images(images, split), block_size=block_size, job=job)
-        if not all(exists(join(out, name)) for name in ("manifest.parquet", *REPORTS)):
+        whole = all(exists(join(out, name)) for name in ("manifest.parquet", *REPORTS))
+        if not whole or unreachable_images(out):
             work = Work(
                 checkpoints=checkpoints,
                 out=out,
@@ -153,6 +156,7 @@ def _do(work: Work, source: str | None, max_failed: float | None) -> None:
     if rules.measure == "prototype":
         assert source is not None
         work = dataclasses.replace(work, prototypes=source_prototypes(work, source))
+    forget_unreachable(ledger, join(out, "manifest.parquet"))
     options, threads = actor_pool(inference.actors, inference.min_actors, gpu=inference.gpu)
     limit = FailureLimit(max_failed, ledger)
     run_phase(ledger, "predict", limit, fn=PredictActor, fn_constructor_args=(work, threads), **options)
@@ -164,9 +168,11 @@ def _do(work: Work, source: str | None, max_failed: float | None) -> None:
         run_phase(ledger, "label", limit, fn=apply_thresholds(work, thresholds), num_cpus=1)
     table, quality = _label_table(ledger, tally, thresholds, source)
     failed = [dict(zip(("image_id", "image_uri", "reason"), row, strict=True)) for row in quality.failed]
+    kinds = ["unreachable" if row["image_id"] in tally.unreachable else "unreadable" for row in failed]
+    failed = [row | {"kind": kind} for row, kind in zip(failed, kinds, strict=True)]
     write_bytes(join(out, "failed.json"), json.dumps(failed, indent=1).encode())
     numbers = quality.to_json(work.classes.names)
-    write_bytes(join(out, REPORTS[0]), json.dumps(numbers, indent=1).encode())
+    write_bytes(join(out, REPORTS[0]), dump_json(numbers, indent=1).encode())
     write_dataset(out, table, work.classes)
     try:
         _write_page(work, tally, quality)
@@ -230,6 +236,13 @@ def _write_page(work: Work, tally: PredictionTotals, quality: Quality) -> None:
         examples.append(sample(work.out, image_id, uri, certainty))
     page = label_page(classes=work.classes, quality=quality, examples=examples, rules=dataclasses.asdict(work.rules))
     write_bytes(join(work.out, REPORTS[1]), page.encode())
+
+
+def unreachable_images(out: str) -> int:
+    """How many images of a finished labelling could not be reached; the same job again tries them again."""
+    uri = join(out, "failed.json")
+    rows = parse_json(read_bytes(uri), uri) if exists(uri) else []
+    return sum(row.get("kind") == "unreachable" for row in rows)
 
 
 def _print(classes: Classes, numbers: dict[str, Any]) -> Shares:

@@ -16,11 +16,11 @@ from udaseg.components.thresholds import class_balanced_thresholds
 from udaseg.config import PseudoLabel
 from udaseg.data.classes import read_classes, require_same_classes
 from udaseg.data.listing import list_images
-from udaseg.data.storage import absolute, join
+from udaseg.data.storage import absolute, join, remove
 from udaseg.errors import DatasetError
 from udaseg.jobs.ledger import Ledger, open_ledger
 from udaseg.jobs.pseudo_label.actors import PrototypeActor
-from udaseg.jobs.pseudo_label.tasks import PredictionTotals, Work, count_failed, tally_chunk
+from udaseg.jobs.pseudo_label.tasks import PredictionTotals, Work, count_failed, tally_chunk, unreachable_blocks
 from udaseg.jobs.ray_session import actor_pool, track
 
 CHUNK = 128
@@ -48,6 +48,19 @@ class FailureLimit:
                 f"{self.failed} images could not be read, more than --max-failed allows; "
                 "what is done stays: see why in job/predict, or run the same again with another --max-failed"
             )
+
+
+def forget_unreachable(ledger: Ledger, manifest: str) -> None:
+    """Have the blocks of images that could not be reached done again, and all labels, as thresholds look at all images.
+
+    Their entries go last, so that a kill between leaves it to be found again. `manifest` is the finished dataset's.
+    """
+    chunks = each_chunk(unreachable_blocks, ledger, sorted(ledger.committed("predict")))
+    if blocks := [block for chunk in chunks for block in chunk]:
+        remove(manifest)
+        for phase, forgotten in (("label", ledger.committed("label")), ("predict", blocks)):
+            for block in forgotten:
+                ledger.forget(phase, block)
 
 
 def run_phase(ledger: Ledger, phase: str, limit: FailureLimit, **how: Any) -> None:

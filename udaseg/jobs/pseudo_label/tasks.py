@@ -3,7 +3,8 @@
 Without the networks (`pipelines.label_networks`), so that the tasks of the second pass start without torch.
 
 Entries of the ledger:
-    predict   image_id, height, width, certainty (mean, per image); failed_id, failed_uri, failed_reason;
+    predict   image_id, height, width, certainty (mean, per image); failed_id, failed_uri, failed_reason; of these
+              unreachable_id, which the next job tries again;
               slot and count: the block's confidence histogram where it is not 0
     label     image_id, height, width; class_pixels (images x K); right (images x 4); reliability (20 x 3)
     prototypes   sum (per network K x A, in one row), count (networks x K)
@@ -193,6 +194,7 @@ def predict_entry(rows: list[dict[str, Any]], done: dict[str, dict[str, Any]], c
         "failed_id": [row["image_id"] for row in bad],
         "failed_uri": [row["image_uri"] for row in bad],
         "failed_reason": [row["error"] for row in bad],
+        "unreachable_id": [row["image_id"] for row in bad if row["unreachable"]],
         "slot": slot.astype(np.int32),
         "count": histogram[slot],
     }
@@ -216,6 +218,11 @@ def count_failed(ledger: Ledger, blocks: Sequence[int]) -> int:
     return sum(len(ledger.entry("predict", block)["failed_id"]) for block in blocks)
 
 
+def unreachable_blocks(ledger: Ledger, blocks: Sequence[int]) -> list[int]:
+    """The blocks that hold images which could not be reached."""
+    return [block for block in blocks if len(ledger.entry("predict", block).get("unreachable_id", []))]
+
+
 @dataclass
 class PredictionTotals:
     """What the first pass found, over all blocks; sums of whole numbers, so that their order does not matter."""
@@ -224,6 +231,8 @@ class PredictionTotals:
     """(K, 8192)."""
     failed: list[tuple[str, str, str]] = field(default_factory=list)
     """Id, URI and reason."""
+    unreachable: set[str] = field(default_factory=set)
+    """Ids of those that failed as they could not be reached."""
     least: list[tuple[float, str, int]] = field(default_factory=list)
     """Certainty, id and block of the least certain images, those first."""
     most: list[tuple[float, str, int]] = field(default_factory=list)
@@ -231,6 +240,7 @@ class PredictionTotals:
     def add(self, other: PredictionTotals) -> None:
         self.histogram = self.histogram + other.histogram
         self.failed += other.failed
+        self.unreachable |= other.unreachable
         self.least = heapq.nsmallest(EXAMPLES, self.least + other.least)
         self.most = heapq.nlargest(EXAMPLES, self.most + other.most)
 
@@ -244,7 +254,8 @@ def tally_chunk(ledger: Ledger, blocks: Sequence[int], classes: int) -> Predicti
         histogram.flat[entry["slot"]] = entry["count"]
         certainties = [(c, i, block) for c, i in zip(entry["certainty"].tolist(), entry["image_id"], strict=True)]
         failed = list(zip(entry["failed_id"], entry["failed_uri"], entry["failed_reason"], strict=True))
-        total.add(PredictionTotals(histogram, failed, certainties, certainties))
+        unreachable = set(entry.get("unreachable_id", []))
+        total.add(PredictionTotals(histogram, failed, unreachable, certainties, certainties))
     return total
 
 

@@ -1,0 +1,79 @@
+"""Class lists from outside: what is wrong is named, with what was likely meant; nothing is coerced."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from udaseg.data.classes import Classes
+from udaseg.data.strict_json import dump_json, parse_json
+from udaseg.data.taxonomies import remap
+from udaseg.errors import DatasetError
+
+GOOD = {"names": ["road", "sky"], "palette": [[128, 64, 128], [70, 130, 180]], "raw_to_train": {"7": 0, "23": 1}}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"names": {"road": 0, "sky": 1}}, r'names: .* is not an array of names; write \["road", ...\]'),
+        ({"names": "ab"}, 'names: "ab" is not an array'),
+        ({"names": ["road", 1]}, "names: 1 is not text"),
+        ({"names": ["road", None]}, "names: null is not text"),
+        ({"names": ["road", "road"]}, "'road' is there twice"),
+        ({"names": ["road", " "]}, "' ' is no name"),
+        ({"names": ["road", "\ud800"]}, "is no name; it is empty or not UTF-8"),
+        ({"names": []}, "0 names"),
+        ({"palette": [[0.5, 0.25, 1], [0, 0, 0]]}, r"palette: \[0.5, 0.25, 1\] .* multiply colours of 0 to 1 by 255"),
+        ({"palette": [[1.5, 2, 3], [0, 0, 0]]}, "palette: 1.5 is not a whole number"),
+        ({"palette": [["1", 2, 3], [0, 0, 0]]}, 'palette: "1" is not a whole number; without quotes'),
+        ({"palette": [[1, 2], [0, 0, 0]]}, "not three numbers"),
+        ({"palette": [[1, 2, 256], [0, 0, 0]]}, "not three numbers of 0 to 255"),
+        ({"palette": {"road": [1, 2, 3]}}, "palette: .* is not an array of colours"),
+        ({"palette": ["red", "blue"]}, 'palette: "red" is not a colour'),
+        ({"raw_to_train": {"7": 0.9}}, "raw_to_train 7: 0.9 is not a whole number"),
+        ({"raw_to_train": {"7": True}}, "raw_to_train 7: true is not a whole number"),
+        ({"raw_to_train": {"7.0": 0}}, 'raw_to_train: "7.0" is not a whole number'),
+        ({"raw_to_train": {"07": 0}}, 'raw_to_train: "07" is not a whole number'),
+        ({"raw_to_train": {"7": 2}}, r"maps to \[2\], outside 0..1 and 255"),
+        ({"raw_to_train": [[7, 0]]}, "raw_to_train: .* is not an object"),
+        ({"ignore": True}, "ignore: true is not a whole number"),
+        ({"ignore_index": 255}, "'ignore_index' is no field of a class list"),
+    ],
+)
+def test_a_class_list_is_not_coerced(change: dict[str, object], reason: str) -> None:
+    with pytest.raises(DatasetError, match=f"^c.json: .*{reason}"):
+        Classes.from_json(json.dumps(GOOD | change), "c.json")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "an empty file"),
+        (b"[]", r"not a class list but \[\]"),
+        (b"{", "not JSON: "),
+        (b'{"names": ["\xe9"]}', r"not a text file in UTF-8 \(byte 13\)"),
+        (b"\xef\xbb\xbf{}", "byte order mark"),
+        (json.dumps(GOOD).encode("utf-16"), "byte order mark"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"names": NaN}', "NaN is no number"),
+        (b'{"names": 1e999}', "1e999 is no number"),
+        (b'{"names": ' + b"9" * 5000 + b"}", "thousands of digits"),
+        (b'{"names": ["a"], "names": ["b"]}', "'names' is there twice"),
+        (b'{"names": ["a"], "palette": [[0, 0, 0]], "raw_to_train": {"7": 0, "7": 255}}', "'7' is there twice"),
+    ],
+    ids=range(12),
+)
+def test_json_is_read_strictly(content: bytes, reason: str) -> None:
+    with pytest.raises(DatasetError, match=f"^c.json: .*{reason}"):
+        Classes.from_json(content, "c.json")
+    with pytest.raises(DatasetError, match=f"^m.json: .*{reason}"):
+        remap(Classes.from_json(json.dumps(GOOD)), content, "m.json")
+
+
+def test_what_is_written_is_read_again() -> None:
+    classes = Classes.from_json(json.dumps(GOOD))
+    assert Classes.from_json(classes.to_json()) == classes and classes.raw_to_train == {7: 0, 23: 1}
+    written = dump_json({"miou": float("nan"), "iou": (0.5, float("inf"))})
+    assert parse_json(written, "") == {"miou": None, "iou": [0.5, None]}

@@ -1,0 +1,111 @@
+"""A dataset directory that is cut off, foreign, mixed of two or made anew in the same process."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from tiny import draw, make_dataset
+
+from udaseg.data.index import open_index
+from udaseg.data.manifest import MANIFEST, read_manifest
+from udaseg.data.plan import Plan, StreamPlan
+from udaseg.errors import DatasetError
+
+FILES = ("manifest.parquet", "index.arrow", "class_rows.arrow")
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    return Path(make_dataset(tmp_path / "data", "source", train=3, val=1))
+
+
+def refused(directory: Path) -> str:
+    with pytest.raises(DatasetError) as refusal:
+        read_manifest(str(directory))
+        open_index(str(directory))
+    assert "\n" not in str(refusal.value)
+    return str(refusal.value)
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize(
+    "cut", [lambda n: 0, lambda n: 1, lambda n: n // 2, lambda n: n - 1], ids=["0", "1", "half", "1less"]
+)
+def test_a_file_that_is_cut_off(name: str, cut: Callable[[int], int], dataset: Path) -> None:
+    content = (dataset / name).read_bytes()
+    (dataset / name).write_bytes(content[: cut(len(content))])
+    message = refused(dataset)
+    assert message.startswith(f"{dataset}/{name}: ") and "`udaseg prepare --overwrite`" in message
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_files_of_two_datasets(name: str, dataset: Path, tmp_path: Path) -> None:
+    other = Path(make_dataset(tmp_path / "other", "target", train=4, val=2))
+    shutil.copy(other / name, dataset / name)
+    assert "`udaseg prepare --overwrite`" in refused(dataset)
+
+
+def change(column: str, values: list[object], type: pa.DataType | None = None) -> Callable[[pa.Table], pa.Table]:
+    return lambda t: t.set_column(t.column_names.index(column), column, pa.array(values, type))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda t: t.drop_columns(["width"]), "column 'width' is missing"),
+        (change("height", ["40"] * 4), "column 'height' is of type string, not int32"),
+        (change("height", [40, -40, 40, 40], pa.int32()), "height is -40 in row 1"),
+        (change("width", [56, 56, 0, 56], pa.int32()), "width is 0 in row 2"),
+        (change("split", ["train", None, "val", "val"]), "column 'split' is empty in row 1"),
+        (change("image_uri", [1, 2, 3, 4]), "column 'image_uri' is of type int64, not string"),
+        (change("class_pixels", [[1, 2, -3]] * 4), "column 'class_pixels' has entries that are no number of pixels"),
+        (change("class_pixels", [[1, 2, None]] * 4, pa.list_(pa.int64())), "column 'class_pixels' has entries"),
+    ],
+)
+def test_columns_that_are_no_manifests(spoil: Callable[[pa.Table], pa.Table], reason: str, dataset: Path) -> None:
+    table = spoil(pq.read_table(dataset / "manifest.parquet"))
+    assert set(table.column_names) <= set(MANIFEST.names)
+    pq.write_table(table, dataset / "manifest.parquet")
+    message = refused(dataset)
+    assert message.startswith(f"{dataset}/manifest.parquet: ") and reason in message
+
+
+def test_a_dataset_without_the_digest_of_its_manifest_is_read(dataset: Path) -> None:
+    """As they were made before there was one."""
+    table = pa.ipc.open_file(dataset / "index.arrow").read_all()
+    older = table.replace_schema_metadata({b"splits": table.schema.metadata[b"splits"]})
+    with pa.ipc.new_file(dataset / "index.arrow", older.schema) as file:
+        file.write_table(older)
+    assert open_index(str(dataset)).rows("val") == (3, 4) and read_manifest(str(dataset), "val").num_rows == 1
+
+
+def test_a_dataset_that_is_made_anew_is_read_anew(tmp_path: Path) -> None:
+    for count in (3, 7):
+        directory = make_dataset(tmp_path / "data", "source", train=count, val=1)
+        assert open_index(directory).rows("train") == (0, count)
+        assert open_index(directory) is open_index(directory)
+
+
+def test_images_that_were_changed_afterwards_are_named(dataset: Path) -> None:
+    stream = StreamPlan(directory=str(dataset), labelled=True)
+    plan = Plan(seed=0, batch_size=1, steps=3, crop=(32, 32), short_side=40, scale=(1, 1), streams={"source": stream})
+    assert plan.load(0)["source_label"].shape == (32, 32)
+    for kind, n in (("labels", 1), ("images", 0)):
+        for path in sorted((dataset / kind).glob("*.png")):
+            Image.fromarray(draw("source", 0, (40, 48))[n]).save(path)
+        with pytest.raises(DatasetError, match=rf"{kind}/00\d.png: 48 x 40 pixels .* but 56 x 40 when the dataset was"):
+            plan.load(0)
+    for path in (dataset / "labels").glob("*.png"):
+        Image.fromarray(np.full((40, 56), 77, np.uint8)).save(path)
+    with pytest.raises(DatasetError, match=r"labels/00\d.png: label ids \[77\] are not in classes.json"):
+        open_index(str(dataset)).train_ids(0)
+    (dataset / "labels" / "000.png").unlink()
+    with pytest.raises(DatasetError, match=r"labels/000.png: cannot be read: no such file"):
+        open_index(str(dataset)).train_ids(0)
