@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from udaseg.data.storage import exists, join, read_bytes
+from udaseg.data.storage import exists, join, read_bytes, utf8
 from udaseg.data.strict_json import parse_json
 from udaseg.errors import DatasetError
 
@@ -31,8 +31,6 @@ class Classes:
     def __post_init__(self) -> None:
         if not 1 <= len(self.names) <= 254:
             raise DatasetError(f"classes: {len(self.names)} names; an 8-bit label map holds 1 to 254 classes")
-        if wrong := [name for name in self.names if not name.strip() or name != _utf8(name)]:
-            raise DatasetError(f"classes: {wrong[0]!r} is no name; it is empty or not UTF-8")
         if twice := [name for name in self.names if self.names.count(name) > 1]:
             raise DatasetError(f"classes: {twice[0]!r} is there twice; names must be distinct")
         if len(self.palette) != len(self.names):
@@ -100,6 +98,8 @@ def _fields(value: Any) -> dict[str, Any]:
         raise DatasetError(f"names: {_shown(names)} is not an array of names{hint}")
     if wrong := [name for name in names if not isinstance(name, str)]:
         raise DatasetError(f"names: {_shown(wrong[0])} is not text; write it in quotes")
+    if wrong := [name for name in names if not name.strip() or name != utf8(name)]:
+        raise DatasetError(f"names: {wrong[0]!r} is no name; it is empty or not UTF-8")
     if not isinstance(palette, list):
         raise DatasetError(f"palette: {_shown(palette)} is not an array of colours; write [[r, g, b], ...]")
     for colour in palette:
@@ -121,10 +121,6 @@ def _fields(value: Any) -> dict[str, Any]:
         "ignore": _whole(value.get("ignore", 255), "ignore"),
         "raw_to_train": {int(raw): _whole(train, f"raw_to_train {raw}") for raw, train in mapping.items()},
     }
-
-
-def _utf8(text: str) -> str:
-    return text.encode(errors="replace").decode()
 
 
 def _is_number(value: Any) -> bool:
