@@ -21,7 +21,12 @@ FLOORS: list[tuple[str, ...]] = [
     ("jobs",),
 ]
 """The folders and files of udaseg/, the ground floor first; pipelines/ and tune_spaces/ stand above them."""
-LOOK_ASIDE = {"job_config": {"config"}, "overrides": {"config"}, "reports": {"checkpoints"}}
+LOOK_ASIDE = {
+    "job_config": {"config"},
+    "overrides": {"config"},
+    "reports": {"checkpoints"},
+    "training": {"checkpoints"},
+}
 """Neighbours on a floor that may be imported."""
 KNOWS_RAY = ("udaseg.jobs", "pipelines", "tune_spaces")
 MOST_LINES = 350

@@ -34,7 +34,7 @@ def _saved(directory: Path, per_domain: PerDomain = "stem") -> tuple[Segmenter, 
 def test_a_saved_model_is_the_same_network(tmp_path: Path, per_domain: PerDomain) -> None:
     network, card = _saved(tmp_path, per_domain)
     loaded, read = load_model(str(tmp_path))
-    assert read == card
+    assert read == replace(card, image_sizes=network.image_sizes)
     assert not loaded.training
     for domain in ("source", "target"):
         assert torch.equal(loaded(images(), domain).logits, network(images(), domain).logits)

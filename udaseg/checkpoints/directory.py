@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
-import pickle
 import typing
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +14,13 @@ import torch
 import typeguard
 from torch import Tensor
 
+from udaseg.checkpoints.tensor_files import read_header, read_safetensors, read_state, require_finite
 from udaseg.config import Model
 from udaseg.data.classes import Classes
 from udaseg.data.storage import exists, join, read_bytes, write_bytes
 from udaseg.errors import CheckpointError
 from udaseg.models.build import build_segmenter
+from udaseg.models.image_sizes import ImageSizes
 from udaseg.models.segmenter import Segmenter
 from udaseg.types import NetworkRole
 
@@ -45,13 +44,16 @@ class ModelCard:
     recipe: str
     stage: str
     step: int
+    image_sizes: ImageSizes | None = None
+    """Which sizes its backbone takes; None = to be found by trial."""
 
 
 def save_model(directory: Path, network: Segmenter, card: ModelCard) -> None:
-    """Write a network as safetensors, with its card."""
+    """Write a network as safetensors, with its card, and what image sizes it takes."""
     directory.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     safetensors.torch.save_file(tensors, directory / MODEL_FILE)
+    card = dataclasses.replace(card, image_sizes=network.image_sizes)
     (directory / CARD_FILE).write_text(json.dumps(dataclasses.asdict(card), indent=1))
 
 
@@ -64,18 +66,31 @@ def read_card(uri: str) -> ModelCard:
         )
     try:
         raw = json.loads(read_bytes(join(uri, CARD_FILE), limit=_MAX_CARD))
-        settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.pop("model").items()}
-        model = Model(**settings)
-        card = ModelCard(model=model, classes=Classes.from_json(json.dumps(raw.pop("classes")), uri), **raw)
+        model = Model(**_fields(raw.pop("model")))
         _check_types(model)
+        sizes = raw.pop("image_sizes", None)
+        if sizes is not None:
+            sizes = ImageSizes(**_fields(sizes))
+            _check_types(sizes)
+            sizes.check()
+        classes = Classes.from_json(json.dumps(raw.pop("classes")), uri)
+        card = ModelCard(model=model, classes=classes, image_sizes=sizes, **raw)
         _check_types(card)
-    except (ValueError, TypeError, KeyError, AttributeError, typeguard.TypeCheckError) as error:
-        raise CheckpointError(f"{join(uri, CARD_FILE)}: not a model card ({error})") from error
+    except (
+        AttributeError, KeyError, OSError, RecursionError, TypeError, ValueError, typeguard.TypeCheckError,
+    ) as error:  # fmt: skip
+        reason = " ".join(str(error).split())[:500]
+        raise CheckpointError(f"{join(uri, CARD_FILE)}: not a model card ({reason})") from error
     if not 1 <= card.short_side <= _MAX_SIDE:
         raise CheckpointError(f"{join(uri, CARD_FILE)}: short_side is {card.short_side}; 1 to {_MAX_SIDE} are possible")
     if ":" in model.backbone:  # timm would fetch a network's description from a hub or a folder
         raise CheckpointError(f"{join(uri, CARD_FILE)}: backbone {model.backbone!r} is to be loaded from elsewhere")
     return card
+
+
+def _fields(section: Any) -> dict[str, Any]:
+    """A section of a card, whose tuples JSON has as lists."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in section.items()}
 
 
 def _check_types(value: Any) -> None:
@@ -87,34 +102,57 @@ def _check_types(value: Any) -> None:
 def read_weights(uri: str, part: NetworkRole = "predictor") -> dict[str, Tensor]:
     """The tensors of a model directory, or those of the student or teacher in a checkpoint, without executing code.
 
-    Raises CheckpointError where they cannot be read, hold anything but tensors, or lack the part.
+    Raises CheckpointError where they cannot be read, hold anything but finite tensors, or lack the part.
     """
-    if part != "predictor":
-        return _part_of_state(join(uri, STATE_FILE), part)
-    try:
-        return safetensors.torch.load(read_bytes(join(uri, MODEL_FILE)))
-    except (safetensors.SafetensorError, FileNotFoundError) as error:
-        raise CheckpointError(f"{join(uri, MODEL_FILE)}: cannot be read ({error})") from error
-
-
-def _part_of_state(uri: str, part: NetworkRole) -> dict[str, Tensor]:
-    if not exists(uri):
-        raise CheckpointError(
-            f"{uri}: missing; student and teacher are in a run's checkpoints, stages/<stage>/checkpoint_*"
-        )
-    content = read_bytes(uri)
-    try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:  # torch.save compresses nothing; a bomb is compressed
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-                raise CheckpointError(f"{uri}: compressed, which torch.save's files are not")
-        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)["method"]
+    if part == "predictor":
+        file = join(uri, MODEL_FILE)
+        tensors = read_safetensors(file)
+    else:
+        file = join(uri, STATE_FILE)
+        if not exists(file):
+            raise CheckpointError(
+                f"{file}: missing; student and teacher are in a run's checkpoints, stages/<stage>/checkpoint_*"
+            )
         prefix = {"student": "student.", "teacher": "teacher.network."}[part]
+        state = read_state(file)["method"]
         tensors = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-    except (zipfile.BadZipFile, RuntimeError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"{uri}: not a checkpoint of tensors ({str(error).splitlines()[0]})") from error
-    if not tensors:
-        raise CheckpointError(f"{uri}: its method has no {part}")
+        if not tensors:
+            raise CheckpointError(f"{file}: its method has no {part}")
+    require_finite(tensors, file)
     return tensors
+
+
+def check_checkpoint(uri: str, part: NetworkRole = "predictor") -> ModelCard:
+    """The card of a model directory, when the network it describes is sure to be the one whose tensors are there.
+
+    Nothing of the network is built in memory. Raises CheckpointError, naming the file, for whatever `load_model` would.
+    """
+    return _checked(uri, part)[0]
+
+
+def _checked(uri: str, part: NetworkRole) -> tuple[ModelCard, dict[str, Tensor]]:
+    card = read_card(uri)
+    with torch.device("meta"):  # a stranger's card may describe any number of gigabytes
+        network = _build(uri, card)
+    try:
+        if part == "predictor":
+            network.matched(read_header(join(uri, MODEL_FILE)))
+        tensors = read_weights(uri, part)
+        network.matched(tensors)
+    except CheckpointError:
+        raise
+    except ValueError as error:
+        raise CheckpointError(f"{uri}: {error}") from error
+    return card, tensors
+
+
+def _build(uri: str, card: ModelCard) -> Segmenter:
+    settings = dataclasses.asdict(dataclasses.replace(card.model, pretrained=False, weights=None))
+    try:
+        return build_segmenter(len(card.classes), image_sizes=card.image_sizes, **settings)
+    except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:500]
+        raise CheckpointError(f"{join(uri, CARD_FILE)}: no network can be built from it: {reason}") from error
 
 
 def load_model(uri: str, part: NetworkRole = "predictor") -> tuple[Segmenter, ModelCard]:
@@ -122,13 +160,9 @@ def load_model(uri: str, part: NetworkRole = "predictor") -> tuple[Segmenter, Mo
 
     A checkpoint of a run also has the student's and the teacher's.
     """
-    card = read_card(uri)
-    settings = dataclasses.asdict(dataclasses.replace(card.model, pretrained=False, weights=None))
-    network = build_segmenter(len(card.classes), **settings)
-    try:
-        network.load_network(read_weights(uri, part))
-    except ValueError as error:
-        raise CheckpointError(f"{uri}: {error}") from error
+    card, tensors = _checked(uri, part)
+    network = _build(uri, card)
+    network.load_network(tensors)
     return network.eval(), card
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import ray
 import torch
 
-from udaseg.checkpoints.directory import load_model, read_card
+from udaseg.checkpoints.directory import check_checkpoint, load_model
 from udaseg.config import Inference
 from udaseg.data.classes import read_classes, require_same_classes
 from udaseg.data.index import open_index
@@ -69,7 +69,7 @@ def evaluate(
         raise DatasetError(f"{dataset}: evaluation needs labels, and images of split {split!r} have none")
     classes = read_classes(dataset)
     for uri in checkpoints:
-        require_same_classes(classes, read_card(uri).classes, uri, of=dataset)
+        require_same_classes(classes, check_checkpoint(uri, inference.network).classes, uri, of=dataset)
     directory = dataset if "://" in dataset else os.path.abspath(dataset)
     start, stop = open_index(directory).rows(split)
     ensure_ray()

@@ -5,19 +5,23 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import ray
 import ray.train
 
-from udaseg.checkpoints.directory import read_card
-from udaseg.config import DOMAIN_OF, Recipe
+from udaseg.checkpoints.directory import CARD_FILE, MODEL_FILE, STATE_FILE, check_checkpoint
+from udaseg.checkpoints.tensor_files import read_header, read_state
+from udaseg.config import DOMAIN_OF, Recipe, Stage
 from udaseg.data.classes import Classes, read_classes, require_same_classes
 from udaseg.data.index import open_index
 from udaseg.data.storage import absolute, exists, join, read_bytes
 from udaseg.errors import ConfigError, DatasetError
 from udaseg.job_config import Cluster
+from udaseg.jobs.worker import read_registered
 from udaseg.models.build import build_segmenter
+from udaseg.models.segmenter import Segmenter
 
 
 def lacking_resources(cluster: Cluster) -> str:
@@ -84,13 +88,37 @@ def check(recipe: Recipe, directories: dict[str, str | None], cluster: Cluster) 
         by = None if stage.pseudo_label is None else stage.pseudo_label.by
         for uri in {stage.init_from, by} - {None, *earlier}:
             assert uri is not None
-            require_same_classes(classes, read_card(uri).classes, uri, of="the dataset")
+            require_same_classes(classes, check_checkpoint(uri).classes, uri, of="the dataset")
         try:
             model = dataclasses.asdict(dataclasses.replace(stage.model, pretrained=False))
-            stage.method.build(build_segmenter(len(classes), **model), seed=0)
+            student = build_segmenter(len(classes), **model)
+            _check_crop(stage, student)
+            if stage.init_from is not None and stage.init_from not in earlier:
+                student.matched(read_header(join(stage.init_from, MODEL_FILE)))
+            stage.method.build(student, seed=0)
         except ValueError as error:
             raise ConfigError(f"stages.{i}: {error}") from error
     return classes
+
+
+def _check_crop(stage: Stage, network: Segmenter) -> None:
+    """Raise ValueError where crops are larger than the one size that the backbone takes."""
+    limit = network.largest
+    if limit is not None and any(side > most for side, most in zip(stage.data.crop, limit, strict=True)):
+        raise ValueError(
+            f"data.crop {stage.data.crop} is larger than the {limit} that {stage.model.backbone!r} takes: "
+            "set model.input_size to that of the crops"
+        )
+
+
+def check_resumable(directories: Sequence[str]) -> None:
+    """Raise CheckpointError where a stage's model, or the checkpoint that it would go on from, cannot be used."""
+    for directory in directories:
+        if exists(join(directory, "model", CARD_FILE)):
+            check_checkpoint(join(directory, "model"))
+        elif exists(join(directory, "checkpoint_manager_snapshot.json")):
+            for _, checkpoint in read_registered(directory)[-1:]:
+                read_state(join(checkpoint, STATE_FILE))
 
 
 def check_out(config: dict[str, Any], out: str, resume: bool) -> None:

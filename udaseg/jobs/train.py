@@ -28,7 +28,7 @@ from udaseg.evaluation.checkpoint_scores import Scoring
 from udaseg.job_config import Cluster
 from udaseg.jobs.monitor import Monitor
 from udaseg.jobs.output import own_directory, require_own
-from udaseg.jobs.preflight import check, check_out, check_resources, shortage
+from udaseg.jobs.preflight import check, check_out, check_resources, check_resumable, shortage
 from udaseg.jobs.pseudo_label.job import pseudo_label
 from udaseg.jobs.ray_session import check_nodes, ensure_ray, usable_cores
 from udaseg.jobs.stream import PlanDataConfig
@@ -73,6 +73,7 @@ def train(
     config = {"recipe": json.loads(recipe_to_json(recipe)), "manifests": digests}
     with own_directory(out, "train"):
         check_out(config, out, resume)
+        check_resumable([stage_directory(out, recipe, number) for number in range(len(recipe.stages))])
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(cluster.wait))
         ensure_ray(num_cpus=usable_cores() + cluster.workers)
         check_resources(cluster)

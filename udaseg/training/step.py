@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from udaseg.checkpoints.tensor_files import read_state
 from udaseg.config import Stage
 from udaseg.distributed import average_batch_norm, average_gradients, rank
 from udaseg.errors import CheckpointError, TrainingError
@@ -47,15 +47,26 @@ class RunState:
 
     def load(self, path: Path) -> None:
         """Take over a state of `save`. Raises CheckpointError where it is of another method or network."""
-        device = next(self.method.parameters()).device
+        state = read_state(str(path))
         try:
-            state = torch.load(path, map_location=device, weights_only=True)
+            if not isinstance(state["step"], int) or state["step"] < 0:
+                raise ValueError(f"its step is {state['step']!r}")
             self.method.load_state_dict(state["method"])
             for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
-        except (RuntimeError, KeyError, ValueError, OSError, EOFError, pickle.UnpicklingError) as error:
-            raise CheckpointError(f"{path}: not a checkpoint of this stage ({error})") from error
-        self.step = int(state["step"])
+                _check_moments(optimizer)
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:500]
+            raise CheckpointError(f"{path}: not a checkpoint of this stage ({reason})") from error
+        self.step = state["step"]
+
+
+def _check_moments(optimizer: Optimizer) -> None:
+    """Raise ValueError where what an optimiser keeps of a parameter has another shape: it would fail at its step."""
+    for parameter, kept in optimizer.state.items():
+        for name, value in kept.items():
+            if isinstance(value, Tensor) and value.ndim and value.shape != parameter.shape:
+                raise ValueError(f"{name} of a parameter {tuple(parameter.shape)} has shape {tuple(value.shape)}")
 
 
 def build_state(

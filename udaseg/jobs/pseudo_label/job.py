@@ -31,7 +31,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from udaseg.checkpoints.directory import CARD_FILE, MODEL_FILE, STATE_FILE, read_card
+from udaseg.checkpoints.directory import CARD_FILE, MODEL_FILE, STATE_FILE, check_checkpoint
 from udaseg.config import Inference, PseudoLabel
 from udaseg.data.classes import Classes, read_classes, require_same_classes
 from udaseg.data.export import ExportFormat, require_unique_names
@@ -109,9 +109,11 @@ def pseudo_label(
         raise ConfigError(f"max_failed is {max_failed}; it must be at least 0")
     checkpoints = tuple(absolute(uri) for uri in (checkpoint, *agree_with))
     out, images = absolute(out), absolute(images)
-    classes = _common_classes(checkpoints)
+    classes = _common_classes(checkpoints, inference)
     if rules.measure == "prototype" and source is None:
         raise ConfigError("measure prototype needs the labelled source that prototypes are made from: give --source")
+    if source is not None:
+        _check_source(absolute(source), classes, prototypes=rules.measure == "prototype")
     require_own(out, "pseudo-label")
     if lies_in(out, images) and not exists(join(images, "manifest.parquet")):
         raise DatasetError(f"{out}: lies in the folder of images; choose an --out outside of it")
@@ -180,9 +182,9 @@ def _do(work: Work, source: str | None, max_failed: float | None) -> None:
         print(f"no report, which the same command makes again: {type(error).__name__}: {error}", file=sys.stderr)
 
 
-def _common_classes(checkpoints: Sequence[str]) -> Classes:
+def _common_classes(checkpoints: Sequence[str], inference: Inference) -> Classes:
     """The classes of all checkpoints, for labels that hold train ids. Raises DatasetError where they differ."""
-    first, *others = (read_card(uri).classes for uri in checkpoints)
+    first, *others = (check_checkpoint(uri, inference.network).classes for uri in checkpoints)
     for uri, other in zip(checkpoints[1:], others, strict=True):
         require_same_classes(first, other, uri, of=checkpoints[0])
     return dataclasses.replace(first, raw_to_train={})
@@ -195,6 +197,14 @@ def _fingerprint(checkpoint: str, inference: Inference) -> str:
             raise CheckpointError(f"{checkpoint}: no {name}; give one of a run's checkpoints for --inference.network")
         content.update(read_bytes(join(checkpoint, name)))
     return content.hexdigest()[:16]
+
+
+def _check_source(source: str, classes: Classes, *, prototypes: bool) -> None:
+    """Raise DatasetError where the source has other classes, or nothing that prototypes could be made from."""
+    require_same_classes(classes, read_classes(source), source, of="the checkpoint")
+    labels = read_manifest(source, "train" if prototypes else None)["label_uri"]
+    if labels.null_count == len(labels):
+        raise DatasetError(f"{source}: none of its {'train ' * prototypes}images has a label, which --source is for")
 
 
 def _truth(images: str, classes: Classes) -> Classes:

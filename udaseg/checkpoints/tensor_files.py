@@ -1,0 +1,109 @@
+"""Files of tensors, which anyone may have written: nothing in them is executed, or trusted before it is checked."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import zipfile
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from udaseg.data.storage import filesystem, read_bytes
+from udaseg.errors import CheckpointError
+
+_MAX_HEADER = 1 << 24  # bytes
+_REASONS = (
+    ArithmeticError, AttributeError, EOFError, LookupError, OSError, RecursionError, RuntimeError, TypeError,
+    ValueError, pickle.UnpicklingError, safetensors.SafetensorError, zipfile.BadZipFile,
+)  # fmt: skip
+
+
+def read_header(uri: str) -> dict[str, Tensor]:
+    """The tensors of a safetensors file by name, without memory: only the file's header is read.
+
+    Raises CheckpointError, naming the file, where it has no such header or not as many bytes as that says.
+    """
+    try:
+        fs, path = filesystem(uri)
+        with fs.open_input_file(path) as file:
+            size = file.size()
+            length = int.from_bytes(file.read(8), "little")
+            if not 2 <= length <= min(size - 8, _MAX_HEADER):
+                raise ValueError("it does not begin with a header of tensors")
+            header = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        tensors = {name: torch.empty(entry["shape"], device="meta") for name, entry in header.items()}
+        expected = 8 + length + max(entry["data_offsets"][1] for entry in header.values())
+        if size != expected:
+            raise ValueError(f"it has {size:,} bytes, not {expected:,} as its header says")
+    except _REASONS as error:
+        raise CheckpointError(f"{uri}: cannot be read as safetensors: {_line(error)}") from error
+    return tensors
+
+
+def read_safetensors(uri: str) -> dict[str, Tensor]:
+    """The tensors of a safetensors file by name. Raises CheckpointError, naming the file, where it cannot be read."""
+    read_header(uri)
+    try:
+        return safetensors.torch.load(read_bytes(uri))
+    except _REASONS as error:
+        raise CheckpointError(f"{uri}: cannot be read as safetensors: {_line(error)}") from error
+
+
+def read_state(uri: str) -> dict[str, Any]:
+    """What `torch.save` wrote, on the CPU: a dict with the tensors of "method" by name.
+
+    Raises CheckpointError, naming the file, where it cannot be read, holds code, or tensors that a run does not write.
+    """
+    try:
+        fs, path = filesystem(uri)
+        with fs.open_input_file(path) as file:
+            with zipfile.ZipFile(file) as archive:  # torch.save compresses nothing; a bomb is compressed
+                if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                    raise ValueError("compressed, which torch.save's files are not")
+            file.seek(0)
+            state = torch.load(file, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict) or not isinstance(state.get("method"), Mapping):
+            raise ValueError("it has no method")
+        for name, tensor in state["method"].items():
+            if not isinstance(name, str) or not isinstance(tensor, Tensor):
+                raise ValueError(f"method: {name!r} is no tensor")
+        for tensor in _tensors(state):
+            if tensor.layout != torch.strided or tensor.is_quantized:
+                raise ValueError("it has tensors that are sparse or quantised")
+            if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+                raise ValueError("it has tensors larger than what is stored of them")
+    except _REASONS as error:
+        raise CheckpointError(f"{uri}: not a checkpoint of tensors: {_line(error)}") from error
+    return state
+
+
+def require_finite(tensors: Mapping[str, Tensor], uri: str) -> None:
+    """Raise CheckpointError, naming file and tensor, where a value is NaN or infinite."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise CheckpointError(
+                f"{uri}: {name} holds NaN or infinite values, so that nothing can be predicted; "
+                "its training went astray: use an earlier checkpoint"
+            )
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """Every tensor in nested dicts and lists."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for part in value.values():
+            yield from _tensors(part)
+    elif isinstance(value, list | tuple | set):
+        for part in value:
+            yield from _tensors(part)
+
+
+def _line(error: BaseException) -> str:
+    """The first line of an error's text."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
