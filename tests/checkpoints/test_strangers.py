@@ -327,7 +327,7 @@ def test_a_source_of_other_classes_is_refused_before_an_image_is_labelled(
     (tmp_path / "source" / "classes.json").write_text(Classes(names=names, palette=palette).to_json())
     words = ["--checkpoint", str(original), "--images", images, "--out", str(tmp_path / "out"), "--source", source]
     assert pseudo_label(words) == 2
-    assert f"{source}: its classes are {', '.join(names)}" in capsys.readouterr().err
+    assert f"{source}: its classes are {', '.join(map(repr, names))}; " in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
