@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -197,7 +198,10 @@ def _interruptible() -> Iterator[None]:
     before = signal.getsignal(signal.SIGINT)
     try:
         yield
-    except SystemExit:  # so Ray Train ends the process when it has stopped the workers
+    except SystemExit:  # so Ray Train ends the process when it has told the workers to stop
+        until = time.monotonic() + 5
+        while not clear_scratch() and time.monotonic() < until:
+            time.sleep(0.2)
         raise KeyboardInterrupt from None
     finally:
         if threading.current_thread() is threading.main_thread():

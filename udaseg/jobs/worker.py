@@ -90,8 +90,8 @@ def make_scratch() -> tuple[Path, int]:
         os.close(handle)
 
 
-def clear_scratch() -> None:
-    """Remove from this machine what processes that were killed left of `make_scratch`."""
+def clear_scratch() -> bool:
+    """Remove from this machine what processes that were killed left of `make_scratch`; whether nothing is left."""
     for folder in Path(tempfile.gettempdir()).glob(f"{_SCRATCH}*"):
         with contextlib.suppress(OSError):  # its process is alive, or it is another user's
             handle = os.open(folder, os.O_RDONLY)
@@ -100,6 +100,7 @@ def clear_scratch() -> None:
                 shutil.rmtree(folder)
             finally:
                 os.close(handle)
+    return not any(Path(tempfile.gettempdir()).glob(f"{_SCRATCH}*"))
 
 
 def train_worker(config: dict[str, Any]) -> dict[str, Any]:
