@@ -282,7 +282,7 @@ def test_every_node_must_see_the_run_directory(cluster: RayCluster, data: tuple[
     folder.mkdir()
     out = folder / "run"
     script = (
-        "import sys; import pipelines.session as s; real = s.join\n"
+        "import sys; import udaseg.jobs.ray_session as s; real = s.join\n"
         "s.join = lambda *p: real(*p) if not p[-1].startswith('.written') else '/proc/none/' + p[-1]\n"
         "from pipelines.train import main; sys.exit(main(sys.argv[1:]))"
     )
