@@ -80,6 +80,17 @@ def test_a_mix_transformer_loads_a_local_file(tmp_path: Path) -> None:
         small_network(backbone="mit_b0", weights=str(tmp_path / "mit.pth"))
 
 
+def test_a_mix_transformers_file_of_another_size_is_refused(tmp_path: Path) -> None:
+    torch.save(
+        small_network(backbone="mit_b0").net.backbone.state_dict() | {"head.weight": torch.zeros(3)},
+        tmp_path / "b0.pth",
+    )
+    with pytest.raises(
+        ValueError, match=r"b0\.pth has patch_embed1\.proj\.weight of shape \(32, 3, 7, 7\), but mit_b1"
+    ):
+        small_network(backbone="mit_b1", weights=str(tmp_path / "b0.pth"))
+
+
 def test_stochastic_depth_grows_with_depth_and_is_off_in_the_teacher() -> None:
     network = small_network(backbone="mit_b0", drop_path=0.3)
     rates = [m.drop_prob for m in network.modules() if type(m).__name__ == "DropPath"]
@@ -166,3 +177,38 @@ def test_local_weights_are_what_the_backbone_starts_from(tmp_path: Path, suffix:
         safetensors.torch.save_file(state, file)
     network = small_network(weights=str(file))
     assert torch.equal(network.net.backbone.state_dict()["layer4.0.conv1.weight"], state["layer4.0.conv1.weight"])
+
+
+def test_the_files_that_deeplabv2_starts_from_are_read(tmp_path: Path) -> None:
+    """Names begin with Scale., no batch norm counts its batches, a classifier comes along; torch 1.5 wrote it."""
+    import timm
+
+    torch.manual_seed(4)
+    state = timm.create_model("resnet26").state_dict()
+    state = {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
+    state = {name: tensor for name, tensor in state.items() if not name.startswith("fc.")}
+    caffe = {f"Scale.{name}": tensor for name, tensor in state.items()}
+    caffe["Scale.layer5.conv2d_list.0.weight"] = torch.zeros(21, 2048, 3, 3)
+    torch.save(caffe, tmp_path / "caffe.pth", _use_new_zipfile_serialization=False)
+    network = small_network(backbone="resnet26", weights=str(tmp_path / "caffe.pth"))
+    loaded = network.net.backbone.state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
+    assert "state_dict" not in network.net.backbone.pretrained_cfg
+
+
+def test_weights_of_another_shape_or_no_weights_at_all_are_refused(tmp_path: Path) -> None:
+    import timm
+
+    file = tmp_path / "weights.pth"
+    state = timm.create_model("resnet10t").state_dict()
+    torch.save({"state_dict": state | {"layer3.0.conv1.weight": torch.zeros(3, 3, 1, 1)}}, file)
+    with pytest.raises(
+        ValueError, match=r"model\.weights.*weights\.pth does not fit resnet10t.*layer3\.0\.conv1\.weight"
+    ):
+        small_network(weights=str(file))
+    torch.save({"epoch": 3}, file)
+    with pytest.raises(ValueError, match=r"weights\.pth has 'epoch', which is no tensor"):
+        small_network(weights=str(file))
+    file.write_bytes(b"not a file of torch")
+    with pytest.raises(ValueError, match=r"weights\.pth is no file of tensors"):
+        small_network(weights=str(file))

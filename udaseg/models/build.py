@@ -6,7 +6,6 @@ from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import safetensors.torch
 import timm
 import torch
 from timm.layers import Format
@@ -16,6 +15,7 @@ from udaseg.models.heads import ASPPGroupNormHead, ASPPHead, ContextAwareHead, H
 from udaseg.models.hrda import HRDA
 from udaseg.models.image_sizes import ImageSizes, find_image_sizes
 from udaseg.models.segmenter import Segmenter
+from udaseg.models.weights import load_backbone, read_backbone_weights
 from udaseg.types import HeadInit, HeadName, InputForm, PerDomain
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -221,13 +221,16 @@ def _timm(
     elif config and config.fixed_input_size:
         options["dynamic_img_size"] = True
     if weights is not None:
-        options |= {"pretrained": True, "pretrained_cfg_overlay": {"file": weights}}
+        given = {"file": weights, "state_dict": read_backbone_weights(weights)}
+        options |= {"pretrained": True, "pretrained_cfg_overlay": given}
     elif pretrained:
         options["pretrained"] = True
     random_state = torch.get_rng_state()
     body = _create(name, options)
     if weights is not None and (tensor := _first_not_loaded(body, name, options, random_state)):
         raise ValueError(f"model.weights: {weights} has no tensor for {tensor} of {name}")
+    if weights is not None:
+        body.pretrained_cfg.pop("state_dict", None)  # copies of the network would carry it along
     info = body.feature_info
     skip = sum(1 for r in info.reduction() if r < 4)  # stride 2 is too fine and too shallow to help a head
     stem_end = info.module_name()[skip]
@@ -257,6 +260,9 @@ def _create(name: str, options: dict[str, Any]) -> Any:
             # it has no such option: what sizes it takes as it is, a trial tells
             del options["dynamic_img_size"]
             return _create(name, options)
+        if file := options.get("pretrained_cfg_overlay", {}).get("file"):
+            reason = next((line.strip() for line in str(error).splitlines() if "mismatch" in line), str(error))
+            raise ValueError(f"model.weights: {file} does not fit {name}: {reason}") from error
         raise ValueError(f"backbone {name!r} cannot be built with {options}: {error}") from error
 
 
@@ -319,12 +325,6 @@ def _mix_transformer(name: str, pretrained: bool, weights: str | None, drop_path
     except KeyError:
         raise ValueError(f"there is no backbone {name!r}; there are mit_b0 to mit_b5") from None
     if weights is not None:
-        if weights.endswith(".safetensors"):
-            tensors = safetensors.torch.load_file(weights)
-        else:
-            tensors = torch.load(weights, map_location="cpu", weights_only=True)
-        if missing := [key for key in body.state_dict() if key not in tensors]:
-            raise ValueError(f"model.weights: {weights} has no tensor for {missing[0]} of {name}")
-        body.load_state_dict({key: tensors[key] for key in body.state_dict()})
+        load_backbone(body, read_backbone_weights(weights), weights, name)
     # Its first two levels are the image and one without channels.
     return Backbone(body, list(body.out_channels[2:]), 2, "", [4, 8, 16, 32], *_IMAGENET)
