@@ -51,14 +51,7 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
 
 
-SOON = ("model.safetensors cut", "model.json is deep", "model.json with", "classes: pseudo-label")
-
-
-@pytest.mark.parametrize(
-    "case",
-    [pytest.param(c, marks=pytest.mark.xfail(strict=False)) if any(s in c.id for s in SOON) else c for c in CASES],
-    ids=[c.id for c in CASES],
-)
+@pytest.mark.parametrize("case", [pytest.param(c, id=c.id, marks=pytest.mark.full if c.full else ()) for c in CASES])
 def test_bad_input_is_refused_in_one_line(
     case: Case,
     good: Path,

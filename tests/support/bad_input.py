@@ -30,6 +30,8 @@ class Case:
     damage: Damage = lambda folder: None
     out: bool = True
     """Whether --out, a path at which nothing is, goes without saying."""
+    full: bool = False
+    """Much like another one, and so in the full matrix alone."""
 
     @property
     def id(self) -> str:
@@ -154,7 +156,10 @@ def truncated() -> Iterator[Case]:
     for file, commands in readers.items():
         for command, words in commands:
             for share in CUTS:
-                yield Case(f"{file} cut to {share}", command, words, file.split("/")[-1], cut(file, share))
+                full = (
+                    command in ("train", "sweep") and share != "half"
+                )  # whose command lines take a quarter of a second
+                yield Case(f"{file} cut to {share}", command, words, file.split("/")[-1], cut(file, share), full=full)
 
 
 _NOT_OBJECTS = {
@@ -256,9 +261,9 @@ def out_of_range() -> Iterator[Case]:
         "--cluster.cpus-per-worker nan", "--cluster.threads -1", "--cluster.wait 0", "--cluster.wait nan",
         "--cluster.max-failures -1", "--data.batch-size 3 --cluster.workers 2",
     )  # fmt: skip
-    for words in train:
-        field = words.split()[0].removeprefix("--").split(".", 0)[0].replace("-", "_")
-        yield Case("range", "train", f"{TRAIN} {words}", field)
+    for i, words in enumerate(train):
+        field = words.split()[0].removeprefix("--").replace("-", "_")
+        yield Case("range", "train", f"{TRAIN} {words}", field, full=bool(i % 3))
     inference = (
         "--inference.window 0 64", "--inference.window 64 -1", "--inference.overlap 1", "--inference.overlap nan",
         "--inference.overlap -0.1", "--inference.scales 0", "--inference.scales 1 nan", "--inference.scales 1e9",
