@@ -6,11 +6,18 @@ import collections
 import importlib
 import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
 from bad_input import CASES, Case, make_files
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -85,3 +92,75 @@ def test_the_table_covers_all_commands() -> None:
     counts = collections.Counter(case.command for case in CASES)
     assert set(counts) == {"prepare", "train", "evaluate", "sweep", "pseudo-label", "demo"}
     assert len(CASES) >= 150 and min(counts.values()) >= 5
+
+
+# --- whole processes ------------------------------------------------------------------------------------------------
+
+
+def started(command: str, *words: str, **how: Any) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", f"pipelines.{command}", *words],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        **how,
+    )
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("moment", ["while modules load", "when work begins", "in the midst of work"])
+def test_ctrl_c_ends_a_command_with_a_line(moment: str, good: Path, tmp_path: Path) -> None:
+    """At whatever moment, the inputs stay as they are, and the same command goes on where it stopped."""
+    before, out = tree(good), tmp_path / "out"
+    words = ["--checkpoint", f"{good}/model", "--images", f"{good}/target", "--out", str(out), "--block-size", "1"]
+    job = started("pseudo_label", *words, "--inference.no-gpu")
+    signs = {"when work begins": out / "job" / "job.json", "in the midst of work": out / "predictions"}
+    time.sleep(1.0)
+    deadline = time.monotonic() + 240
+    while moment in signs and not signs[moment].exists() and time.monotonic() < deadline and job.poll() is None:
+        time.sleep(0.02)
+    assert job.poll() is None
+    job.send_signal(signal.SIGINT)
+    _, error = job.communicate(timeout=120)
+    assert job.returncode == 130, error
+    assert "Traceback" not in error and error.strip().splitlines()[-1].startswith("interrupted")
+    assert tree(good) == before
+    if moment == "in the midst of work":
+        done = started("pseudo_label", *words, "--inference.no-gpu")
+        assert done.communicate(timeout=300) and done.returncode == 0
+        assert len(list((out / "labels").iterdir())) == 4
+
+
+@pytest.mark.full
+def test_of_two_of_the_same_command_one_works(good: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = ["--images", f"{good}/source/images", "--labels", f"{good}/source/labels", "--out", str(out)]
+    jobs = [started("prepare", *words, "--classes", f"{good}/classes.json") for _ in range(2)]
+    errors = [job.communicate(timeout=300)[1] for job in jobs]
+    assert sorted(job.returncode for job in jobs) == [0, 2], errors
+    refused = next(error for job, error in zip(jobs, errors, strict=True) if job.returncode == 2)
+    assert str(out) in refused and len(refused.splitlines()) == 1
+    assert (out / "manifest.parquet").exists()
+
+
+@pytest.mark.full
+def test_a_full_disk_is_named(good: Path, tmp_path: Path) -> None:
+    """A file system of 64 KiB, where one may be mounted."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("no file system can be mounted here")
+    try:
+        (disk / "mine").write_bytes(bytes(60_000))
+        words = ["--images", f"{good}/source/images", "--labels", f"{good}/source/labels", "--out", f"{disk}/out"]
+        job = started("prepare", *words, "--classes", f"{good}/classes.json")
+        _, error = job.communicate(timeout=300)
+        assert job.returncode == 2 and "No space left" in error and "Traceback" not in error, error
+        assert (disk / "mine").read_bytes() == bytes(60_000)
+        assert not (disk / "out" / "manifest.parquet").exists()
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)

@@ -156,9 +156,7 @@ def truncated() -> Iterator[Case]:
     for file, commands in readers.items():
         for command, words in commands:
             for share in CUTS:
-                full = (
-                    command in ("train", "sweep") and share != "half"
-                )  # whose command lines take a quarter of a second
+                full = command in ("train", "sweep") and share != "half"  # their command lines take a while
                 yield Case(f"{file} cut to {share}", command, words, file.split("/")[-1], cut(file, share), full=full)
 
 
