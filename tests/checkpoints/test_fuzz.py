@@ -78,7 +78,7 @@ def test_no_file_of_weights_gives_a_traceback_or_other_weights(checkpoint: Path)
     header, body = content[8 : 8 + length], content[8 + length :]
     expected = load_model(str(checkpoint))[0].state_dict()
     try:
-        for _ in range(300):
+        for _ in range(100):
             kind = rng.randrange(5)
             if kind == 0:
                 changed = content[: rng.randrange(len(content))]
@@ -106,4 +106,4 @@ def test_no_file_of_weights_gives_a_traceback_or_other_weights(checkpoint: Path)
                 seen[False] += 1
     finally:
         (checkpoint / MODEL_FILE).write_bytes(content)
-    assert seen[False] >= 200
+    assert seen[False] >= 60

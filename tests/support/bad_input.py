@@ -229,7 +229,7 @@ def wrong_json() -> Iterator[Case]:
         ("model/model.json", "no_such_backbone", {"model__backbone": "no_such_backbone"}),
         ("model/model.json", "head", {"model__head": "[/b]"}),
         ("model/model.json", "head_channels", {"model__head_channels": -1}),
-        ("model/model.json", "head_channels", {"model__head_channels": 10_000_000}),
+        ("model/model.json", "head", {"model__head_channels": 10_000_000}),
         ("model/model.json", "projection", {"model__projection": 100_000_000}),
         ("model/model.json", "model.json", {"model__backbone": 3}),
     ]

@@ -94,9 +94,12 @@ def _fields(section: Any) -> dict[str, Any]:
 
 
 def _check_types(value: Any) -> None:
-    """Raise TypeCheckError where a field of a dataclass is not of its type: a card is a file that anyone may write."""
+    """Raise ValueError where a field of a dataclass is not of its type: a card is a file that anyone may write."""
     for name, hint in typing.get_type_hints(type(value)).items():
-        typeguard.check_type(getattr(value, name), hint)
+        try:
+            typeguard.check_type(getattr(value, name), hint)
+        except typeguard.TypeCheckError as error:
+            raise ValueError(f"{name}: {error}") from None
 
 
 def read_weights(uri: str, part: NetworkRole = "predictor") -> dict[str, Tensor]:
@@ -139,6 +142,9 @@ def _checked(uri: str, part: NetworkRole) -> tuple[ModelCard, dict[str, Tensor]]
             network.matched(read_header(join(uri, MODEL_FILE)))
         tensors = read_weights(uri, part)
         network.matched(tensors)
+        own = network.state_dict()
+        if wrong := [n for n, t in tensors.items() if n in own and t.is_floating_point() != own[n].is_floating_point()]:
+            raise ValueError(f"{wrong[0]} is of {tensors[wrong[0]].dtype}, the network's of {own[wrong[0]].dtype}")
     except CheckpointError:
         raise
     except ValueError as error:
