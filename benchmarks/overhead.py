@@ -24,7 +24,8 @@ import tyro
 from udaseg.data.synthetic import write_pair
 from udaseg.job_config import Cluster
 from udaseg.jobs.prepare import prepare
-from udaseg.jobs.ray_session import ensure_ray, usable_cores
+from udaseg.jobs.ray_session import ensure_ray
+from udaseg.jobs.resources import usable_cores
 from udaseg.jobs.train import make_plan, train
 from udaseg.overrides import override
 from udaseg.recipes import RECIPES

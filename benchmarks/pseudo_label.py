@@ -38,7 +38,8 @@ from udaseg.data.confidence import confidence_histogram, decode_confidence, enco
 from udaseg.data.images import read_image
 from udaseg.data.taxonomies import CITYSCAPES_CLASSES
 from udaseg.jobs.pseudo_label.job import pseudo_label
-from udaseg.jobs.ray_session import ensure_ray, usable_cores
+from udaseg.jobs.ray_session import ensure_ray
+from udaseg.jobs.resources import usable_cores
 from udaseg.models.build import build_segmenter
 from udaseg.models.inference import predict
 

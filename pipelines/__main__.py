@@ -17,14 +17,17 @@ COMMANDS = {
 
 def main() -> int:
     """Run a subcommand; returns its exit code."""
-    name = sys.argv[1] if len(sys.argv) > 1 else ""
+    words = sys.argv[1:]
+    if words[:1] == ["--verbose"]:  # each command knows it
+        words = [*words[1:], "--verbose"]
+    name = words[0] if words else ""
     if name not in COMMANDS:
-        print("usage: udaseg COMMAND [options]\n", file=sys.stderr)
+        print("usage: udaseg [--verbose] COMMAND [options]\n", file=sys.stderr)
         for command, what in COMMANDS.items():
             print(f"  {command:14}{what}", file=sys.stderr)
         return 0 if name in ("-h", "--help") else 2
     module = importlib.import_module(f"pipelines.{name.replace('-', '_')}")
-    code: int = module.main(sys.argv[2:])
+    code: int = module.main(words[1:])
     return code
 
 

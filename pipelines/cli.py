@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -23,15 +25,17 @@ _MAX_CONFIG = 1 << 20  # bytes
 def command(run: Callable[[Sequence[str]], None]) -> Callable[..., int]:
     """A subcommand's entry point, `main(argv=None) -> exit code`: 2 for input that cannot be used, 1 for lost work.
 
-    130 after Ctrl-C, 143 after SIGTERM.
+    130 after Ctrl-C, 143 after SIGTERM. An error is one line; --verbose, or UDASEG_VERBOSE=1, shows its traceback before it.
     """
 
     @functools.wraps(run)
     def main(argv: Sequence[str] | None = None) -> int:
+        words = list(sys.argv[1:] if argv is None else argv)
+        verbose = "--verbose" in words or os.environ.get("UDASEG_VERBOSE", "0") != "0"
         terminated = threading.Event()
         try:
             with _sigterm_as_ctrl_c(terminated):
-                run(sys.argv[1:] if argv is None else argv)
+                run([word for word in words if word != "--verbose"])
         except KeyboardInterrupt:
             word = "terminated" if terminated.is_set() else "interrupted"
             print(
@@ -39,12 +43,11 @@ def command(run: Callable[[Sequence[str]], None]) -> Callable[..., int]:
                 file=sys.stderr,
             )
             return 128 + (signal.SIGTERM if terminated.is_set() else signal.SIGINT)
-        except (TrainingError, UnreachableError) as error:
+        except (ConfigError, DatasetError, CheckpointError, TrainingError, UnreachableError, OSError) as error:
+            if verbose:
+                traceback.print_exc()
             print(f"error: {error}", file=sys.stderr)
-            return 1
-        except (ConfigError, DatasetError, CheckpointError, OSError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
+            return 1 if isinstance(error, TrainingError | UnreachableError) else 2
         return 0
 
     return main

@@ -8,7 +8,7 @@ class ConfigError(ValueError):
 
 
 class TrainingError(RuntimeError):
-    """Training that cannot go on, and would not on a second try."""
+    """Training, or other work of many processes, that cannot go on."""
 
 
 class CheckpointError(ValueError):

@@ -38,7 +38,8 @@ from udaseg.jobs.evaluate import evaluate
 from udaseg.jobs.output import mark, own_directory
 from udaseg.jobs.prepare import prepare
 from udaseg.jobs.pseudo_label.job import pseudo_label
-from udaseg.jobs.ray_session import ensure_ray, usable_cores
+from udaseg.jobs.ray_session import ensure_ray
+from udaseg.jobs.resources import usable_cores
 from udaseg.jobs.train import train
 from udaseg.jobs.worker import read_registered
 from udaseg.models.inference import predict

@@ -21,7 +21,8 @@ from udaseg.data.storage import exists, join, write_bytes
 from udaseg.errors import ConfigError, DatasetError
 from udaseg.evaluation.metrics import confusion
 from udaseg.jobs.output import own_directory
-from udaseg.jobs.ray_session import actor_pool, ensure_ray, track
+from udaseg.jobs.ray_session import ensure_ray, lazily, track
+from udaseg.jobs.resources import actor_pool, require_gpu
 from udaseg.models.inference import by_size, predict, to_pixels
 from udaseg.reports.adaptation import confusion_picture, iou_table, summary
 from udaseg.reports.tables import show
@@ -64,6 +65,8 @@ def evaluate(
     """
     inference = inference or Inference()
     inference.check()
+    if inference.gpu:
+        require_gpu("--inference.gpu")
     rows = read_manifest(dataset, split)
     if rows["label_uri"].null_count:
         raise DatasetError(f"{dataset}: evaluation needs labels, and images of split {split!r} have none")
@@ -73,14 +76,14 @@ def evaluate(
     directory = dataset if "://" in dataset else os.path.abspath(dataset)
     start, stop = open_index(directory).rows(split)
     ensure_ray()
-    options, threads = actor_pool(inference.actors, inference.min_actors, gpu=inference.gpu)
+    options, threads = actor_pool(inference)
     local = [uri if "://" in uri else os.path.abspath(uri) for uri in checkpoints]
     blocks = (
         ray.data.range(stop - start, override_num_blocks=1)
         .map_batches(lambda b: {"id": b["id"] + start}, batch_format="numpy")
         .repartition(target_num_rows_per_block=16, strict=True)
         .map_batches(
-            Evaluator,
+            lazily(Evaluator),
             fn_constructor_args=(local, directory, inference, threads),
             batch_size=None,
             batch_format="numpy",

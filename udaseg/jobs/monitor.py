@@ -17,6 +17,7 @@ from tensorboardX import SummaryWriter
 
 from udaseg.config import Stage
 from udaseg.data.storage import exists, join, read_bytes, write_bytes
+from udaseg.jobs.resources import waits_told
 from udaseg.reports.adaptation import NOT_LOSSES
 
 _SECONDS_BETWEEN_LINES = 10.0
@@ -46,7 +47,7 @@ class Monitor:
         stop = threading.Event()
         thread = threading.Thread(target=self._follow, args=(number, stage, progress, stop), daemon=True)
         live = Live(console=self._console, refresh_per_second=2) if self._console.is_terminal else None
-        with live or contextlib.nullcontext():
+        with live or contextlib.nullcontext(), waits_told(f"stage {stage.name}") as self._came:
             self._live = live
             thread.start()
             try:
@@ -63,6 +64,7 @@ class Monitor:
             stopping = stop.wait(0.5)
             rows = ray.get(progress.take.remote())
             for row in rows:
+                self._came()
                 event = row.pop("event")
                 if event == "start":
                     known = [{k: v for k, v in r.items() if k != "event"} for r in row["history"]]

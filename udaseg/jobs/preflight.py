@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +18,7 @@ from udaseg.data.index import open_index
 from udaseg.data.storage import absolute, exists, join, read_bytes
 from udaseg.errors import ConfigError, DatasetError
 from udaseg.job_config import Cluster
+from udaseg.jobs.resources import ray_address, require_gpu
 from udaseg.jobs.worker import read_registered
 from udaseg.models.build import build_segmenter
 from udaseg.models.segmenter import Segmenter
@@ -36,9 +36,10 @@ def lacking_resources(cluster: Cluster) -> str:
 
 def check_resources(cluster: Cluster) -> None:
     """On a Ray of this process's own, which cannot grow, what it lacks will never come."""
-    if os.environ.get("RAY_ADDRESS", "local") == "local" and (lacking := lacking_resources(cluster)):
+    if ray_address() == "local" and (lacking := lacking_resources(cluster)):
         raise ConfigError(
-            f"{cluster.fewest} workers and their data tasks need {lacking}; use fewer --cluster.workers or a cluster"
+            f"{cluster.fewest} workers and their data tasks need {lacking}; "
+            "use fewer --cluster.workers or --cluster.cpus-per-worker, or a cluster"
         )
 
 
@@ -54,6 +55,8 @@ def check(recipe: Recipe, directories: dict[str, str | None], cluster: Cluster) 
     """
     recipe.check()
     cluster.check()
+    if cluster.gpu:
+        require_gpu("--cluster.gpu")
     wanted = {name for stage in recipe.stages for name in stage.data.domains()}
     for name, directory in directories.items():
         if directory is None and name in wanted:

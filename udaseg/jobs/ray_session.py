@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import re
 import signal
 import socket
 import threading
@@ -11,15 +13,24 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
+import grpc
 import ray
+from ray.data.exceptions import SystemException
+from ray.exceptions import RayError, RayTaskError
+from ray.train import TrainingFailedError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from udaseg.data.storage import exists, join, read_bytes, remove, write_bytes
-from udaseg.errors import ConfigError
+from udaseg.errors import CheckpointError, ConfigError, DatasetError, TrainingError
+from udaseg.jobs.resources import ray_address, usable_cores, waits_told
 
 Block = TypeVar("Block")
+
+OURS = (ConfigError, DatasetError, CheckpointError, TrainingError)
+REMOTE = (RayError, SystemException, TrainingFailedError)
+"""What Ray raises here for what was raised elsewhere, or was lost."""
 
 
 def _rows(block: Any) -> int:
@@ -31,18 +42,26 @@ def ensure_ray(num_cpus: int | None = None, *, dashboard: bool = False) -> None:
 
     `num_cpus` sizes the latter; a cluster knows its own size. Without its `dashboard` what a trial that Ray Tune had
     stopped holds is never freed. Call it before the first use of `ray.data`, which reads its environment once.
+
+    Raises ConfigError, naming the address, where no cluster answers there.
     """
-    if ray.is_initialized():
-        return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    ray.data.DataContext.get_current().enable_progress_bars = False  # `track` shows progress
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False  # `track` shows progress
+    context.raise_original_map_exception = True  # `plain_errors` looks for it
     logging.getLogger("ray.data").setLevel(logging.WARNING)  # its import, just above, set it to tell every plan
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # else it warns that they are disabled
-    address = os.environ.get("RAY_ADDRESS", "local")
+    for name in ("exceptions", "_internal.execution.streaming_executor_state"):  # they log what they then raise
+        logging.getLogger(f"ray.data.{name}").setLevel(logging.CRITICAL)
+    if ray.is_initialized():
+        return
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # how soon a checkpoint counts as registered
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # a busy machine needs more than the 30 s by default
     local: dict[str, Any] = {}
-    if address == "local":
+    if ray_address() == "local":
         local = {"num_cpus": num_cpus or usable_cores() + 2, "include_dashboard": dashboard}
+    else:
+        _require_cluster(ray_address())
     if local and dashboard:  # Ray Train asks it who is alive; beside another Ray on the machine it finds it only so
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -50,9 +69,115 @@ def ensure_ray(num_cpus: int | None = None, *, dashboard: bool = False) -> None:
         os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{local['dashboard_port']}"
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # says at every start that tokens are on
     terminate = signal.getsignal(signal.SIGTERM)
-    ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING, **local)
+    try:
+        ray.init(address=ray_address(), log_to_driver=False, logging_level=logging.WARNING, **local)
+    except (Exception, SystemExit) as error:
+        where = "Ray on this machine" if local else f"the cluster at RAY_ADDRESS={ray_address()}"
+        how = "" if local else f"; {_WITHOUT}"
+        raise ConfigError(f"{where}: {_first_line(error)}{how}") from error
     if callable(terminate) and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, terminate)  # Ray has put its own in place, which ends in a dump
+
+
+_WITHOUT = "start it, correct the address, or unset RAY_ADDRESS to run on this machine alone"
+
+
+def _require_cluster(address: str) -> None:
+    """Raise ConfigError where no cluster answers: Ray would try for two minutes and then end the process."""
+    if address == "auto":
+        return
+    host, _, port = address.rpartition(":")
+    if "://" in host or not host or not port.isdigit() or not 0 < int(port) < 2**16:
+        raise ConfigError(f"RAY_ADDRESS={address}: no address of a cluster such as 10.0.0.1:6379; {_WITHOUT}")
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+        if os.environ.get("RAY_USE_TLS", "0") == "0":
+            with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+                grpc.channel_ready_future(channel).result(timeout=5)
+    except (OSError, grpc.FutureTimeoutError) as error:
+        why = "what listens there is no Ray" if isinstance(error, grpc.FutureTimeoutError) else error
+        raise ConfigError(f"RAY_ADDRESS={address}: no cluster answers ({why}); {_WITHOUT}") from None
+
+
+@contextlib.contextmanager
+def plain_errors() -> Iterator[None]:
+    """Around all that drives Ray: what remote code raised is raised here as one line, with the node it came from.
+
+    An error of ours stays what it is. Any other, such as that of a process that was lost, becomes a TrainingError.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, REMOTE):
+            raise
+        raise plain_error(error) from error
+
+
+def plain_error(error: BaseException) -> Exception:
+    """What an error that Ray raised here was there: an error of ours, or a TrainingError with the first line of it."""
+    if (own := own_error(error)) is not None:
+        return own
+    last, node = [(inner, on) for inner, on in _inside(error) if not isinstance(inner, SystemException)][-1]
+    return TrainingError(f"{_first_line(last)}{_on(node)}; --verbose for the whole traceback")
+
+
+def own_error(error: BaseException, node: str = "") -> Exception | None:
+    """The error of ours that an error is or was raised by, with the node it came from; None where there is none.
+
+    `node` is what is said where the error does not know.
+    """
+    for inner, known in _inside(error):
+        if isinstance(inner, OURS) and not isinstance(inner, RayTaskError):
+            message = str(inner).partition("\nFailed to apply UDF transform after")[0]  # Ray Data appends its advice
+            inner.args = (message + _on(known or node), *inner.args[1:])
+            return inner
+    return None
+
+
+def _inside(error: BaseException, node: str = "") -> Iterator[tuple[BaseException, str]]:
+    """An error and all that it was raised by, outermost first, each with the node that it came from."""
+    node = _node_of(error) or node
+    yield error, node
+    names = ("cause", "controller_failure", "_base_exc", "health_check_failure", "__cause__")
+    for inner in (*(getattr(error, name, None) for name in names), *getattr(error, "worker_failures", {}).values()):
+        if isinstance(inner, BaseException):
+            yield from _inside(inner, node)
+
+
+def _node_of(error: BaseException) -> str:
+    """The address that a task's error names in its text, and nowhere else; the innermost comes last."""
+    return (re.findall(r"\bip=([^,)\s]+)", str(error)) or [""])[-1] if isinstance(error, RayTaskError) else ""
+
+
+def _first_line(error: BaseException) -> str:
+    """What an error says, in a line."""
+    text = (str(error).strip() or repr(error)).splitlines()[0]
+    return text if isinstance(error, RayError | SystemExit) else f"{type(error).__name__}: {text}"
+
+
+def _on(node: str) -> str:
+    """Which node it was, where the cluster has several."""
+    return f" (on node {node})" if node and ray.is_initialized() and len(ray.nodes()) > 1 else ""
+
+
+def lazily(made: type) -> type:
+    """An actor class for `map_batches` that makes a `made` at its first batch.
+
+    What a constructor raises, Ray Data tries three times more and tells by text alone.
+    """
+
+    class Lazy:
+        def __init__(self, *arguments: Any) -> None:
+            self._arguments = arguments
+            self._made: Any = None
+
+        def __call__(self, batch: Any) -> Any:
+            if self._made is None:
+                self._made = made(*self._arguments)
+            return self._made(batch)
+
+    Lazy.__name__ = Lazy.__qualname__ = made.__name__  # of the process
+    return Lazy
 
 
 def check_nodes(files: Sequence[str], out: str) -> None:
@@ -96,39 +221,30 @@ def _probe(files: list[str], probe: str) -> str:
     return ""
 
 
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def actor_pool(actors: int | None, min_actors: int | None = None, *, gpu: bool) -> tuple[dict[str, Any], int]:
-    """Options of `map_batches` for a pool of predicting actors, and the torch threads of each; see `Inference`."""
-    # Cores in one process wait for one another: two processes of a thread label 1.4 times what one of two threads does.
-    most = actors or (1 if gpu else min(4, usable_cores()))
-    compute = ray.data.ActorPoolStrategy(min_size=min(min_actors or actors or 1, most), max_size=most)
-    return {"compute": compute, "num_cpus": 1, "num_gpus": 1 if gpu else 0}, max(1, usable_cores() // most)
-
-
 def track(blocks: Iterable[Block], total: int, what: str, size: Callable[[Block], int] = _rows) -> Iterator[Block]:
     """Pass blocks on and show how many of `total` items have come: a bar on a terminal, else a line every 5 seconds.
 
-    `size` counts the items of a block: its rows, unless told.
+    `size` counts the items of a block: its rows, unless told. While none comes it is said what is waited for.
+    Raises as `plain_errors` does.
     """
     console = Console()
-    if console.is_terminal:
-        columns = TextColumn(what, markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-        with Progress(*columns, console=console) as progress:
-            task = progress.add_task(what, total=total)
-            for block in blocks:
-                progress.advance(task, size(block))
-                yield block
-        return
-    start = last = time.monotonic()
-    done = 0
-    for block in blocks:
-        done += size(block)
-        now = time.monotonic()
-        if now - last >= 5 or done == total:
-            print(f"{what}: {done} of {total}, {done / (now - start):.1f} per second", flush=True)
-            last = now
-        yield block
+    with plain_errors(), waits_told(what) as came:
+        if console.is_terminal:
+            columns = TextColumn(what, markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+            with Progress(*columns, console=console) as progress:
+                task = progress.add_task(what, total=total)
+                for block in blocks:
+                    came()
+                    progress.advance(task, size(block))
+                    yield block
+            return
+        start = last = time.monotonic()
+        done = 0
+        for block in blocks:
+            came()
+            done += size(block)
+            now = time.monotonic()
+            if now - last >= 5 or done == total:
+                print(f"{what}: {done} of {total}, {done / (now - start):.1f} per second", flush=True)
+                last = now
+            yield block

@@ -81,6 +81,7 @@ class PlanDataConfig(ray.train.DataConfig):
         dataset = plan_dataset(self.plan, start=registered_step(self.run_dir), world_size=world_size)
         dataset.set_name("plan")
         dataset.context.execution_no_progress_timeout_s = -1  # a consumer may pause for a checkpoint
+        dataset.context.raise_original_map_exception = True  # so that a worker finds an error of ours in it
         shards = dataset.streaming_split(world_size, equal=True, locality_hints=worker_node_ids)
         return [{"plan": shard} for shard in shards]
 

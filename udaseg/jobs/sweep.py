@@ -31,7 +31,8 @@ from udaseg.evaluation.model_selection import SCORES
 from udaseg.job_config import Sweep
 from udaseg.jobs.output import own_directory, require_own
 from udaseg.jobs.preflight import check
-from udaseg.jobs.ray_session import ensure_ray, usable_cores
+from udaseg.jobs.ray_session import ensure_ray, plain_errors
+from udaseg.jobs.resources import usable_cores, waits_told
 from udaseg.jobs.spaces import MODES, Space, shared_stages
 from udaseg.jobs.train import train
 from udaseg.jobs.trials import concurrency, read_trials, run_trials, trainable, trial_resources
@@ -63,7 +64,7 @@ def _sweep(space: Space, a: Sweep, out: str, data: dict[str, str | None], settin
     need = trial_resources(a.cluster)
     atexit.register(clear_scratch)  # when the trials' workers have ended with Ray
     ensure_ray(num_cpus=max(usable_cores(), math.ceil(need["CPU"])), dashboard=True)
-    concurrent = a.concurrent or concurrency(ray.cluster_resources(), need)
+    concurrent = concurrency(ray.cluster_resources(), need, a.concurrent)
     write_bytes(join(out, "sweep.json"), settings.encode())
     threads = a.cluster.threads or max(1, usable_cores() // (a.cluster.workers * concurrent))
     cluster = dataclasses.replace(a.cluster, threads=threads)
@@ -75,7 +76,8 @@ def _sweep(space: Space, a: Sweep, out: str, data: dict[str, str | None], settin
         train(first, source=source, target=target, out=join(out, "shared"), resume=True, cluster=a.cluster)
     scoring = Scoring(directory=absolute(a.target), split=a.split, images=a.images, window=a.window)
     trial = trainable(a.recipe, shared, data, out, cluster, scoring, a.metric)
-    run_trials(trial, space, a, out, concurrent, shared)
+    with plain_errors(), waits_told("sweep"):
+        run_trials(trial, space, a, out, concurrent, shared)
 
     trials = read_trials(out, a.recipe, shared)
     return _report(space, a, out, trials)

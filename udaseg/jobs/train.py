@@ -31,7 +31,8 @@ from udaseg.jobs.monitor import Monitor
 from udaseg.jobs.output import own_directory, require_own
 from udaseg.jobs.preflight import check, check_out, check_resources, check_resumable, shortage
 from udaseg.jobs.pseudo_label.job import pseudo_label
-from udaseg.jobs.ray_session import check_nodes, ensure_ray, usable_cores
+from udaseg.jobs.ray_session import check_nodes, ensure_ray, plain_errors
+from udaseg.jobs.resources import usable_cores
 from udaseg.jobs.stream import PlanDataConfig
 from udaseg.jobs.worker import ProgressLog, WorkerJob, clear_scratch, read_registered, train_worker
 from udaseg.overrides import to_json as recipe_to_json
@@ -182,13 +183,17 @@ def run_stage(run: _Run, number: int, stage: Stage) -> None:
         datasets={"plan": ray.data.range(1)},  # a name only: PlanDataConfig deals the real one
         dataset_config=PlanDataConfig(make_plan(stage, inputs, seed), directory, wait=cluster.wait),
     )
+    failure: BaseException | None = None
     with run.monitor.stage(number, stage, progress), _interruptible():
         try:
-            result = trainer.fit()
-        except ray.train.TrainingFailedError as error:
-            raise TrainingError(f"stage {name} failed: {_root_cause(error)}{shortage(cluster)}") from error
-    if reason := (result.return_value or {}).get("error"):
-        raise TrainingError(f"stage {name}: {reason}")
+            with plain_errors():
+                trainer.fit()
+        except TrainingError as error:
+            failure = error
+    if (told := ray.get(progress.error.remote())) is not None:
+        raise type(told)(f"stage {name}: {told}") from failure
+    if failure is not None:
+        raise TrainingError(f"stage {name} failed: {failure}{shortage(cluster)}") from failure
     copy_model(read_registered(directory)[-1][1], join(directory, "model"))
 
 
@@ -236,11 +241,3 @@ def make_plan(stage: Stage, directories: dict[str, str | None], seed: int) -> Pl
         scale=data.scale,
         streams=streams,
     )
-
-
-def _root_cause(error: BaseException) -> str:
-    """The last line of the innermost worker error, for people; the traceback stays in Ray's logs."""
-    failures = getattr(error, "worker_failures", None) or {}
-    first = next(iter(failures.values()), None) or error.__cause__ or error
-    lines = [line for line in str(first).strip().splitlines() if line.strip()]
-    return lines[-1] if lines else repr(first)

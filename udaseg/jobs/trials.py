@@ -24,6 +24,7 @@ from udaseg.errors import CheckpointError, ConfigError, TrainingError
 from udaseg.evaluation.checkpoint_scores import Scoring
 from udaseg.job_config import Cluster, Sweep
 from udaseg.jobs.output import mark
+from udaseg.jobs.resources import described, ray_address
 from udaseg.jobs.spaces import MODES, Space
 from udaseg.jobs.train import stage_directory, train
 from udaseg.overrides import override
@@ -35,15 +36,27 @@ def trial_resources(cluster: Cluster) -> dict[str, float]:
     return {"CPU": 2 + cluster.workers * cluster.cpus_per_worker, "GPU": cluster.workers if cluster.gpu else 0}
 
 
-def concurrency(resources: Mapping[str, float], need: Mapping[str, float]) -> int:
-    """How many trials run at a time. Raises ConfigError where not even one can."""
+def concurrency(resources: Mapping[str, float], need: Mapping[str, float], asked: int = 0) -> int:
+    """How many trials run at a time: `asked`, or as many as fit. On this machine alone never more than fit.
+
+    Raises ConfigError where not even one can, unless the cluster may grow and `asked` says how far.
+    """
+    fits = min(int(resources.get(name, 0) // amount) for name, amount in need.items() if amount)
+    if asked > fits:
+        here = ray_address() == "local"
+        go_on = f"going on with {fits} at a time" if here else "the others wait for nodes"
+        if fits or not here:
+            print(f"--concurrent {asked}: a trial takes {described(need)}, there are {described(resources)}; {go_on}")
+            return fits if here else asked
+    elif asked:
+        return asked
     for name, amount in need.items():
         if resources.get(name, 0) < amount:
             raise ConfigError(
                 f"a trial takes {amount:g} {name}, the cluster has {resources.get(name, 0):g}; "
                 "give it fewer by --cluster.workers, or --concurrent where the cluster will grow"
             )
-    return min(int(resources[name] // amount) for name, amount in need.items() if amount)
+    return fits
 
 
 def trainable(

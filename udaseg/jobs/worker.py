@@ -29,6 +29,7 @@ from ray.train import CheckpointUploadMode
 
 from udaseg.data.classes import Classes
 from udaseg.data.storage import join, read_bytes
+from udaseg.jobs.ray_session import own_error
 from udaseg.jobs.stream import iterate
 
 if TYPE_CHECKING:
@@ -66,10 +67,11 @@ class WorkerJob:
 
 @ray.remote(num_cpus=0)
 class ProgressLog:
-    """Rows of metrics on their way from rank 0 to the driver, which takes them twice a second."""
+    """What ranks tell the driver: rank 0 its rows of metrics, which are taken twice a second; each what ended it."""
 
     def __init__(self) -> None:
         self._rows: list[dict[str, Any]] = []
+        self._error: Exception | None = None
 
     def put(self, row: dict[str, Any]) -> None:
         self._rows.append(row)
@@ -77,6 +79,13 @@ class ProgressLog:
     def take(self) -> list[dict[str, Any]]:
         rows, self._rows = self._rows, []
         return rows
+
+    def fail(self, error: Exception) -> None:
+        self._error = self._error or error
+
+    def error(self) -> Exception | None:
+        """The first error of a rank that another try would end in too."""
+        return self._error
 
 
 def make_scratch() -> tuple[Path, int]:
@@ -103,18 +112,30 @@ def clear_scratch() -> bool:
     return not any(Path(tempfile.gettempdir()).glob(f"{_SCRATCH}*"))
 
 
-def train_worker(config: dict[str, Any]) -> dict[str, Any]:
+def train_worker(config: dict[str, Any]) -> None:
     """Train one stage on this rank.
+
+    An error of ours would end another try too. It is left with `progress`, where the driver finds it, and raised, since
+    other ranks may wait for this one; Ray Train then starts all of them again, and they return at once.
 
     Args:
         config: "job" (a `WorkerJob`, pickled, so that the controller need not load what it names) and "progress"
             (handle of a `ProgressLog`).
-
-    Returns:
-        {"error": message} where training cannot go on, else {}. Returned, not raised: another try would end the same.
     """
+    progress = config["progress"]
+    if ray.get(progress.error.remote()) is not None:
+        return
+    try:
+        _train(config, progress)
+    except Exception as error:
+        if (own := own_error(error, node=ray.util.get_node_ip_address())) is not None:
+            ray.get(progress.fail.remote(own))
+        raise
+
+
+def _train(config: dict[str, Any], progress: Any) -> None:
+    """Build or restore this rank's state, and train."""
     from udaseg.checkpoints.directory import STATE_FILE, read_weights
-    from udaseg.errors import TrainingError
     from udaseg.training.step import build_state
 
     job: WorkerJob = ray.cloudpickle.loads(config["job"])
@@ -130,11 +151,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
         with checkpoint.as_directory() as directory:
             state.load(Path(directory) / STATE_FILE)
             history = [json.loads(line) for line in (Path(directory) / HISTORY_FILE).read_text().splitlines()]
-    try:
-        _run(state, history, job, device, context.get_world_rank(), context.get_world_size(), config["progress"])
-    except TrainingError as error:
-        return {"error": str(error)}
-    return {}
+    _run(state, history, job, device, context.get_world_rank(), context.get_world_size(), progress)
 
 
 def _run(

@@ -53,7 +53,8 @@ from udaseg.jobs.pseudo_label.phases import (
     source_prototypes,
 )
 from udaseg.jobs.pseudo_label.tasks import PredictionTotals, Work, apply_thresholds, label_chunk, scratch_folder
-from udaseg.jobs.ray_session import actor_pool, check_nodes, ensure_ray
+from udaseg.jobs.ray_session import check_nodes, ensure_ray, lazily
+from udaseg.jobs.resources import actor_pool, require_gpu
 from udaseg.reports.adaptation import Shares, share_table
 from udaseg.reports.pseudo_label import Quality, failure_table, label_page, sample
 from udaseg.reports.tables import show
@@ -103,6 +104,8 @@ def pseudo_label(
     rules, inference = rules or PseudoLabel(), inference or Inference()
     rules.check()
     inference.check()
+    if inference.gpu:
+        require_gpu("--inference.gpu")
     if block_size < 1:
         raise ConfigError(f"block_size is {block_size}; it must be at least 1")
     if max_failed is not None and not max_failed >= 0:  # NaN is not
@@ -159,13 +162,14 @@ def _do(work: Work, source: str | None, max_failed: float | None) -> None:
         assert source is not None
         work = dataclasses.replace(work, prototypes=source_prototypes(work, source))
     forget_unreachable(ledger, join(out, "manifest.parquet"))
-    options, threads = actor_pool(inference.actors, inference.min_actors, gpu=inference.gpu)
+    options, threads = actor_pool(inference)
     limit = FailureLimit(max_failed, ledger)
-    run_phase(ledger, "predict", limit, fn=PredictActor, fn_constructor_args=(work, threads), **options)
+    run_phase(ledger, "predict", limit, fn=lazily(PredictActor), fn_constructor_args=(work, threads), **options)
     tally = predicted_totals(ledger, len(work.classes))
     thresholds = class_thresholds(rules, tally.histogram)
     if rules.rule == "any_class":
-        run_phase(ledger, "label", limit, fn=PredictActor, fn_constructor_args=(work, threads, thresholds), **options)
+        arguments = (work, threads, thresholds)
+        run_phase(ledger, "label", limit, fn=lazily(PredictActor), fn_constructor_args=arguments, **options)
     else:
         run_phase(ledger, "label", limit, fn=apply_thresholds(work, thresholds), num_cpus=1)
     table, quality = _label_table(ledger, tally, thresholds, source)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
@@ -21,7 +20,8 @@ from udaseg.errors import DatasetError
 from udaseg.jobs.ledger import Ledger, open_ledger
 from udaseg.jobs.pseudo_label.actors import PrototypeActor
 from udaseg.jobs.pseudo_label.tasks import PredictionTotals, Work, count_failed, tally_chunk, unreachable_blocks
-from udaseg.jobs.ray_session import actor_pool, track
+from udaseg.jobs.ray_session import lazily, plain_errors, track
+from udaseg.jobs.resources import actor_pool, waits_told
 
 CHUNK = 128
 """Blocks whose entries one task adds up."""
@@ -76,14 +76,9 @@ def run_phase(ledger: Ledger, phase: str, limit: FailureLimit, **how: Any) -> No
     dataset.context.execution_no_progress_timeout_s = -1  # a block of large images may take long
     done = dataset.iter_batches(batch_size=None, batch_format="numpy")
     left = min(ledger.images, len(todo) * ledger.block_size)
-    try:
-        for batch in track(done, left, phase, size=lambda b: int(b["images"].sum() + b["failed"].sum())):
-            if phase == "predict":
-                limit.add(int(batch["failed"].sum()))
-    except ray.exceptions.RayTaskError as error:  # its text is a traceback that ends with ours
-        if reason := re.search(r"DatasetError: (.*)", str(error)):
-            raise DatasetError(reason[1]) from None
-        raise
+    for batch in track(done, left, phase, size=lambda b: int(b["images"].sum() + b["failed"].sum())):
+        if phase == "predict":
+            limit.add(int(batch["failed"].sum()))
 
 
 def each_chunk(task: Callable[..., Any], ledger: Ledger, blocks: Sequence[int], *more: Any) -> Iterator[Any]:
@@ -91,8 +86,11 @@ def each_chunk(task: Callable[..., Any], ledger: Ledger, blocks: Sequence[int], 
     anywhere = "DEFAULT"  # unsaid, a trial of a sweep would have its tasks where it has no CPU but its own
     remote = ray.remote(num_cpus=1, scheduling_strategy=anywhere)(task)
     ends = [*range(0, len(blocks), CHUNK), len(blocks)]
-    for reference in [remote.remote(ledger, blocks[a:b], *more) for a, b in pairwise(ends)]:
-        yield ray.get(reference)
+    with plain_errors(), waits_told(task.__name__) as came:
+        for reference in [remote.remote(ledger, blocks[a:b], *more) for a, b in pairwise(ends)]:
+            part = ray.get(reference)
+            came()
+            yield part
 
 
 def predicted_totals(ledger: Ledger, classes: int) -> PredictionTotals:
@@ -129,12 +127,12 @@ def source_prototypes(work: Work, source: str) -> tuple[tuple[np.ndarray, np.nda
     ledger = open_ledger(join(work.out, "job", "source"), labelled, block_size=work.ledger.block_size, job={})
     here = dataclasses.replace(work, ledger=ledger, truth=classes)
     i = work.inference
-    options, threads = actor_pool(i.actors, i.min_actors, gpu=i.gpu)
+    options, threads = actor_pool(i)
     run_phase(
         ledger,
         "prototypes",
         FailureLimit(None, ledger),
-        fn=PrototypeActor,
+        fn=lazily(PrototypeActor),
         fn_constructor_args=(here, threads),
         **options,
     )
