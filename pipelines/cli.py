@@ -25,7 +25,7 @@ _MAX_CONFIG = 1 << 20  # bytes
 def command(run: Callable[[Sequence[str]], None]) -> Callable[..., int]:
     """A subcommand's entry point, `main(argv=None) -> exit code`: 2 for input that cannot be used, 1 for lost work.
 
-    130 after Ctrl-C, 143 after SIGTERM. An error is one line; --verbose, or UDASEG_VERBOSE=1, shows its traceback before it.
+    130 after Ctrl-C, 143 after SIGTERM. An error is one line; --verbose or UDASEG_VERBOSE=1 shows its traceback first.
     """
 
     @functools.wraps(run)
