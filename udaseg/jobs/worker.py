@@ -29,6 +29,7 @@ from ray.train import CheckpointUploadMode
 
 from udaseg.data.classes import Classes
 from udaseg.data.storage import join, read_bytes
+from udaseg.errors import UnreachableError
 from udaseg.jobs.ray_session import own_error
 from udaseg.jobs.stream import iterate
 
@@ -128,7 +129,8 @@ def train_worker(config: dict[str, Any]) -> None:
     try:
         _train(config, progress)
     except Exception as error:
-        if (own := own_error(error, node=ray.util.get_node_ip_address())) is not None:
+        own = own_error(error, node=ray.util.get_node_ip_address())
+        if own is not None and not isinstance(own, UnreachableError):  # which may pass
             ray.get(progress.fail.remote(own))
         raise
 
