@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import keyword
 import sys
 
 COMMANDS = {
@@ -11,6 +12,7 @@ COMMANDS = {
     "evaluate": "IoU of a checkpoint on a labelled dataset",
     "sweep": "search a recipe's settings on Ray Tune",
     "pseudo-label": "label images with a checkpoint",
+    "import": "a model directory of a checkpoint that another repository published",
     "demo": "the whole chain on an embedded pair of domains, with a report",
 }
 
@@ -26,7 +28,8 @@ def main() -> int:
         for command, what in COMMANDS.items():
             print(f"  {command:14}{what}", file=sys.stderr)
         return 0 if name in ("-h", "--help") else 2
-    module = importlib.import_module(f"pipelines.{name.replace('-', '_')}")
+    file = f"{name}_" if keyword.iskeyword(name) else name.replace("-", "_")
+    module = importlib.import_module(f"pipelines.{file}")
     code: int = module.main(words[1:])
     return code
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from udaseg.errors import CheckpointError, ConfigError, DatasetError, TrainingError
     from udaseg.job_config import Cluster
     from udaseg.jobs.evaluate import evaluate
+    from udaseg.jobs.import_ import import_model
     from udaseg.jobs.prepare import prepare
     from udaseg.jobs.pseudo_label.job import pseudo_label
     from udaseg.jobs.train import train
@@ -39,6 +40,7 @@ __all__ = [
     "Recipe",
     "TrainingError",
     "evaluate",
+    "import_model",
     "load_model",
     "override",
     "predict",
@@ -53,6 +55,7 @@ _HOME = {
     "errors": ("CheckpointError", "ConfigError", "DatasetError", "TrainingError"),
     "job_config": ("Cluster",),
     "jobs.evaluate": ("evaluate",),
+    "jobs.import_": ("import_model",),
     "jobs.prepare": ("prepare",),
     "jobs.pseudo_label.job": ("pseudo_label",),
     "jobs.train": ("train",),

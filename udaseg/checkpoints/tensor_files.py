@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 import zipfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -60,26 +62,56 @@ def read_state(uri: str) -> dict[str, Any]:
     Raises CheckpointError, naming the file, where it cannot be read, holds code, or tensors that a run does not write.
     """
     try:
-        fs, path = filesystem(uri)
-        with fs.open_input_file(path) as file:
-            with zipfile.ZipFile(file) as archive:  # torch.save compresses nothing; a bomb is compressed
-                if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-                    raise ValueError("compressed, which torch.save's files are not")
-            file.seek(0)
-            state = torch.load(file, map_location="cpu", weights_only=True)
+        state = _load(uri)
         if not isinstance(state, dict) or not isinstance(state.get("method"), Mapping):
             raise ValueError("it has no method")
         for name, tensor in state["method"].items():
             if not isinstance(name, str) or not isinstance(tensor, Tensor):
                 raise ValueError(f"method: {name!r} is no tensor")
-        for tensor in _tensors(state):
-            if tensor.layout != torch.strided or tensor.is_quantized:
-                raise ValueError("it has tensors that are sparse or quantised")
-            if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-                raise ValueError("it has tensors larger than what is stored of them")
     except _REASONS as error:
         raise CheckpointError(f"{uri}: not a checkpoint of tensors: {_line(error)}") from error
     return state
+
+
+def read_torch(uri: str) -> Any:
+    """What anyone's `torch.save` wrote, on the CPU; that before torch 1.6 wrote no archives.
+
+    Numbers of NumPy, such as a best score, are let through.
+
+    Raises CheckpointError, naming the file, where it cannot be read, holds code, or tensors that no network has.
+    """
+    try:
+        with torch.serialization.safe_globals(_NUMBERS):
+            return _load(uri, archive=False)
+    except _REASONS as error:
+        raise CheckpointError(f"{uri}: not a file of tensors: {_line(error)}") from error
+
+
+_NUMBERS: list[Any] = [
+    *((np.float64(0).__reduce__()[0], f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    np.dtype,
+    *(type(np.dtype(name)) for name in ("float32", "float64", "int32", "int64")),
+]
+
+
+def _load(uri: str, archive: bool = True) -> Any:
+    fs, path = filesystem(uri)
+    with fs.open_input_file(path) as file:
+        if archive or zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as entries:  # torch.save compresses nothing; a bomb is compressed
+                if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries.infolist()):
+                    raise ValueError("compressed, which torch.save's files are not")
+            file.seek(0)
+            content = torch.load(file, map_location="cpu", weights_only=True)
+        else:
+            file.seek(0)
+            content = torch.load(io.BytesIO(file.read()), map_location="cpu", weights_only=True)
+    for tensor in _tensors(content):
+        if tensor.layout != torch.strided or tensor.is_quantized:
+            raise ValueError("it has tensors that are sparse or quantised")
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise ValueError("it has tensors larger than what is stored of them")
+    return content
 
 
 def require_finite(tensors: Mapping[str, Tensor], uri: str) -> None:

@@ -43,6 +43,7 @@ NOUNS = {
     "train": "run",
     "sweep": "sweep",
     "pseudo-label": "labelling job",
+    "import": "imported model",
     "demo": "demo",
     "evaluate": "evaluation",
 }
