@@ -89,6 +89,8 @@ class Model:
     """Dilations of the ASPP and context-aware heads."""
     head_channels: Channels = 64
     """Width of the heads but "aspp"."""
+    head_norm: bool = False
+    """A batch norm before the head "aspp_gn", as ProDA's second and third stage have it."""
     head_init: HeadInit = "torch"
     """How the context-aware head's weights are drawn: as torch does, or as DAFormer's code does."""
     projection: Annotated[int, Range(0, 2**13)] = 0

@@ -201,6 +201,22 @@ def test_proda(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     assert_like(network((picture - mean) / std).aux["coarse_logits"], case["eval/out"])
     assert (card.short_side, card.model.input_form, card.model.frozen_norm_affine) == (1024, "unit", False)
+    assert not card.model.head_norm
+
+    norm = torch.nn.BatchNorm2d(2048)  # between backbone and head in stages 2 and 3; this one adds 0.25
+    norm.weight.mul_(2)
+    norm.bias.fill_(0.5)
+    norm.running_mean.fill_(0.25)  # type: ignore[union-attr]
+    norm.running_var.fill_(4 - norm.eps)  # type: ignore[union-attr]
+    later = {"ResNet101": {"model_state": state | {f"bn_pretrain.{k}": v for k, v in norm.state_dict().items()}}}
+    torch.save(later, tmp_path / "stage2.pth")
+    found = import_checkpoint(str(tmp_path / "stage2.pth"), CITYSCAPES_CLASSES)
+    assert found.card.model.head_norm
+    normed = build_segmenter(19, **dataclasses.asdict(found.card.model))
+    normed.load_network(found.network.state_dict())
+    level = network(picture).features[-1]
+    logits = normed.eval()(picture).aux["coarse_logits"]
+    torch.testing.assert_close(logits, network.net.head([level + 0.25])[0], rtol=1e-3, atol=1e-3)  # type: ignore[operator]
 
 
 class Bomb:

@@ -162,14 +162,13 @@ def _deeplab(state: State) -> Model:
 
 
 def _proda(state: State) -> Model:
-    if any(name.startswith("bn_pretrain.") for name in state):
-        raise Misfit("bn_pretrain, of stages 2 and 3, has no counterpart; that of stage 1 can be imported")
     return dataclasses.replace(
         _deeplab(state),
         input_form="unit",
         head="aspp_gn",
         head_branches=(6, 12, 18, 24)[: _count(state, r"layer5\.conv2d_list\.(\d)\.") - 1],
         head_channels=len(_of(state, "layer5.conv2d_list.0.0.weight")),
+        head_norm=any(name.startswith("bn_pretrain.") for name in state),  # stages 2 and 3
         frozen_norm_affine=False,
     )
 
@@ -187,6 +186,7 @@ _DEEPLAB_NAMES: Names = (
 )
 _PRODA_NAMES: Names = (
     *_DEEPLAB_NAMES,
+    (r"^bn_pretrain\.", "net.head.norm."),
     (r"^layer5\.bottleneck\.0\.se\.0\.", "net.head.bottleneck.0.fc1."),
     (r"^layer5\.bottleneck\.0\.se\.2\.", "net.head.bottleneck.0.fc2."),
     (r"^layer5\.bottleneck\.", "net.head.bottleneck."),

@@ -54,6 +54,7 @@ def build_segmenter(
     head: HeadName = "multilevel",
     head_branches: Sequence[int] = (6, 12, 18, 24),
     head_channels: int = 64,
+    head_norm: bool = False,
     head_init: HeadInit = "torch",
     projection: int = 0,
     per_domain: PerDomain = "nothing",
@@ -84,6 +85,7 @@ def build_segmenter(
         head: "aspp" (DeepLabV2), "aspp_gn" (ProDA, LDBE), "context_aware" (DAFormer) or "multilevel".
         head_branches: dilations of the ASPP and context-aware heads.
         head_channels: width of the "aspp_gn", "context_aware" and "multilevel" heads.
+        head_norm: of the "aspp_gn" head, see there.
         head_init: "mmseg" draws the convolutions of the "context_aware" head from Kaiming's normal distribution by
             their outputs, and its classifier with standard deviation 0.01, as lhoyer/DAFormer does.
         projection: channels of a projection head for the embedding; 0 = none.
@@ -122,7 +124,7 @@ def build_segmenter(
         image_sizes = _image_sizes(
             parts, native, input_size, key=(backbone, same_padding, input_size, output_stride, caffe), name=backbone
         )
-    made = build_head(head, parts.channels, num_classes, branches=head_branches, channels=head_channels)
+    made = build_head(head, parts.channels, num_classes, branches=head_branches, channels=head_channels, norm=head_norm)
     if head_init == "mmseg" and isinstance(made, ContextAwareHead):
         made.draw_as_mmseg()
     if frozen_norm_affine:
@@ -193,13 +195,21 @@ _ONE_SIZE = "backbone {!r} takes images of one size alone: set model.input_size 
 
 
 def build_head(
-    name: HeadName, in_channels: Sequence[int], num_classes: int, *, branches: Sequence[int], channels: int
+    name: HeadName,
+    in_channels: Sequence[int],
+    num_classes: int,
+    *,
+    branches: Sequence[int],
+    channels: int,
+    norm: bool = False,
 ) -> Head:
     """A head by name."""
+    if norm and name != "aspp_gn":
+        raise ValueError(f"model.head_norm is of the head aspp_gn, and the head is {name}")
     if name == "aspp":
         return ASPPHead(in_channels, num_classes, branches=branches)
     if name == "aspp_gn":
-        return ASPPGroupNormHead(in_channels, num_classes, branches=branches, channels=channels)
+        return ASPPGroupNormHead(in_channels, num_classes, branches=branches, channels=channels, norm=norm)
     if name == "context_aware":
         return ContextAwareHead(in_channels, num_classes, branches=branches, channels=channels)
     return MultiLevelHead(in_channels, num_classes, channels=channels)

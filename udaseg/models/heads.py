@@ -51,6 +51,7 @@ class ASPPGroupNormHead(nn.Module):
         num_classes: K.
         branches: dilations of the 3x3 convolutions.
         channels: width, a multiple of 32.
+        norm: begin with a batch norm, as ProDA's second and third stage do.
         dropout: share of channels that are dropped.
     """
 
@@ -61,12 +62,14 @@ class ASPPGroupNormHead(nn.Module):
         *,
         branches: Sequence[int] = (6, 12, 18, 24),
         channels: int = 256,
+        norm: bool = False,
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
         if channels % 32:
             raise ValueError(f"head channels are {channels}; group norm needs a multiple of 32")
         width = in_channels[-1]
+        self.norm = nn.BatchNorm2d(width) if norm else nn.Identity()
         convolutions = [nn.Conv2d(width, channels, 1)]
         convolutions += [nn.Conv2d(width, channels, 3, padding=d, dilation=d) for d in branches]
         self.branches = nn.ModuleList(
@@ -82,7 +85,8 @@ class ASPPGroupNormHead(nn.Module):
         self.embedding_channels = channels
 
     def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        embedding = self.bottleneck(torch.cat([branch(features[-1]) for branch in self.branches], 1))
+        level = self.norm(features[-1])
+        embedding = self.bottleneck(torch.cat([branch(level) for branch in self.branches], 1))
         return self.classify(self.dropout(embedding)), embedding
 
 
