@@ -159,7 +159,7 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
         (["temperature", "--recipe", "dacs_small"], "no field 'method.temperature'"),
         (["temperature", "--metric", "miou", "--target", "unlabelled"], "--metric miou needs labels"),
         (["temperature", "--split", "dusk"], "no rows of split 'dusk'"),
-        (["temperature", "--trials", "0"], "--trials"),
+        (["temperature", "--trials", "0"], "trials is 0"),
         (["temperature", "--data.batch-size", "3", "--cluster.workers", "2"], "cannot be split among 2 workers"),
         (["temperature", "--target", "/nowhere"], "no classes.json"),
     ],

@@ -43,7 +43,7 @@ def test_overlapping_windows_are_averaged() -> None:
     from udaseg.models.inference import _slide
 
     image = torch.rand(1, 3, 4, 6)
-    got = _slide(Mean(), image, (4, 4), 0.5, "target")  # type: ignore[arg-type]
+    got = _slide(Mean(), image, (4, 4), 0.5, "target", "mean")  # type: ignore[arg-type]
     left, right = image[..., :4].mean(), image[..., 2:].mean()
     expected = torch.tensor([left, left, (left + right) / 2, (left + right) / 2, right, right])
     assert torch.allclose(got[0, 0], expected.expand(4, -1), atol=1e-6)

@@ -162,7 +162,6 @@ def _tell(rank_given: int) -> dict[str, Any]:
         "detached": not (total.requires_grad or mean.requires_grad),
         "gradients": [None if p.grad is None else p.grad.tolist() for p in network.parameters()],
         "statistics": norm.running_mean.tolist(),
-        "parameters": [p.tolist() for p in network.parameters()],
     }
 
 
