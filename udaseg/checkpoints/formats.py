@@ -289,6 +289,7 @@ FORMATS = {
         settings=_deeplab,
         names=_DEEPLAB_NAMES,
         arrange=_one_head,
+        dropped=r"^c1\.",  # what DSP's MMD compares
     ),
     "proda": Format(
         signs=(r"^layer5\.conv2d_list\.0\.0\.weight$", r"^layer5\.bottleneck\."),
