@@ -17,7 +17,7 @@ class Arguments:
     """Write a model directory with the network of another repository's checkpoint, for evaluate, pseudo-label and
     `--stages.0.init-from` of train. No code in the file is executed."""
 
-    checkpoint: tyro.conf.Positional[str]
+    checkpoint: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="CHECKPOINT")]
     """The file, of torch or safetensors."""
     classes: str
     """cityscapes, or a class list as that of prepare."""

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from pipelines.import_ import main
 from udaseg.checkpoints.directory import load_model, read_card, read_weights
-from udaseg.checkpoints.importers import import_checkpoint
+from udaseg.checkpoints.importers import import_checkpoint, read_network
 from udaseg.data.taxonomies import CITYSCAPES_CLASSES
+from udaseg.errors import CheckpointError
 from udaseg.models.build import build_segmenter
 from udaseg.models.segmenter import Segmenter
 
@@ -268,6 +269,17 @@ def test_what_does_not_fit_is_named(tmp_path: Path, capsys: pytest.CaptureFixtur
         assert not [word for word in words if word not in error], error
         assert not (tmp_path / "out").exists()
     assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("archive", [True, False])
+def test_a_file_that_is_cut_short_is_refused(tmp_path: Path, archive: bool) -> None:
+    file = tmp_path / "theirs.pth"
+    torch.save({"state_dict": {"a.weight": torch.ones(50, 50)}}, file, _use_new_zipfile_serialization=archive)
+    whole = file.read_bytes()
+    for length in (0, 1, len(whole) // 2, len(whole) - 1):
+        file.write_bytes(whole[:length])
+        with pytest.raises(CheckpointError, match=r"theirs\.pth: not a file of tensors"):
+            read_network(str(file))
 
 
 def test_a_directory_that_holds_anything_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

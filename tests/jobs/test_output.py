@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from tiny import digests, draw, listed, make_checkpoint, make_dataset, tiny_recipe, tree
 
-from pipelines import demo, evaluate, prepare, pseudo_label, sweep, train
+from pipelines import demo, evaluate, import_, prepare, pseudo_label, sweep, train
 from udaseg.data.storage import exists, join, write_bytes
 from udaseg.errors import ConfigError
 from udaseg.job_config import Cluster
@@ -50,6 +50,9 @@ def commands(inputs: dict[str, str]) -> dict[str, Callable[[str], int]]:
         "sweep --resume": lambda out: sweep.main(["temperature", *pair, "--out", out, "--resume"]),
         "pseudo-label": lambda out: pseudo_label.main([*checkpoint, "--images", images, "--out", out]),
         "evaluate": lambda out: evaluate.main([*checkpoint, "--dataset", inputs["target"], "--out", out]),
+        "import": lambda out: import_.main(
+            [f"{inputs['checkpoint']}/model.safetensors", "--classes", classes, "--out", out]
+        ),
         "demo": lambda out: demo.main(["--out", out]),
         "demo --resume": lambda out: demo.main(["--out", out, "--resume"]),
     }

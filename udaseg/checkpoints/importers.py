@@ -53,7 +53,7 @@ def import_checkpoint(
     notes = []
     if format is None:
         if not likely:
-            first = next(iter(state))
+            first = " ".join(next(iter(state)).split())[:100]
             raise CheckpointError(f"{uri}: its tensors ({first} ...) are of none of the formats {', '.join(FORMATS)}")
         format = likely[0]
         notes.append(f"format: {' or '.join(likely)}, by the names of its tensors")
@@ -66,7 +66,8 @@ def import_checkpoint(
         network, model, left_out = _network({k: v for k, v in state.items() if k not in dropped}, form, classes)
     except Misfit as error:
         hint = "" if format in likely or not likely else f"; this looks like {' or '.join(likely)}"
-        raise CheckpointError(f"{uri}: no checkpoint of {format}: {error}{hint}") from None
+        reason = " ".join(str(error).split())  # names in a file may hold anything
+        raise CheckpointError(f"{uri}: no checkpoint of {format}: {reason}{hint}") from None
     parts = sorted({name.split(".")[0] for name in [*dropped, *left_out]})
     notes += [f"left out: {', '.join(parts)}"] if parts else []
     side, window = form.view(state)

@@ -19,8 +19,8 @@ from udaseg.errors import CheckpointError
 
 _MAX_HEADER = 1 << 24  # bytes
 _REASONS = (
-    ArithmeticError, AttributeError, EOFError, LookupError, OSError, RecursionError, RuntimeError, TypeError,
-    ValueError, pickle.UnpicklingError, safetensors.SafetensorError, zipfile.BadZipFile,
+    ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, OSError, RecursionError, RuntimeError,
+    TypeError, ValueError, pickle.UnpicklingError, safetensors.SafetensorError, zipfile.BadZipFile,
 )  # fmt: skip
 
 

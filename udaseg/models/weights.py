@@ -21,8 +21,8 @@ def read_backbone_weights(path: str) -> dict[str, Tensor]:
     try:
         content = timm.models.load_state_dict(path, weights_only=True)
     except (
-        AttributeError, EOFError, LookupError, OSError, RuntimeError, TypeError, ValueError, pickle.UnpicklingError,
-        safetensors.SafetensorError,
+        AssertionError, AttributeError, EOFError, LookupError, OSError, RuntimeError, TypeError, ValueError,
+        pickle.UnpicklingError, safetensors.SafetensorError,
     ) as error:  # fmt: skip
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(f"model.weights: {path} is no file of tensors: {reason}") from error
