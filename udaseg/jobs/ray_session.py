@@ -72,11 +72,14 @@ def ensure_ray(num_cpus: int | None = None, *, dashboard: bool = False) -> None:
     try:
         ray.init(address=ray_address(), log_to_driver=False, logging_level=logging.WARNING, **local)
     except (Exception, SystemExit) as error:
+        if isinstance(error, SystemExit) and error.code == signal.SIGTERM and callable(terminate):
+            terminate(signal.SIGTERM, None)  # it came while Ray's own handler was in place
         where = "Ray on this machine" if local else f"the cluster at RAY_ADDRESS={ray_address()}"
         how = "" if local else f"; {_WITHOUT}"
         raise ConfigError(f"{where}: {_first_line(error)}{how}") from error
-    if callable(terminate) and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, terminate)  # Ray has put its own in place, which ends in a dump
+    finally:
+        if callable(terminate) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, terminate)  # Ray has put its own in place, which ends in a dump
 
 
 _WITHOUT = "start it, correct the address, or unset RAY_ADDRESS to run on this machine alone"
