@@ -117,16 +117,15 @@ def build_segmenter(
             options["output_stride"] = output_stride
         parts, native = _timm(backbone, pretrained, weights, input_size, options)
         if caffe:
-            _as_caffe(parts.body, backbone, output_stride)
+            _as_caffe(parts.body, backbone)
     if input_form == "caffe" and pretrained and weights is None:
         _for_caffe_input(parts, backbone)
     if image_sizes is None:
         image_sizes = _image_sizes(
             parts, native, input_size, key=(backbone, same_padding, input_size, output_stride, caffe), name=backbone
         )
-    made = build_head(head, parts.channels, num_classes, branches=head_branches, channels=head_channels, norm=head_norm)
-    if head_init == "mmseg" and isinstance(made, ContextAwareHead):
-        made.draw_as_mmseg()
+    form: dict[str, Any] = {"channels": head_channels, "init": head_init}
+    made = build_head(head, parts.channels, num_classes, branches=head_branches, norm=head_norm, **form)
     if frozen_norm_affine:
         for module in parts.body.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -157,9 +156,7 @@ def build_segmenter(
         raise ValueError("model.align_corners: HRDA (model.detail_crop) aligns its resolutions by cells; leave it off")
     # HRDA's attention reads the same levels; its authors' context-aware head for it has no dilated convolutions.
     branches = () if head == "context_aware" else head_branches
-    attention = build_head(head, parts.channels, num_classes, branches=branches, channels=head_channels)
-    if head_init == "mmseg" and isinstance(attention, ContextAwareHead):
-        attention.draw_as_mmseg()
+    attention = build_head(head, parts.channels, num_classes, branches=branches, **form)
     return HRDA(parts.body, made, attention=attention, detail_crop=detail_crop, **settings)
 
 
@@ -202,8 +199,9 @@ def build_head(
     branches: Sequence[int],
     channels: int,
     norm: bool = False,
+    init: HeadInit = "torch",
 ) -> Head:
-    """A head by name."""
+    """A head by name; `init` is of the context-aware one."""
     if norm and name != "aspp_gn":
         raise ValueError(f"model.head_norm is of the head aspp_gn, and the head is {name}")
     if name == "aspp":
@@ -211,7 +209,10 @@ def build_head(
     if name == "aspp_gn":
         return ASPPGroupNormHead(in_channels, num_classes, branches=branches, channels=channels, norm=norm)
     if name == "context_aware":
-        return ContextAwareHead(in_channels, num_classes, branches=branches, channels=channels)
+        made = ContextAwareHead(in_channels, num_classes, branches=branches, channels=channels)
+        if init == "mmseg":
+            made.draw_as_mmseg()
+        return made
     return MultiLevelHead(in_channels, num_classes, channels=channels)
 
 
@@ -276,7 +277,7 @@ def _create(name: str, options: dict[str, Any]) -> Any:
         raise ValueError(f"backbone {name!r} cannot be built with {options}: {error}") from error
 
 
-def _as_caffe(body: nn.Module, name: str, output_stride: int) -> None:
+def _as_caffe(body: nn.Module, name: str) -> None:
     """Give a ResNet of timm's the graph of Caffe's, in place; see `build_segmenter`."""
     stages = [getattr(body, f"layer{i}", None) for i in (2, 3, 4)]
     pooling = getattr(body, "maxpool", None)
