@@ -91,6 +91,8 @@ class Model:
     """Width of the heads but "aspp"."""
     head_norm: bool = False
     """A batch norm before the head "aspp_gn", as ProDA's second and third stage have it."""
+    embedding_after_dropout: bool = False
+    """Whether the embedding of the head "aspp_gn" is what its dropout has left, as ProDA's prototypes are made of."""
     head_init: HeadInit = "torch"
     """How the context-aware head's weights are drawn: as torch does, or as DAFormer's code does."""
     projection: Annotated[int, Range(0, 2**13)] = 0

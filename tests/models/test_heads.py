@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from networks import images, small_network
-from torch import nn
+from torch import Tensor, nn
+
+from udaseg.models.heads import ASPPGroupNormHead
 
 
 def test_the_context_aware_head_joins_levels_before_it_looks_around() -> None:
@@ -27,3 +29,23 @@ def test_aspp_sums_its_branches_and_sets_them_side_by_side(branches: tuple[int, 
     maps = out.embedding.unflatten(1, (len(branches), 5)).sum(1)
     expected = nn.functional.interpolate(maps, size=(64, 96), mode="bilinear", align_corners=False)
     torch.testing.assert_close(out.logits, expected)
+
+
+def test_prodas_features_are_what_dropout_has_left() -> None:
+    """Whole channels are zero in training; in evaluation the embedding is the same, and so are logits in both."""
+    level = torch.randn(2, 64, 5, 7, generator=torch.Generator().manual_seed(0))
+    outputs: dict[tuple[bool, bool], tuple[Tensor, Tensor]] = {}
+    for after in (False, True):
+        for training in (False, True):
+            torch.manual_seed(1)
+            head = ASPPGroupNormHead([64], 3, branches=(2,), channels=32, embedding_after_dropout=after, dropout=0.5)
+            outputs[after, training] = head.train(training)([level])
+    before, left = outputs[False, True][1], outputs[True, True][1]
+    dropped = left.abs().sum((2, 3)) == 0
+    assert 0.2 < float(dropped.float().mean()) < 0.8
+    torch.testing.assert_close(left, torch.where(dropped[..., None, None], 0.0, 2 * before))
+    for training in (False, True):
+        assert torch.equal(outputs[False, training][0], outputs[True, training][0])
+    assert torch.equal(outputs[False, False][1], outputs[True, False][1])
+    with pytest.raises(ValueError, match=r"model\.embedding_after_dropout is of the head aspp_gn"):
+        small_network(head="aspp", embedding_after_dropout=True)

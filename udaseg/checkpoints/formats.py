@@ -169,6 +169,7 @@ def _proda(state: State) -> Model:
         head_branches=(6, 12, 18, 24)[: _count(state, r"layer5\.conv2d_list\.(\d)\.") - 1],
         head_channels=len(_of(state, "layer5.conv2d_list.0.0.weight")),
         head_norm=any(name.startswith("bn_pretrain.") for name in state),  # stages 2 and 3
+        embedding_after_dropout=True,
         frozen_norm_affine=False,
     )
 

@@ -52,6 +52,8 @@ class ASPPGroupNormHead(nn.Module):
         branches: dilations of the 3x3 convolutions.
         channels: width, a multiple of 32.
         norm: begin with a batch norm, as ProDA's second and third stage do.
+        embedding_after_dropout: the embedding is what the dropout has left, as the features are of which ProDA makes
+            its prototypes. Without dropout, in evaluation mode, both are the same.
         dropout: share of channels that are dropped.
     """
 
@@ -63,6 +65,7 @@ class ASPPGroupNormHead(nn.Module):
         branches: Sequence[int] = (6, 12, 18, 24),
         channels: int = 256,
         norm: bool = False,
+        embedding_after_dropout: bool = False,
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
@@ -70,6 +73,7 @@ class ASPPGroupNormHead(nn.Module):
             raise ValueError(f"head channels are {channels}; group norm needs a multiple of 32")
         width = in_channels[-1]
         self.norm = nn.BatchNorm2d(width) if norm else nn.Identity()
+        self.embedding_after_dropout = embedding_after_dropout
         convolutions = [nn.Conv2d(width, channels, 1)]
         convolutions += [nn.Conv2d(width, channels, 3, padding=d, dilation=d) for d in branches]
         self.branches = nn.ModuleList(
@@ -87,7 +91,8 @@ class ASPPGroupNormHead(nn.Module):
     def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         level = self.norm(features[-1])
         embedding = self.bottleneck(torch.cat([branch(level) for branch in self.branches], 1))
-        return self.classify(self.dropout(embedding)), embedding
+        left = self.dropout(embedding)
+        return self.classify(left), left if self.embedding_after_dropout else embedding
 
 
 class ContextAwareHead(nn.Module):
