@@ -20,10 +20,11 @@ from torch import Tensor
 from udaseg.components.feature_distance import feature_distance, majority_label
 from udaseg.components.prototypes import ClassGaussians
 from udaseg.components.thresholds import union_pseudo_label
+from udaseg.losses.adversarial import binary_cross_entropy, disagreement, self_information
 from udaseg.losses.contrastive import bidirectional_contrast, distribution_contrast
 from udaseg.losses.feature import mmd
 from udaseg.losses.pixel_pair import multi_resolution_contrast, pixel_contrast
-from udaseg.losses.segmentation import cross_entropy, entropy, negative_learning
+from udaseg.losses.segmentation import cross_entropy, entropy, focal_cross_entropy, negative_learning
 from udaseg.types import IGNORE
 
 GOLDEN = json.loads(Path(os.environ.get("GOLDEN") or Path(__file__).with_name("golden.json")).read_text())
@@ -155,6 +156,11 @@ def _majority_label() -> Result:
     return {"tensor": majority_label(label[:, 0], 4, num_classes=19)[:, None]}
 
 
+def _adaptive() -> Result:
+    unlike = disagreement(3 * T((1, 19, 6, 8), 0.29), 3 * T((1, 19, 6, 8), 0.43))
+    return {"value": binary_cross_entropy(T((1, 1, 6, 8), 0.9), "target", 0.4 + 40 * unlike)}
+
+
 IMPLEMENTED: dict[str, Callable[[], Result]] = {
     "BCL/FCL": lambda: _bcl(1, 0),
     "BCL/BCL": lambda: _bcl(0, 1),
@@ -169,6 +175,10 @@ IMPLEMENTED: dict[str, Callable[[], Result]] = {
     **{f"SDCA/loss tau={t}": partial(_distribution, t) for t in (100, 1)},
     **{f"CLUDA/multi_resolution_cl B={b}": partial(_multi_resolution, b) for b in (1, 2)},
     **{f"CLUDA/contrastive_loss B={b}": partial(_pixel_contrast, b) for b in (1, 2)},
+    "ADVENT/entropy_loss": lambda: {"value": self_information(3 * T((2, 19, 6, 8), 0.29)).sum(1).mean()},
+    "ADVENT/prob_2_entropy": lambda: {"tensor": self_information(3 * T((2, 19, 6, 8), 0.29))},
+    "CLAN/adaptive BCE": _adaptive,
+    "CLAN/focal CE": lambda: {"value": focal_cross_entropy(3 * T((1, 19, 6, 8), 0.29), Y((1, 6, 8), 19))},
     "DAFormer/FD": _feature_distance,
     "DAFormer/downscale_label_ratio": _majority_label,
 }

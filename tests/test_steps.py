@@ -1,13 +1,12 @@
 """Whole steps: what the authors' own code returned on the same weights, images and masks, made by formula.
 
-tests/assets/steps.json holds the values, with the authors' files and commits; GOLDEN_STEPS names another such file. A
-case of a system that is not built yet is skipped, by name.
+Of DACS and DAFormer's line, on given logits and on whole networks; other systems have a file of their own. A case of a
+system that is not built yet is skipped, by name.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +16,8 @@ import kornia
 import pyarrow as pa
 import pytest
 import torch
-from authors import Planes, assert_like, fill, image, mmseg_name, norm, without_drop
+from authors import assert_like, fill, image, mmseg_name, norm, without_drop
+from steps import CASES, PLANES, near
 from torch import Tensor, nn
 
 from udaseg.components import cross_domain_mix, masked_consistency
@@ -35,16 +35,8 @@ from udaseg.models.build import build_segmenter
 from udaseg.models.teacher import EMATeacher
 from udaseg.types import IGNORE, Batch, Loss, SegOutput
 
-FILE = Path(os.environ.get("GOLDEN_STEPS") or Path(__file__).with_name("assets") / "steps.json")
-GOLDEN = json.loads(FILE.read_text())
-CASES: dict[str, dict[str, Any]] = GOLDEN["cases"]
-PLANES = Planes(GOLDEN)
 plane, ids = PLANES.waves, PLANES.ids
 SIZE = (2, 19, 24, 32)
-
-
-def near(value: float) -> Any:
-    return pytest.approx(value, rel=1e-4)
 
 
 # --- steps on given logits ------------------------------------------------------------------------------------------

@@ -10,7 +10,13 @@ import torch
 import torch.nn.functional as F
 from draws import labels, normal
 
-from udaseg.losses.segmentation import cross_entropy, entropy, lovasz_softmax, negative_learning
+from udaseg.losses.segmentation import (
+    cross_entropy,
+    entropy,
+    focal_cross_entropy,
+    lovasz_softmax,
+    negative_learning,
+)
 from udaseg.types import IGNORE
 
 
@@ -105,6 +111,34 @@ def test_negative_learning_is_the_loop_over_pixels() -> None:
         assert negative_learning(logits, place).item() == pytest.approx(np.mean(values), rel=1e-9)
     with pytest.raises(ValueError, match="place is 6"):
         negative_learning(logits, 6)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+def test_focal_cross_entropy_is_the_loop_over_pixels(gamma: float) -> None:
+    logits, label = (3 * normal(2, 4, 3, 5)).requires_grad_(), labels(2, 3, 5, classes=4)
+    p = logits.softmax(1)
+    total, count = torch.zeros(()), 0
+    for b, y, x in np.ndindex(2, 3, 5):
+        if label[b, y, x] != IGNORE:
+            q = p[b, int(label[b, y, x]), y, x]
+            total, count = total - (1 - q) ** gamma * q.log(), count + 1
+    found = focal_cross_entropy(logits, label, gamma=gamma)
+    torch.testing.assert_close(found, (total / count).to(found.dtype))
+    (expected,) = torch.autograd.grad(total / count, logits)
+    torch.testing.assert_close(torch.autograd.grad(found, logits)[0], expected)
+    if gamma == 0:
+        torch.testing.assert_close(found, cross_entropy(logits, label))
+
+
+def test_focal_cross_entropy_without_labels_or_doubt_teaches_nothing() -> None:
+    sure = torch.zeros(1, 3, 2, 2)
+    sure[:, 1] = 80.0
+    for label, cost in ((IGNORE, 0.0), (1, 0.0), (2, -math.log(1e-9))):
+        logits = sure.clone().requires_grad_()
+        loss = focal_cross_entropy(logits, torch.full((1, 2, 2), label))
+        loss.backward()
+        assert float(loss.detach()) == pytest.approx(cost, abs=1e-6)
+        assert logits.grad is not None and not logits.grad.any()
 
 
 def test_lovasz_softmax_is_zero_where_all_is_right_and_sees_no_ignored_pixel() -> None:
