@@ -24,7 +24,7 @@ class Arguments:
     out: str
     """Model directory to write."""
     format: Annotated[
-        Literal["daformer", "hrda", "mic", "dlv2-mmseg", "deeplabv2", "proda", "segformer"] | None,
+        Literal["daformer", "hrda", "mic", "dlv2-mmseg", "deeplabv2", "proda", "segformer", "deeplabv3"] | None,
         tyro.conf.arg(name="from"),
     ] = None
     """Whose it is; guessed by the names of its tensors where it is not given."""

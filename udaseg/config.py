@@ -86,7 +86,7 @@ class Model:
     """Whether logits are upsampled with the corners of image and map aligned, as that line does."""
     head: HeadName = "multilevel"
     head_branches: tuple[Count, ...] = (6, 12, 18, 24)
-    """Dilations of the ASPP and context-aware heads."""
+    """Dilations of the heads but "multilevel"."""
     head_channels: Channels = 64
     """Width of the heads but "aspp"."""
     head_norm: bool = False

@@ -15,7 +15,7 @@ IGNORE = 255
 
 # What settings and networks both have to spell; the docstrings of those that take them say what each word means.
 Domain = Literal["source", "target"]
-HeadName = Literal["aspp", "aspp_gn", "multilevel", "context_aware"]
+HeadName = Literal["aspp", "aspp_gn", "deeplabv3", "multilevel", "context_aware"]
 InputForm = Literal["imagenet", "caffe", "unit"]
 HeadInit = Literal["torch", "mmseg"]
 PerDomain = Literal["nothing", "stem", "stem+statistics"]

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from authors import assert_like, deeplab_name, image, mmseg_name, weight
 from torch import Tensor
+from torchvision.models.segmentation import deeplabv3_resnet50, deeplabv3_resnet101
 
 from pipelines.import_ import main
 from udaseg.checkpoints.directory import load_model, read_card, read_weights
@@ -236,6 +237,8 @@ def test_what_does_not_fit_is_named(tmp_path: Path, capsys: pytest.CaptureFixtur
     daformer = theirs(CONTEXT | {"head_channels": 32}, mmseg_name)
     hrda = theirs(CONTEXT | {"head_channels": 32, "detail_crop": (128, 128)}, lambda k: mmseg_name(k, hrda=True))
 
+    mobile = {f"{name}.weight": torch.zeros(1) for name in ("backbone.0.0", "classifier.0.convs.0.0")}
+
     def without(name: str) -> dict[str, Tensor]:
         return {key: tensor for key, tensor in daformer.items() if key != name}
 
@@ -253,6 +256,7 @@ def test_what_does_not_fit_is_named(tmp_path: Path, capsys: pytest.CaptureFixtur
         ),
         (daformer | {"backbone.norm1.weight": torch.full((32,), torch.nan)}, "daformer", ("NaN",)),
         (theirs(CONTEXT | {"head_channels": 32}, mmseg_name, 7), "mic", ("of 7 classes, but --classes has 19",)),
+        (mobile, "", ("no checkpoint of deeplabv3", "MobileNetV3")),
         ({"some.weight": torch.zeros(1)}, "", ("some.weight", "none of the formats daformer, hrda, mic")),
         ({"state_dict": {"epoch": 3}}, "", ("'epoch' in it is no tensor",)),
         ([daformer], "", ("no tensors by name",)),
@@ -295,6 +299,39 @@ def test_a_directory_that_holds_anything_is_refused(tmp_path: Path, capsys: pyte
     assert "absent.pth: no such file" in capsys.readouterr().err
     assert main([words[0], "--classes", "citiscapes", "--out", str(tmp_path / "new")]) == 2
     assert "citiscapes: no such file, nor is it cityscapes" in capsys.readouterr().err
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "build", [deeplabv3_resnet50, pytest.param(deeplabv3_resnet101, marks=pytest.mark.full)], ids=["50", "101"]
+)
+def test_deeplabv3_of_torchvision(build: Any, tmp_path: Path) -> None:
+    """Logits of torchvision's own network, with statistics of its norms that are not 0 and 1."""
+    with torch.device("meta"):
+        original = build(weights=None, weights_backbone=None, num_classes=19, aux_loss=True)
+    generator = torch.Generator().manual_seed(0)
+    state = {}
+    for name, tensor in original.state_dict().items():
+        high, low = (
+            (1.5, 0.5) if tensor.ndim < 2 else ((3 / tensor[0].numel()) ** 0.5, -((3 / tensor[0].numel()) ** 0.5))
+        )
+        state[name] = torch.zeros(tensor.shape, dtype=tensor.dtype)
+        if tensor.is_floating_point():
+            state[name].uniform_(low, high, generator=generator)
+    torch.save({"model": state, "epoch": 3}, tmp_path / "theirs.pth")
+
+    found = import_checkpoint(str(tmp_path / "theirs.pth"), CITYSCAPES_CLASSES)
+    assert found.notes == ("format: deeplabv3, by the names of its tensors", "left out: aux_classifier")
+    assert (found.card.short_side, found.card.model.head_branches) == (520, (12, 24, 36))
+    network = build_segmenter(19, **dataclasses.asdict(found.card.model))
+    network.load_network(found.network.state_dict())
+
+    original.load_state_dict(state, assign=True)
+    picture = image((1, 3, 97, 131), SALT)
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    expected = original.eval()((picture - mean) / std)["out"]
+    assert float(expected.std()) > 0.1
+    torch.testing.assert_close(network.eval()(picture).logits, expected, rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from udaseg.recipes import RECIPES
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
-@pytest.mark.parametrize("head", ["aspp", "aspp_gn", "context_aware", "multilevel"])
+@pytest.mark.parametrize("head", ["aspp", "aspp_gn", "deeplabv3", "context_aware", "multilevel"])
 def test_backbones_and_heads(backbone: str, head: str) -> None:
     network = small_network(backbone=backbone, head=head, head_channels=32).eval()
     out = network(images())

@@ -256,6 +256,31 @@ _SEGFORMER_NAMES: Names = (
 )
 
 
+# --- torchvision ----------------------------------------------------------------------------------------------------
+
+
+def _deeplabv3(state: State) -> Model:
+    if "backbone.0.0.weight" in state:
+        raise Misfit("its backbone is torchvision's MobileNetV3, which dilates other convolutions than timm's")
+    branches = (12, 24, 36)[: _count(state, r"classifier\.0\.convs\.(\d)\.") - 2]  # beside the 1x1 and the mean
+    return Model(
+        backbone=_resnet(state, "backbone."),
+        output_stride=8,
+        head="deeplabv3",
+        head_branches=branches,
+        head_channels=len(_of(state, "classifier.1.weight")),
+    )
+
+
+_DEEPLABV3_NAMES: Names = (
+    (r"^backbone\.", "net.backbone."),
+    (r"^classifier\.0\.", "net.head.context."),
+    (r"^classifier\.1\.", "net.head.fuse.0."),
+    (r"^classifier\.2\.", "net.head.fuse.1."),
+    (r"^classifier\.4\.", "net.head.classify."),
+)
+
+
 FORMATS = {
     "daformer": Format(
         signs=(r"^decode_head\.embed_layers\.", r"^decode_head\.fuse_layer\."),
@@ -305,6 +330,13 @@ FORMATS = {
         arrange=_segformer,
         dropped=r"^decode_head\.conv_seg\.",
         view=lambda state: (1024, (1024, 1024)),
+    ),
+    "deeplabv3": Format(
+        signs=(r"^backbone\.", r"^classifier\.0\.convs\."),
+        settings=_deeplabv3,
+        names=_DEEPLABV3_NAMES,
+        dropped=r"^aux_classifier\.",
+        view=lambda state: (520, None),
     ),
 }
 """What `udaseg import --from` takes."""

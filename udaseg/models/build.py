@@ -9,7 +9,15 @@ from typing import Any
 from torch import nn
 
 from udaseg.models.backbones import Backbone, as_caffe, for_caffe_input, mix_transformer, timm_backbone
-from udaseg.models.heads import ASPPGroupNormHead, ASPPHead, ContextAwareHead, Head, MultiLevelHead, ProjectionHead
+from udaseg.models.heads import (
+    ASPPGroupNormHead,
+    ASPPHead,
+    ContextAwareHead,
+    DeepLabV3Head,
+    Head,
+    MultiLevelHead,
+    ProjectionHead,
+)
 from udaseg.models.hrda import HRDA
 from udaseg.models.image_sizes import ImageSizes, find_image_sizes
 from udaseg.models.segmenter import Segmenter
@@ -62,9 +70,10 @@ def build_segmenter(
         input_form: see `udaseg.config.Model`. Weights that timm names are brought to the form "caffe"; those of a file
             are taken to be made for it.
         align_corners: of the upsampling of logits, see `Segmenter`.
-        head: "aspp" (DeepLabV2), "aspp_gn" (ProDA, LDBE), "context_aware" (DAFormer) or "multilevel".
-        head_branches: dilations of the ASPP and context-aware heads.
-        head_channels: width of the "aspp_gn", "context_aware" and "multilevel" heads.
+        head: "aspp" (DeepLabV2), "aspp_gn" (ProDA, LDBE), "deeplabv3" (torchvision), "context_aware" (DAFormer) or
+            "multilevel".
+        head_branches: dilations of all heads but "multilevel".
+        head_channels: width of all heads but "aspp".
         head_norm: of the "aspp_gn" head, see there, as for `embedding_after_dropout`.
         head_init: "mmseg" draws the convolutions of the "context_aware" head from Kaiming's normal distribution by
             their outputs, and its classifier with standard deviation 0.01, as lhoyer/DAFormer does.
@@ -113,7 +122,7 @@ def build_segmenter(
                 module.requires_grad_(False)
     if per_domain != "nothing" and not parts.stem_end:
         raise ValueError(f"backbone {backbone!r} has no stem of its own per domain; set model.per_domain to nothing")
-    stride = parts.strides[-1] if head in ("aspp", "aspp_gn") else parts.strides[0]
+    stride = parts.strides[-1] if head in ("aspp", "aspp_gn", "deeplabv3") else parts.strides[0]
     settings: dict[str, Any] = {
         "num_classes": num_classes,
         "mean": {"imagenet": parts.mean, "caffe": _CAFFE[0], "unit": (0.0, 0.0, 0.0)}[input_form],
@@ -198,6 +207,8 @@ def build_head(
             norm=norm,
             embedding_after_dropout=embedding_after_dropout,
         )
+    if name == "deeplabv3":
+        return DeepLabV3Head(in_channels, num_classes, branches=branches, channels=channels)
     if name == "context_aware":
         made = ContextAwareHead(in_channels, num_classes, branches=branches, channels=channels)
         if init == "mmseg":

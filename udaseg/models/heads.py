@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from timm.layers import ConvNormAct, SEModule
 from torch import Tensor, nn
+from torchvision.models.segmentation.deeplabv3 import ASPP
 
 
 class ASPPHead(nn.Module):
@@ -93,6 +94,41 @@ class ASPPGroupNormHead(nn.Module):
         embedding = self.bottleneck(torch.cat([branch(level) for branch in self.branches], 1))
         left = self.dropout(embedding)
         return self.classify(left), left if self.embedding_after_dropout else embedding
+
+
+class DeepLabV3Head(nn.Module):
+    """DeepLabV3's head on the last level, as torchvision has it (1706.05587; `DeepLabHead` of torchvision).
+
+    Side by side a 1x1 convolution, a 3x3 one for each dilation and the mean of the whole level, `channels` wide; a 1x1
+    convolution to `channels` and dropout; a 3x3 convolution, which is the embedding; the classifier. Every convolution
+    but the classifier has a batch norm, that of the mean too: in training a process needs two images or more.
+
+    Args:
+        in_channels: channels of each level; only the last is used.
+        num_classes: K.
+        branches: dilations of the 3x3 convolutions; torchvision's are (12, 24, 36), for an output stride of 8.
+        channels: width; torchvision's is 256.
+    """
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        num_classes: int,
+        *,
+        branches: Sequence[int] = (12, 24, 36),
+        channels: int = 256,
+    ) -> None:
+        super().__init__()
+        self.context = ASPP(in_channels[-1], list(branches), channels)
+        self.fuse = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU(inplace=True)
+        )
+        self.classify = nn.Conv2d(channels, num_classes, 1)
+        self.embedding_channels = channels
+
+    def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        embedding = self.fuse(self.context(features[-1]))
+        return self.classify(embedding), embedding
 
 
 class ContextAwareHead(nn.Module):
@@ -205,4 +241,4 @@ class ProjectionHead(nn.Module):
         return self.layers(embedding)
 
 
-Head = ASPPHead | ASPPGroupNormHead | ContextAwareHead | MultiLevelHead
+Head = ASPPHead | ASPPGroupNormHead | ContextAwareHead | DeepLabV3Head | MultiLevelHead
