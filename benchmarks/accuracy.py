@@ -60,6 +60,7 @@ RECIPE_OF = {
     "source_only": "source_only_small",
     "oracle": "supervised_small",
     "adabn": "adabn_small",
+    "classwise": "classwise_small",
     "dacs": "dacs_small",
     "bcl": "bcl_small",
     "bcl_paper": "bcl_paper_small",

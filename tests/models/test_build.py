@@ -103,6 +103,7 @@ def test_stochastic_depth_grows_with_depth_and_is_off_in_the_teacher() -> None:
 PARAMETERS = {
     "source_only": 43_901_068,
     "supervised": 43_901_068,
+    "classwise": 85_155_283,
     "dacs": 43_200_614,
     "bcl": 44_126_412,
     "ldbe": 65_063_568,

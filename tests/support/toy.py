@@ -13,6 +13,7 @@ from udaseg.config import Data, Model, Optim, Stage, Stream
 from udaseg.methods.adabn import AdaBN
 from udaseg.methods.base import MethodConfig
 from udaseg.methods.bcl import BCL
+from udaseg.methods.classwise import Classwise
 from udaseg.methods.cluda import CLUDA
 from udaseg.methods.dacs import DACS
 from udaseg.methods.daformer import DAFormer
@@ -51,6 +52,7 @@ METHODS: dict[str, MethodConfig] = {
     "oracle": Supervised.Config(stream="target"),
     "adabn": AdaBN.Config(),
     "dacs": DACS.Config(threshold=0.3),
+    "classwise": Classwise.Config(),
     "bcl": BCL.Config(),
     "bcl_teacher": BCL.Config(teacher_momentum=0.9),
     "bcl_paper": _PAPER,

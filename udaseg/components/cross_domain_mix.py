@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from udaseg.components.augment import JitterForm, strong
+from udaseg.components.class_thresholds import ClassThresholds, Reliability
 from udaseg.components.masked_consistency import MIC
 from udaseg.components.mixing import class_mask, paste
 from udaseg.components.pseudo_label import confident_share
+from udaseg.distributed import mean_over_ranks
 from udaseg.losses.segmentation import Reduction
 from udaseg.models.segmenter import Segmenter
 from udaseg.models.teacher import EMATeacher
@@ -30,7 +32,8 @@ class Mixture:
     """Bool: the pixels of the source."""
     label: Tensor
     weight: Tensor
-    """1 where pixels are the source's, `quality` where they are the target's, 0 in its border."""
+    """1 where pixels are the source's; where they are the target's `quality`, or with thresholds per class 1 or 0 as
+    they are reliable; 0 in its border."""
     sure: Tensor
     """Bool: pixels of the source, and of the target where the teacher is confident."""
     target_label: Tensor
@@ -46,6 +49,7 @@ def mix(
     *,
     seed: int,
     threshold: float,
+    thresholds: ClassThresholds | None = None,
     jitter: float,
     ignore_top: int = 0,
     ignore_bottom: int = 0,
@@ -64,14 +68,21 @@ def mix(
         source, target: sample i of one goes with sample i of the other.
         seed: key of the run and stage.
         threshold: confidence from which a pixel counts toward the quality.
+        thresholds: in place of `threshold` and quality, those of the classes, which learn from what the teacher says.
         jitter: strength of the strong view's colour jitter.
         ignore_top, ignore_bottom: rows of the target that weigh 0.
         include_ignore, pool_size: see `class_mask`.
         jitter_probability, blur_probability: see `strong`; `jitter_form` is its `form`.
     """
     confidence, target_label = teacher.label(target.image)
-    quality = confident_share(confidence, threshold)
-    target_weight = quality.expand_as(confidence).clone()
+    if thresholds is None:
+        sure, quality = confidence >= threshold, confident_share(confidence, threshold)
+        target_weight = quality.expand_as(confidence).clone()
+    else:
+        thresholds.update(confidence, target_label)
+        sure = thresholds.reliable(confidence, target_label)
+        target_weight = sure.to(confidence.dtype)
+        quality = mean_over_ranks(target_weight.mean())
     target_weight[:, :ignore_top] = 0
     target_weight[:, max(confidence.shape[1] - ignore_bottom, 0) :] = 0
 
@@ -91,7 +102,7 @@ def mix(
         mask=mask,
         label=paste(mask, source.labels, target_label),
         weight=paste(mask, torch.ones_like(confidence), target_weight),
-        sure=mask | (confidence >= threshold) & (target_weight > 0),
+        sure=mask | sure & (target_weight > 0),
         target_label=target_label,
         target_weight=target_weight,
         quality=quality,
@@ -104,6 +115,13 @@ class SelfTraining:
 
     threshold: Share = 0.968
     """Confidence from which a teacher's pixel counts toward q."""
+    reliability: Reliability = "quality"
+    """What a teacher's pixel weighs: "quality" is q for all; "class" 1 where it reaches the running threshold of its
+    class, else 0, see `udaseg.components.class_thresholds.ClassThresholds`."""
+    class_share: Share = 0.5
+    """Most certain share of each class's pixels that is reliable ("class")."""
+    class_cap: Share = 0.9
+    """Confidence from which a pixel is reliable whatever the share ("class")."""
     teacher_momentum: Share = 0.999
     ignore_top: CountOrZero = 15
     """Rows of the target's pseudo-label that weigh 0."""
@@ -126,14 +144,23 @@ class SelfTraining:
     """The network that is evaluated; the authors evaluate and publish the student."""
     mic: MIC = MIC()
 
-    def mix(self, teacher: EMATeacher, source: Batch, target: Batch, *, seed: int) -> Mixture:
-        """`mix` with these settings."""
+    def thresholds(self, num_classes: int) -> ClassThresholds | None:
+        """What "class" judges pixels by; a method keeps it."""
+        if self.reliability == "quality":
+            return None
+        return ClassThresholds(num_classes, share=self.class_share, cap=self.class_cap)
+
+    def mix(
+        self, teacher: EMATeacher, source: Batch, target: Batch, *, seed: int, thresholds: ClassThresholds | None
+    ) -> Mixture:
+        """`mix` with these settings and what `thresholds` returned."""
         return mix(
             teacher,
             source,
             target,
             seed=seed,
             threshold=self.threshold,
+            thresholds=thresholds,
             jitter=self.jitter,
             ignore_top=self.ignore_top,
             ignore_bottom=self.ignore_bottom,

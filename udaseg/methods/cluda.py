@@ -73,6 +73,7 @@ class CLUDA(Method):
             student.feature_channels, 1, branches=(), channels=config.attention_channels, dropout=0.0
         )
         self.teacher = EMATeacher(student, momentum=config.teacher_momentum)
+        self.thresholds = config.thresholds(student.num_classes)
         self.beginning = FrozenNetwork(student) if config.feature_weight else None
 
     @property
@@ -95,7 +96,7 @@ class CLUDA(Method):
             losses.append(Loss("feature_distance", distance, c.feature_weight))
         yield tuple(losses)
 
-        mixed = c.mix(self.teacher, source, target, seed=self.seed)
+        mixed = c.mix(self.teacher, source, target, seed=self.seed, thresholds=self.thresholds)
         out = self.student(mixed.image, "target", target.index, "entropy" if step >= c.seek_from else "random")
         yield (
             Loss("mixed_ce", output_cross_entropy(out, mixed.label, mixed.weight, reduction=c.reduction)),

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from udaseg.components.class_thresholds import ClassThresholds, Reliability
 from udaseg.components.cross_domain_mix import mix
 from udaseg.components.masked_consistency import MIC
 from udaseg.losses.segmentation import Reduction, output_cross_entropy
@@ -30,6 +31,13 @@ class DACS(Method):
     class Config:
         threshold: Share = 0.968
         """Confidence from which a teacher's pixel counts toward q."""
+        reliability: Reliability = "quality"
+        """What a teacher's pixel weighs: "quality" is q for all; "class" 1 where it reaches the running threshold of
+        its class, else 0, see `udaseg.components.class_thresholds.ClassThresholds`."""
+        class_share: Share = 0.5
+        """Most certain share of each class's pixels that is reliable ("class")."""
+        class_cap: Share = 0.9
+        """Confidence from which a pixel is reliable whatever the share ("class")."""
         teacher_momentum: Share = 0.99
         mixed_weight: NonNegative = 1.0
         """Weight of the mixed loss."""
@@ -52,6 +60,9 @@ class DACS(Method):
         self.config, self.seed = config, seed
         self.student = student
         self.teacher = EMATeacher(student, momentum=config.teacher_momentum)
+        self.thresholds: ClassThresholds | None = None
+        if config.reliability == "class":
+            self.thresholds = ClassThresholds(student.num_classes, share=config.class_share, cap=config.class_cap)
 
     @property
     def predictor(self) -> Segmenter:
@@ -68,6 +79,7 @@ class DACS(Method):
             target,
             seed=self.seed,
             threshold=c.threshold,
+            thresholds=self.thresholds,
             include_ignore=c.mix_ignore,
             jitter=c.jitter,
             jitter_probability=c.jitter_probability,

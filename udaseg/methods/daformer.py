@@ -48,6 +48,7 @@ class DAFormer(Method):
         self.config, self.seed = config, seed
         self.student = student
         self.teacher = EMATeacher(student, momentum=config.teacher_momentum)
+        self.thresholds = config.thresholds(student.num_classes)
         self.beginning = FrozenNetwork(student) if config.feature_weight else None
 
     @property
@@ -67,7 +68,7 @@ class DAFormer(Method):
             losses.append(Loss("feature_distance", distance, c.feature_weight))
         yield tuple(losses)
 
-        mixed = c.mix(self.teacher, source, target, seed=self.seed)
+        mixed = c.mix(self.teacher, source, target, seed=self.seed, thresholds=self.thresholds)
         out = self.student(mixed.image, "target", target.index)
         loss = output_cross_entropy(out, mixed.label, mixed.weight, reduction=c.reduction)
         yield Loss("mixed_ce", loss), Loss("coverage", mixed.quality, weight=0)

@@ -47,6 +47,7 @@ class VFM(Method):
         self.config, self.seed = config, seed
         self.student = student
         self.teacher = EMATeacher(student, momentum=config.teacher_momentum)
+        self.thresholds = config.thresholds(student.num_classes)
 
     @property
     def predictor(self) -> Segmenter:
@@ -56,7 +57,7 @@ class VFM(Method):
         c, source, target = self.config, batches["source"], batches["target"]
         if c.teacher_moves == "before":
             self.teacher.update(self.student)
-        mixed = c.mix(self.teacher, source, target, seed=self.seed)
+        mixed = c.mix(self.teacher, source, target, seed=self.seed, thresholds=self.thresholds)
         out = self.student(source.image, "source", source.index)
         out_mixed = self.student(mixed.image, "target", target.index)
         forward, backward = bidirectional_contrast(

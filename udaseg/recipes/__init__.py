@@ -19,7 +19,21 @@ if TYPE_CHECKING:
 
     RECIPES: Mapping[str, Callable[[], Recipe]]
 
-MODULES = ("supervised", "adabn", "dacs", "bcl", "ldbe", "dsp", "sdca", "daformer", "hrda", "mic", "cluda", "vfm")
+MODULES = (
+    "supervised",
+    "adabn",
+    "classwise",
+    "dacs",
+    "bcl",
+    "ldbe",
+    "dsp",
+    "sdca",
+    "daformer",
+    "hrda",
+    "mic",
+    "cluda",
+    "vfm",
+)
 
 
 def _functions() -> dict[str, tuple[str, str]]:

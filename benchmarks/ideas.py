@@ -1,0 +1,244 @@
+"""What adapts: one idea at a time on one warm start, in one process and without Ray, so that a row takes minutes.
+
+    python -m benchmarks.ideas embedded --ideas class class+style ...
+    python -m benchmarks.ideas pair --source DIR --target DIR --weights FILE --ideas ...
+
+A row is a setting of `IDEAS` with a seed: its network begins as the pair's warm start, and is scored on the validation
+images of both domains. "embedded" and "harder" are rendered; "harder" has other class frequencies than its source, and
+cars and poles of other looks. Any other name is a pair of prepared datasets, trained at the settings of
+`benchmarks.accuracy`. One JSON a row and the network beside it; rows that are there are skipped.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+
+from benchmarks.accuracy import RARE, SETTINGS
+from benchmarks.trial_method import Trial
+from udaseg.checkpoints.directory import ModelCard, load_model, save_model
+from udaseg.config import Recipe
+from udaseg.data.classes import read_classes
+from udaseg.data.index import open_index
+from udaseg.data.storage import absolute
+from udaseg.data.street_domains import CAR, DOMAINS, POLE
+from udaseg.data.synthetic import write_pair
+from udaseg.evaluation.checkpoint_scores import Scoring, score
+from udaseg.evaluation.metrics import confusion
+from udaseg.jobs.output import mark
+from udaseg.jobs.prepare import prepare
+from udaseg.jobs.train import make_plan
+from udaseg.methods.dacs import DACS
+from udaseg.methods.supervised import Supervised
+from udaseg.models.inference import predict, to_pixels
+from udaseg.models.segmenter import Segmenter
+from udaseg.overrides import override
+from udaseg.recipes import RECIPES
+from udaseg.reports.adaptation import summary
+from udaseg.rng import key_to_seed
+from udaseg.training.batches import to_batches
+from udaseg.training.step import build_state, train_step
+
+CPU = torch.device("cpu")
+_SOURCE_JITTER = {"data.source.jitter": 0.5, "data.source.blur": 0.5}
+IDEAS: dict[str, dict[str, Any]] = {
+    "source_only": {"method": Supervised.Config()},
+    "source_jitter": {"method": Supervised.Config(), **_SOURCE_JITTER},
+    "dacs": {"method": DACS.Config(threshold=0.9)},
+    "dacs_bad": {"method": DACS.Config(threshold=0.0, teacher_momentum=0.5), "optim.lr": 3e-3},
+    "quality": {"method.reliability": "quality"},
+    "class": {},
+    "class+all": {"method.reliability": "all"},
+    "class+mix": {"method.mix": 1.0},
+    "class+mix_half": {"method.mix": 0.5},
+    "class+source_jitter": _SOURCE_JITTER,
+    "class+jitter": {"method.jitter": 0.5},
+    "class+style": {"method.style": 0.5},
+    "class+zoom": {"method.zoom": 0.5},
+    "class+flip": {"method.flip": True},
+    "class+contrast": {"method.contrast": 1.0},
+    "class+lovasz": {"method.source_lovasz": 0.75},
+    "class+lovasz_both": {"method.source_lovasz": 0.75, "method.target_lovasz": 0.75},
+    "class+balance": {"method.balance": 0.5},
+    "class+source_prior": {"method.source_prior": 0.5},
+    "class+teacher_prior": {"method.teacher_prior": 0.3},
+    "class+align": {"method.align": 0.5},
+    "class+share_0.3": {"method.share": 0.3},
+    "class+share_0.8": {"method.share": 0.8, "method.cap": 0.8},
+    "class+nonzero": {"method.reduction": "nonzero"},
+    "class+soft": {"method.soft": True, "method.reliability": "all"},
+    "class+slow_teacher": {"method.teacher_momentum": 0.998},
+}
+"""What each idea changes; "method" in place of the trial method."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    pair: tyro.conf.Positional[str]
+    """embedded, harder, or the name of a pair of prepared datasets."""
+    source: str = ""
+    """Dataset directory."""
+    target: str = ""
+    weights: str = ""
+    """ImageNet weights of mobilenetv2_100 in timm's key order."""
+    ideas: tuple[str, ...] = tuple(IDEAS)
+    seeds: tuple[int, ...] = (0,)
+    quick: bool = False
+    """Smaller images and fewer steps: a row takes a seventh of the time."""
+    factor: int = 1
+    """Times as many adapting steps."""
+    out: Path = Path("runs/ideas")
+
+
+def make_embedded(root: Path) -> None:
+    """Render and prepare the source and both targets, once."""
+    DOMAINS["harder"] = _harder()  # type: ignore[index]
+    write_pair(root)
+    for domain in DOMAINS:
+        if not (root / domain / "manifest.parquet").exists():
+            where = str(root / domain)
+            mark(where, "prepare")  # beside the images
+            prepare(out=where, layout="folders", root=where, classes=str(root / "classes.json"), overwrite=True)
+
+
+def _harder() -> Any:
+    """The embedded target with three times the poles, twice the cars, half the people, and other cars and poles."""
+    target = DOMAINS["target"]
+    colours = list(target.colours)
+    colours[CAR] = ((196, 170, 30), (40, 120, 60), (120, 90, 50), (170, 170, 160))
+    colours[POLE] = ((96, 80, 64), (70, 62, 56), (140, 130, 118))
+    return replace(
+        target, poles=9.0, cars=6.0, persons=2.4, greenery=0.7, car_scale=(0.65, 0.9), colours=tuple(colours)
+    )
+
+
+def recipe_of(a: Arguments, changes: Mapping[str, Any]) -> Recipe:
+    """The stages "source" and "adapt" of a pair with an idea's changes to the second."""
+    recipe = RECIPES["dacs_small"]()
+    source, adapt = recipe.stages
+    settings: dict[str, Any] = {}
+    if a.weights:
+        source, adapt = replace(source, steps=800), replace(adapt, steps=400)
+        settings = SETTINGS | RARE | {"model.weights": a.weights}
+        if a.quick:
+            source, adapt = replace(source, steps=400), replace(adapt, steps=200)
+            settings |= {"data.short_side": 120, "data.crop": (88, 120), "data.source.rare_min_crop_pixels": 25}
+    elif a.quick:
+        adapt = replace(adapt, steps=300)
+        settings = {"data.short_side": 96, "data.crop": (96, 144), "data.batch_size": 4}
+    changes = dict(changes)
+    method = changes.pop("method", Trial.Config())
+    data = replace(adapt.data, target=None) if isinstance(method, Supervised.Config) else adapt.data
+    adapt = replace(adapt, method=method, data=data, steps=adapt.steps * a.factor)
+    warm, adapted = (override(replace(recipe, stages=(stage,)), settings) for stage in (source, adapt))
+    return replace(recipe, stages=warm.stages + override(adapted, changes).stages)
+
+
+def run_stage(a: Arguments, recipe: Recipe, number: int, seed: int, init: Path | None, out: Path) -> dict[str, float]:
+    """Train a stage in this process and keep its network; returns the mean losses of its last quarter."""
+    stage = recipe.stages[number]
+    key = key_to_seed(seed, number)
+    plan = make_plan(stage, {"source": a.source, "target": a.target}, key)
+    weights = None if init is None else load_model(str(init))[0].state_dict()
+    classes = read_classes(a.source)
+    state = build_state(stage, len(classes), seed=key, init=weights, device=CPU, bf16=False)
+    logs = []
+    for step in range(stage.steps):
+        first = step * plan.batch_size
+        samples = [plan.load(i) for i in range(first, first + plan.batch_size)]
+        columns = {name: np.stack([sample[name] for sample in samples]) for name in samples[0]}
+        logs.append(train_step(state, to_batches(columns, stage.data, seed=key, device=CPU), stage, seed=key))
+    card = ModelCard(
+        model=stage.model,
+        classes=classes,
+        short_side=stage.data.short_side,
+        recipe=out.name,
+        stage=stage.name,
+        step=stage.steps,
+    )
+    save_model(out, state.method.predictor, card)
+    late = logs[-max(1, len(logs) // 4) :]
+    return {name: round(float(np.mean([log[name] for log in late])), 4) for name in late[0]}
+
+
+def scored(a: Arguments, model: Path) -> dict[str, Any]:
+    """Metrics of a network on the validation images of both domains, and its scores without labels."""
+    network, card = load_model(str(model))
+    found: dict[str, Any] = {}
+    for domain, directory in (("target", a.target), ("source", a.source)):
+        found[domain] = summary(_confusion(network, directory, card.short_side, domain), card.classes.names)
+    found["scores"] = score(network, Scoring(directory=a.target, images=50), short_side=card.short_side, device=CPU)
+    return found
+
+
+def _confusion(network: Segmenter, directory: str, short_side: int, domain: Any) -> np.ndarray:
+    index = open_index(directory)
+    counts = np.zeros((len(index.classes),) * 2, np.int64)
+    for row in range(*index.rows("val")):
+        image = to_pixels(index.image(row)[None], CPU)
+        label = predict(network, image, short_side=short_side, domain=domain)[0].max(0).indices
+        counts += confusion(index.train_ids(row), label.numpy(), len(index.classes))
+    return counts
+
+
+def keep_in_memory(directory: str) -> None:
+    """Decode each image and label of a dataset once."""
+    index = open_index(directory)
+    index.image = functools.cache(index.image)  # type: ignore[method-assign]
+    index.train_ids = functools.cache(index.train_ids)  # type: ignore[method-assign]
+
+
+def row(a: Arguments, idea: str, seed: int) -> dict[str, Any]:
+    """Train and score one idea from the pair's warm start, which is trained if need be."""
+    recipe = recipe_of(a, IDEAS[idea])
+    name = idea if a.factor == 1 else f"{idea}-x{a.factor}"
+    models = a.out / "models" / (f"{a.pair}-quick" if a.quick else a.pair)
+    warm, out = models / f"warm_start-seed{seed}", models / f"{name}-seed{seed}"
+    if not (warm / "score.json").exists():
+        run_stage(a, recipe, 0, seed, None, warm)
+        (warm / "score.json").write_text(json.dumps({"idea": "warm_start", "seed": seed, **scored(a, warm)}, indent=1))
+    if (out / "score.json").exists():
+        return dict(json.loads((out / "score.json").read_text()))
+    began = time.monotonic()
+    shutil.rmtree(out, ignore_errors=True)
+    losses = run_stage(a, recipe, 1, seed, warm, out)
+    seconds = round(time.monotonic() - began, 1)
+    before = json.loads((warm / "score.json").read_text())
+    found = {"pair": a.pair, "idea": name, "seed": seed, "seconds": seconds, "losses": losses, **scored(a, out)}
+    found["warm_start"] = {domain: before[domain] for domain in ("target", "source", "scores")}
+    (out / "score.json").write_text(json.dumps(found, indent=1))
+    return found
+
+
+def main() -> None:
+    a = tyro.cli(Arguments)
+    torch.set_num_threads(1)
+    if a.pair in ("embedded", "harder"):
+        root = a.out / "data"
+        make_embedded(root)
+        a = replace(a, source=str(root / "source"), target=str(root / ("target" if a.pair == "embedded" else "harder")))
+    a = replace(a, source=absolute(a.source), target=absolute(a.target))
+    for directory in (a.source, a.target):
+        keep_in_memory(directory)
+    for seed in a.seeds:
+        for idea in a.ideas:
+            found = row(a, idea, seed)
+            target, source = found["target"], found["source"]
+            ious = " ".join(f"{100 * (v or 0):.1f}" for v in target["iou"].values())
+            scores = " ".join(f"{v:.3f}" for k, v in found["scores"].items() if k != "miou")
+            miou = f"{100 * target['miou']:.1f} [{ious}] source {100 * source['miou']:.1f}"
+            print(f"{a.pair} {found['idea']} s{seed}: {miou}", f"scores {scores} {found['seconds']} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

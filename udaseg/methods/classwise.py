@@ -1,0 +1,82 @@
+"""Class-wise self-training: a mean teacher whose reliable pixels are told class by class. Ours, of parts of others.
+
+The thresholds are those of class-balanced self-training (CBST, 1810.07911) with SDCA's share and cap (2105.05013), kept
+while the network trains; the strong view and the teacher are those of the DACS line (2007.08702), without ClassMix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from udaseg.components.augment import strong
+from udaseg.components.class_thresholds import ClassThresholds
+from udaseg.distributed import mean_over_ranks
+from udaseg.losses.segmentation import output_cross_entropy
+from udaseg.methods.base import Method
+from udaseg.models.segmenter import Segmenter
+from udaseg.models.teacher import EMATeacher
+from udaseg.ranges import Jitter, NonNegative, Share
+from udaseg.types import Batch, Loss
+
+
+class Classwise(Method):
+    """The student learns the teacher's most certain pixels of every class from a strong view of the target.
+
+    1. source cross-entropy;
+    2. the teacher labels the target; pixels that reach the running threshold of their class are reliable;
+    3. cross-entropy of the target's strong view with these labels, reliable pixels with weight 1, others with 0;
+    4. the teacher follows the student.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        share: Share = 0.5
+        """Most certain share of each class's predicted pixels that is reliable."""
+        cap: Share = 0.9
+        """Confidence from which a pixel is reliable whatever the share."""
+        target_weight: NonNegative = 1.0
+        """Of the target's cross-entropy, whose mean is over all pixels."""
+        teacher_momentum: Share = 0.99
+        jitter: Jitter = 0.25
+        """Strength of the strong view's colour jitter."""
+        jitter_probability: Share = 0.8
+        blur_probability: Share = 0.5
+
+        def build(self, student: Segmenter, *, seed: int) -> Classwise:
+            return Classwise(self, student, seed)
+
+    def __init__(self, config: Config, student: Segmenter, seed: int) -> None:
+        super().__init__()
+        self.config, self.seed = config, seed
+        self.student = student
+        self.teacher = EMATeacher(student, momentum=config.teacher_momentum)
+        self.thresholds = ClassThresholds(student.num_classes, share=config.share, cap=config.cap)
+
+    @property
+    def predictor(self) -> Segmenter:
+        return self.teacher.network
+
+    def losses(self, batches: Mapping[str, Batch], step: int, total_steps: int) -> Iterator[tuple[Loss, ...]]:
+        c, source, target = self.config, batches["source"], batches["target"]
+        out = self.student(source.image, "source", source.index)
+        yield (Loss("source_ce", output_cross_entropy(out, source.labels)),)
+
+        confidence, label = self.teacher.label(target.image)
+        self.thresholds.update(confidence, label)
+        weight = self.thresholds.reliable(confidence, label).to(confidence.dtype)
+        view = strong(
+            target.image,
+            target.index,
+            seed=self.seed,
+            purpose="target",
+            jitter=c.jitter,
+            jitter_probability=c.jitter_probability,
+            blur_probability=c.blur_probability,
+        )
+        out = self.student(view, "target", target.index)
+        loss = output_cross_entropy(out, label, weight, reduction="all")
+        yield Loss("target_ce", loss, c.target_weight), Loss("coverage", mean_over_ranks(weight.mean()), weight=0)
+
+    def after_step(self) -> None:
+        self.teacher.update(self.student)
