@@ -2,7 +2,6 @@
 
     python -m benchmarks.scaling index [--images 10000 100000 1000000 10000000]
     python -m benchmarks.scaling workers [--steps 150] [--rounds 3]
-    python -m benchmarks.scaling gpu
 
 index: datasets of so many images, whose rows share 64 small files. For each, in a process of its own: what the checks
 before a run and the index take in the driver, the cost of planning a sample, and the time from a Ray that is up to the
@@ -12,18 +11,12 @@ workers: images per second of one worker, it and all of Ray pinned to one core, 
 thread each; beside them the same step in processes apart, without Ray, which is what the machine itself allows; and how
 much of a step rank 0 computes, waits for data, waits for the other rank (where gradients, losses and batch norm
 statistics meet) and averages with it. For a machine with nothing else to do.
-
-gpu: the training step on batches in memory with and without bf16, channels-last and torch.compile: images per second
-and model FLOPs utilisation, FLOPs counted by torch for forward and backward of that very step. Waiting for data on a
-GPU: `workers`'s figure of a run there, or `benchmarks.overhead`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
-import itertools
 import json
 import multiprocessing
 import os
@@ -62,8 +55,6 @@ from udaseg.training.batches import to_batches
 from udaseg.training.step import build_state, train_step
 
 CLASSES = Classes(names=("ground", "sky", "box"), palette=((128, 64, 128), (70, 130, 180), (0, 0, 142)))
-PEAK_TFLOPS = {"H100": 989, "H200": 989, "A100": 312, "L4": 121}
-"""Dense bf16 matrix products of a GPU whose name holds the key, after its maker."""
 
 
 # --- index ----------------------------------------------------------------------------------------------------------
@@ -319,57 +310,5 @@ def _measure_workers(
     }
 
 
-# --- GPU ------------------------------------------------------------------------------------------------------------
-
-
-def gpu(recipe: str = "dacs", batch_size: int = 8, steps: int = 30, device: str = "cuda") -> None:
-    """The step of a recipe's last stage with and without bf16, channels-last and torch.compile, networks untrained."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    whole = override(RECIPES[recipe](), {"data.batch_size": batch_size, "model.pretrained": False})
-    stage = dataclasses.replace(whole.stages[-1], init_from=None)
-    on = torch.device(device)
-    name = torch.cuda.get_device_name(on) if on.type == "cuda" else "CPU"
-    peak = next((tflops for key, tflops in PEAK_TFLOPS.items() if key in name), None)
-    rng = np.random.default_rng(0)
-    columns = _random_columns(stage, batch_size, 19, rng)
-    print(f"{name}, {recipe}, batch {batch_size}, crop {stage.data.crop}")
-    for bf16, channels_last, compiled in itertools.product((False, True), repeat=3):
-        layout = torch.channels_last if channels_last else torch.contiguous_format
-        state = build_state(stage, 19, seed=1, init=None, device=on, bf16=bf16)
-        state.method.to(memory_format=layout)
-        batches = {
-            key: dataclasses.replace(batch, image=batch.image.contiguous(memory_format=layout))
-            for key, batch in to_batches(columns, stage.data, seed=1, device=on).items()
-        }
-        step = functools.partial(train_step, state, batches, stage, seed=1)
-        with FlopCounterMode(display=False) as counter:
-            step()
-        if compiled:
-            for network in state.method.children():
-                network.compile()
-        for _ in range(5):
-            step()
-        _finish(on)
-        began = time.perf_counter()
-        for _ in range(steps):
-            step()
-        _finish(on)
-        seconds = (time.perf_counter() - began) / steps
-        images = batch_size * len(batches) / seconds
-        rate = counter.get_total_flops() / seconds / 1e12
-        used = f", MFU {rate / peak:.1%} of {peak} (bf16)" if peak else ""
-        print(
-            f"bf16 {bf16!s:6} channels-last {channels_last!s:6} compile {compiled!s:6} {images:8.1f} images/s, "
-            f"{rate:.2f} TFLOP/s{used}",
-            flush=True,
-        )
-
-
-def _finish(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 if __name__ == "__main__":
-    tyro.extras.subcommand_cli_from_dict({"index": index, "workers": workers, "gpu": gpu})
+    tyro.extras.subcommand_cli_from_dict({"index": index, "workers": workers})
