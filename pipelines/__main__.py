@@ -23,6 +23,9 @@ def main() -> int:
     if words[:1] == ["--verbose"]:  # each command knows it
         words = [*words[1:], "--verbose"]
     name = words[0] if words else ""
+    if name and not name.startswith("-") and name not in COMMANDS:
+        print(f"error: no command {name!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
     if name not in COMMANDS:
         print("usage: udaseg [--verbose] COMMAND [options]\n", file=sys.stderr)
         for command, what in COMMANDS.items():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
+import itertools
 import json
 import os
 import signal
@@ -12,7 +14,9 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import tyro
 
 from udaseg.errors import CheckpointError, ConfigError, DatasetError, TrainingError, UnreachableError
 
@@ -20,6 +24,8 @@ if TYPE_CHECKING:
     from udaseg.config import Recipe
 
 _MAX_CONFIG = 1 << 20  # bytes
+
+T = TypeVar("T")
 
 
 def command(run: Callable[[Sequence[str]], None]) -> Callable[..., int]:
@@ -72,6 +78,59 @@ def _sigterm_as_ctrl_c(terminated: threading.Event) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def parse_arguments(of: Callable[..., T], argv: Sequence[str], **how: Any) -> T:
+    """`tyro.cli`, but words that it cannot use, for which it draws a box and exits, raise ConfigError in a line."""
+    shown = io.StringIO()
+    helps = bool({"-h", "--help"} & set(argv))
+    try:
+        with contextlib.redirect_stderr(shown), contextlib.nullcontext() if helps else _plain_terminal():
+            return tyro.cli(of, args=argv, **how)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise ConfigError(_said_in(shown.getvalue())) from None
+
+
+@contextlib.contextmanager
+def _plain_terminal() -> Iterator[None]:
+    """Meanwhile, have what asks the environment find a terminal without colours, so wide that no line is wrapped."""
+    terminal = {"COLUMNS": "1000000", "TERM": "dumb"}
+    before = {name: os.environ.get(name) for name in terminal}
+    os.environ.update(terminal)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _said_in(box: str) -> str:
+    """The text of one of tyro's boxes in a line: what is wrong, with which option, and what is accepted or is near."""
+    sections: list[list[str]] = [[]]
+    for line in box.splitlines()[1:-1]:
+        text = line.strip("│ ")
+        if text and not text.strip("─-"):  # a rule; of hyphens, and one more, where output is no Unicode
+            sections.append([])
+        else:
+            sections[-1].append(text)
+    sections = [section for section in sections if section]
+    parts = [" ".join(itertools.takewhile(bool, sections[0]))]  # a blank line leads to reasons in Python's words
+    near: dict[str, None] = {}
+    for heading, *lines in sections[1:]:
+        if heading == "Argument helptext:":
+            parts.append(f"accepted: {lines[0]}")
+        elif heading.startswith(("Perhaps you meant", "Arguments similar")):
+            near |= dict.fromkeys(line.split()[0].rstrip(",") for line in lines if line.startswith("--"))
+        else:
+            parts.append(" ".join([heading, *lines]).removeprefix("For full helptext, ").replace("run:", "run"))
+    if near:
+        parts.insert(1, f"did you mean {', '.join(near)}?")
+    return "; ".join(part.removesuffix(".") for part in parts)
 
 
 def recipe_file(uri: str) -> Recipe:

@@ -6,9 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import tyro
-
-from pipelines.cli import command
+from pipelines.cli import command, parse_arguments
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +23,7 @@ class Arguments:
 
 @command
 def main(argv: Sequence[str]) -> None:
-    a = tyro.cli(Arguments, args=argv, prog="udaseg demo")
+    a = parse_arguments(Arguments, argv, prog="udaseg demo")
     from udaseg.jobs.demo import demo
 
     demo(a.out, seed=a.seed, resume=a.resume)

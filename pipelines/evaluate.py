@@ -9,7 +9,7 @@ from typing import Literal
 
 import tyro
 
-from pipelines.cli import command
+from pipelines.cli import command, parse_arguments
 from udaseg.config import Inference
 
 
@@ -31,7 +31,7 @@ class Arguments:
 
 @command
 def main(argv: Sequence[str]) -> None:
-    a = tyro.cli(Arguments, args=argv, prog="udaseg evaluate", config=(tyro.conf.AvoidSubcommands,))
+    a = parse_arguments(Arguments, argv, prog="udaseg evaluate", config=(tyro.conf.AvoidSubcommands,))
     from udaseg.jobs.evaluate import evaluate_to
 
     evaluate_to(a.out, a.checkpoint, a.dataset, split=a.split, inference=a.inference, print_json=a.format == "json")

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from pipelines.cli import command
+from pipelines.cli import command, parse_arguments
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class Arguments:
 
 @command
 def main(argv: Sequence[str]) -> None:
-    arguments = tyro.cli(Arguments, args=argv, prog="udaseg import")
+    arguments = parse_arguments(Arguments, argv, prog="udaseg import")
     from udaseg.jobs.import_ import import_model
 
     found = import_model(

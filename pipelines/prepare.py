@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
-import tyro
-
-from pipelines.cli import command
+from pipelines.cli import command, parse_arguments
 
 
 @command
 def main(argv: Sequence[str]) -> None:
     from udaseg.jobs.prepare import prepare
 
-    tyro.cli(prepare, args=argv, prog="udaseg prepare")
+    @functools.wraps(prepare)  # its arguments and their help
+    def prepared(**arguments: Any) -> Callable[[], Any]:
+        return functools.partial(prepare, **arguments)
+
+    parse_arguments(prepared, argv, prog="udaseg prepare")()
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import tyro
 
-from pipelines.cli import command
+from pipelines.cli import command, parse_arguments
 from udaseg.config import Inference, PseudoLabel
 from udaseg.data.export import ExportFormat
 
@@ -44,7 +44,7 @@ class Arguments:
 
 @command
 def main(argv: Sequence[str]) -> None:
-    arguments = tyro.cli(Arguments, args=argv, prog="udaseg pseudo-label", config=(tyro.conf.AvoidSubcommands,))
+    arguments = parse_arguments(Arguments, argv, prog="udaseg pseudo-label", config=(tyro.conf.AvoidSubcommands,))
     from udaseg.errors import UnreachableError
     from udaseg.jobs.pseudo_label.job import pseudo_label, unreachable_images
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from pipelines.cli import command, recipe_file, spell_out
+from pipelines.cli import command, parse_arguments, recipe_file, spell_out
 from udaseg.config import Recipe
 from udaseg.errors import ConfigError
 from udaseg.job_config import Sweep
@@ -45,9 +45,12 @@ def parse(argv: Sequence[str]) -> tuple[Space, Arguments]:
             print(f"  {name:20} {line}")
         raise SystemExit(0)
     space = load_space(argv[0])
-    before = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    before = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     before.add_argument("--recipe", default=space.recipe)
-    known, rest = before.parse_known_args(argv[1:])
+    try:
+        known, rest = before.parse_known_args(argv[1:])
+    except argparse.ArgumentError as error:
+        raise ConfigError(f"{error}; give a recipe's name or a config.json") from None
     if known.recipe in RECIPES:
         recipe = RECIPES[known.recipe]()
     elif known.recipe.endswith(".json"):
@@ -55,9 +58,9 @@ def parse(argv: Sequence[str]) -> tuple[Space, Arguments]:
     else:
         raise ConfigError(f"--recipe: no recipe {known.recipe!r}; there are {', '.join(RECIPES)}")
     own = {field.name for field in dataclasses.fields(Arguments)} - {"recipe", "cluster"}
-    arguments = tyro.cli(
+    arguments = parse_arguments(
         Arguments,
-        args=spell_out(recipe, rest, own),
+        spell_out(recipe, rest, own),
         default=Arguments(recipe=recipe, out=tyro.MISSING, target=tyro.MISSING, metric=space.metric),  # type: ignore[arg-type]
         prog=f"udaseg sweep {space.name}",
         config=(tyro.conf.AvoidSubcommands,),

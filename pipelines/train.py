@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from pipelines.cli import command, recipe_file, spell_out
+from pipelines.cli import command, parse_arguments, recipe_file, spell_out
 from udaseg.config import Recipe
 from udaseg.errors import ConfigError
 from udaseg.job_config import Cluster
@@ -54,9 +54,9 @@ def parse(argv: Sequence[str]) -> Arguments:
     else:
         raise ConfigError(f"no recipe {argv[0]!r}; there are {', '.join(summaries())}")
     default = Arguments(recipe=recipe, out=tyro.MISSING)
-    return tyro.cli(
+    return parse_arguments(
         Arguments,
-        args=spell_out(recipe, rest, {"out", "source", "target", "resume"}),
+        spell_out(recipe, rest, {"out", "source", "target", "resume"}),
         default=default,
         prog="udaseg train",
         config=(tyro.conf.AvoidSubcommands,),

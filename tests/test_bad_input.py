@@ -40,8 +40,9 @@ def tree(folder: Path) -> dict[str, object]:
 
 def run(command: str, words: list[str]) -> int | str | None:
     """The exit code of a command in this process."""
+    module = "import_" if command == "import" else command.replace("-", "_")
     try:
-        code: int = importlib.import_module(f"pipelines.{command.replace('-', '_')}").main(words)
+        code: int = importlib.import_module(f"pipelines.{module}").main(words)
     except SystemExit as stop:
         return stop.code
     return code
@@ -90,7 +91,7 @@ def test_bad_input_is_refused_in_one_line(
 
 def test_the_table_covers_all_commands() -> None:
     counts = collections.Counter(case.command for case in CASES)
-    assert set(counts) == {"prepare", "train", "evaluate", "sweep", "pseudo-label", "demo"}
+    assert set(counts) == {"prepare", "train", "evaluate", "sweep", "pseudo-label", "demo", "import"}
     assert len(CASES) >= 150 and min(counts.values()) >= 5
 
 

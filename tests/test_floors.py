@@ -118,6 +118,16 @@ def test_a_module_is_read_in_one_sitting(module: str) -> None:
     assert len(MODULES[module].read_text().splitlines()) <= MOST_LINES
 
 
+@pytest.mark.parametrize("module", MODULES)
+def test_what_others_read_is_json_for_everybody(module: str) -> None:
+    """`dump_json` writes null where `json.dumps` would write NaN, which is no JSON."""
+    for call in ast.walk(ast.parse(MODULES[module].read_text())):
+        name = ast.unparse(call.func).rpartition(".")[2] if isinstance(call, ast.Call) else ""
+        assert name != "dump", f"{module}: json.dump"
+        if name in ("print", "write", "write_bytes", "write_text"):
+            assert "json.dumps(" not in ast.unparse(call), f"{module}: {ast.unparse(call)}"
+
+
 def test_commands_only_parse_arguments() -> None:
     lines = [len(path.read_text().splitlines()) for name, path in MODULES.items() if _within(name, "pipelines")]
     assert sum(lines) < 700

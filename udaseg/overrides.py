@@ -13,6 +13,7 @@ from typing import Any, Literal
 import typeguard
 
 from udaseg.config import Recipe
+from udaseg.data.strict_json import dump_json
 from udaseg.errors import ConfigError
 
 
@@ -46,7 +47,7 @@ def override(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
 
 def to_json(recipe: Recipe) -> str:
     """The recipe with every field, as JSON that `from_json` reads."""
-    return json.dumps(dataclasses.asdict(recipe), indent=1)
+    return dump_json(dataclasses.asdict(recipe), indent=1)
 
 
 def from_json(text: str, recipes: Mapping[str, Any], origin: str) -> Recipe:

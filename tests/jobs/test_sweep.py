@@ -6,6 +6,7 @@ import csv
 import importlib
 import io
 import json
+import math
 import os
 import signal
 import subprocess
@@ -21,12 +22,14 @@ from tiny import make_dataset, tiny_recipe
 
 from pipelines.sweep import Arguments, main
 from pipelines.train import parse
+from udaseg.data.strict_json import parse_json
 from udaseg.errors import ConfigError, DatasetError
 from udaseg.evaluation.model_selection import SCORES
 from udaseg.job_config import Cluster
 from udaseg.jobs import sweep as job
+from udaseg.jobs.monitor import Monitor
 from udaseg.jobs.spaces import Space, load_space, shared_stages, spaces
-from udaseg.jobs.trials import concurrency, trial_resources
+from udaseg.jobs.trials import concurrency, read_curve, trial_resources
 from udaseg.overrides import full_names, override
 from udaseg.recipes import RECIPES
 from udaseg.reports.sweep import Trial, rank_correlations, sweep_page, trial_table
@@ -108,6 +111,17 @@ def test_rankings_are_compared_at_the_last_step_that_all_reached() -> None:
     assert found["information"] == (pytest.approx(-0.5), 10, 3)
     unlabelled = [replace(t, curve=[(s, {"entropy": 1.0}) for s, _ in t.curve]) for t in TRIALS]
     assert rank_correlations(unlabelled, MODES) == {}  # type: ignore[arg-type]
+
+
+def test_a_score_that_could_not_be_taken_is_null_in_the_file(tmp_path: Path) -> None:
+    monitor = Monitor(str(tmp_path), None)
+    scores = {"entropy": math.nan, "agreement": 0.25}
+    monitor._rows = [{"stage": 1, "step": 2, "name": "adapt", "loss": 0.5}, {"stage": 1, "step": 4, **scores}]
+    monitor._write()
+    rows = [parse_json(line, "") for line in (tmp_path / "metrics.jsonl").read_bytes().splitlines()]
+    assert [row.get("entropy", "none") for row in rows] == ["none", None]
+    ((step, found),) = read_curve(str(tmp_path), [0, 10])
+    assert step == 14 and math.isnan(found["entropy"]) and found["agreement"] == 0.25
 
 
 def test_table_names_every_trial() -> None:

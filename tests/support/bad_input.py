@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import torch
 from PIL import Image
 from tiny import CLASSES, make_checkpoint, make_dataset
 
@@ -53,6 +54,9 @@ def make_files(folder: Path) -> None:
     images.mkdir()
     for n in range(2):
         Image.new("RGB", (56, 40)).save(images / f"{n:03d}.png")
+    theirs = {"layer6.conv2d_list.0.weight": torch.zeros(19, 8, 3, 3), "layer6.conv2d_list.0.bias": torch.zeros(19)}
+    theirs |= {f"layer3.{i}.conv1.weight": torch.zeros(8, 8, 1, 1) for i in range(6)}
+    torch.save({"state_dict": theirs}, folder / "theirs.pth")
     (folder / "text").write_text("hello")
     (folder / "empty").mkdir()
 
@@ -137,6 +141,7 @@ LABEL = "--checkpoint {d}/model --images {d}/target"
 TRAIN = "dacs_small --source {d}/source --target {d}/target"
 SWEEP = "thresholds --source {d}/source --target {d}/target"
 PREPARE = "--images {d}/source/images --labels {d}/source/labels"
+IMPORT = "{d}/theirs.pth --classes {d}/classes.json"
 CUTS = ("0", "1", "half", "all but 1")
 
 
@@ -147,7 +152,12 @@ def truncated() -> Iterator[Case]:
         "target/index.arrow": [("evaluate", EVALUATE), ("train", TRAIN)],
         "target/class_rows.arrow": [("evaluate", EVALUATE), ("train", TRAIN)],
         "model/model.json": [("evaluate", EVALUATE), ("pseudo-label", LABEL)],
-        "model/model.safetensors": [("evaluate", EVALUATE), ("pseudo-label", LABEL)],
+        "model/model.safetensors": [
+            ("evaluate", EVALUATE),
+            ("pseudo-label", LABEL),
+            ("import", "{d}/model/model.safetensors --classes {d}/classes.json"),
+        ],
+        "theirs.pth": [("import", IMPORT)],
         "config.json": [("train", "--config {d}/config.json"), ("sweep", f"{SWEEP} --recipe {{d}}/config.json")],
         "classes.json": [("prepare", f"{PREPARE} --classes {{d}}/classes.json")],
         "mapping.json": [("prepare", f"{PREPARE} --classes {{d}}/classes.json --mapping {{d}}/mapping.json")],
@@ -184,6 +194,14 @@ def wrong_json() -> Iterator[Case]:
         name = file.split("/")[-1]
         for kind, content in _NOT_OBJECTS.items():
             yield Case(f"{file} is {kind}", command, words, name, holds(file, content))
+            if name == "classes.json":
+                yield Case(
+                    f"{file} is {kind}",
+                    "import",
+                    f"{{d}}/theirs.pth --classes {{d}}/{file}",
+                    name,
+                    holds(file, content),
+                )
         yield Case(f"{file} is a folder", command, words, name, folder_at(file))
         yield Case(f"{file} is gone", command, words, name, gone(file))
     fields: list[tuple[str, str, dict[str, Any]]] = [
@@ -318,6 +336,68 @@ def unknown() -> Iterator[Case]:
     yield Case("unknown", "prepare", words, "--split")
 
 
+def words_that_do_not_fit() -> Iterator[Case]:
+    """What the command line's own types refuse; its error names the option, the word, and what is accepted or near."""
+    train, sweep = f"{TRAIN} --out {{d}}/new", f"{SWEEP} --out {{d}}/new"
+    lines = (
+        ("train", f"{train} --steps many", ("stages.0.steps", "'many'", "INT")),
+        ("train", f"{train} --optim.lr [/b]", ("optim.lr", "'[/b]'", "FLOAT")),
+        ("train", f"{train} --data.crop 3", ("data.crop", "2 values")),
+        ("train", f"{train} --cluster.worker 2", ("--cluster.worker,", "did you mean", "--cluster.workers")),
+        ("train", f"{train} more", "more"),
+        ("train", TRAIN, "--out STR"),
+        ("sweep", f"{sweep} --metric best", ("--metric", "'best'", "'entropy'")),
+        ("sweep", f"{sweep} --trials 1.5", ("--trials", "'1.5'", "INT")),
+        ("sweep", f"{sweep} --cluster.no-gpuu", ("--cluster.no-gpuu", "did you mean --cluster.gpu")),
+        ("sweep", f"{sweep} --recipe", "--recipe"),
+        ("evaluate", "--dataset {d}/target", "--checkpoint STR"),
+        ("evaluate", "", ("--checkpoint STR", "--dataset STR")),
+        ("evaluate", f"{EVALUATE} --splt val", ("--splt", "did you mean --split")),
+        ("evaluate", f"{EVALUATE} --splt val --inference.winow 4 4", ("--split", "--inference.window")),
+        ("evaluate", f"{EVALUATE} --format [red]", ("--format", "'[red]'", "'table', 'json'")),
+        ("evaluate", f"{EVALUATE} --format {'x' * 300}", ("--format", "x" * 300)),
+        ("evaluate", f"{EVALUATE} --inference.window 64", ("--inference.window", "'64'", "INT INT")),
+        ("evaluate", f"{EVALUATE} --inference.no-flip=3", "3"),
+        ("pseudo-label", f"{LABEL} --out {{d}}/new --block-size many", ("--block-size", "'many'", "INT")),
+        ("pseudo-label", f"{LABEL} --out {{d}}/new --rules.rule best", ("--rules.rule", "'best'", "'any_class'")),
+        ("pseudo-label", f"{LABEL} --out {{d}}/new --layouts voc", ("--layouts", "voc", "coco_stuff")),
+        ("pseudo-label", f"{LABEL} --output {{d}}/new", "--out STR"),
+        ("prepare", f"{PREPARE} --out {{d}}/new --layot folders", ("--layot", "did you mean --layout")),
+        ("prepare", f"{PREPARE} --out {{d}}/new --on-error pass", ("--on-error", "'pass'", "'skip'")),
+        ("prepare", PREPARE, "--out STR"),
+        ("demo", "--seed one", ("--seed", "'one'", "INT")),
+        ("demo", "--seed", ("--seed", "1 value")),
+        ("demo", "--sed 1", ("--sed", "did you mean --seed")),
+        ("import", f"{IMPORT} --out {{d}}/new --from theirs", ("--from", "'theirs'", "'daformer'")),
+        ("import", f"{IMPORT} --out {{d}}/new --short-side half", ("--short-side", "half", "INT")),
+        ("import", f"{IMPORT} --out {{d}}/new --form hrda", ("--form", "did you mean --from")),
+        ("import", f"{IMPORT} --out {{d}}/new {{d}}/text", "text"),
+        ("import", "--classes cityscapes --out {d}/new", "CHECKPOINT"),
+        ("import", "{d}/theirs.pth --out {d}/new", "--classes STR"),
+        ("import", IMPORT, "--out STR"),
+    )  # fmt: skip
+    for i, (command, words, named) in enumerate(lines):
+        yield Case("words", command, words, named, out=False, full=command in ("train", "sweep") and i % 3 > 0)
+
+
+def imports() -> Iterator[Case]:
+    """Files that are no checkpoint of the format, and class lists that are not theirs."""
+    for thing in ("{d}/text", "{d}/empty", "{d}/nothing", "{d}/[", "{d}/images/000.png", "s4://bucket", "{d}/model"):
+        name = thing.removeprefix("{d}/")
+        yield Case("other thing", "import", f"{thing} --classes cityscapes", name)
+        yield Case("other thing", "import", f"{{d}}/theirs.pth --classes {thing}", name)
+    yield Case("no code", "import", IMPORT, "theirs.pth", holds("theirs.pth", b"cos\nsystem\n(S'true'\ntR."))
+    yield Case("fewer classes", "import", IMPORT, ("theirs.pth", "19 classes", "3"))
+    for form in ("daformer", "proda", "segformer"):
+        words = f"{{d}}/theirs.pth --classes cityscapes --from {form}"
+        yield Case("another's", "import", words, ("theirs.pth", form, "looks like deeplabv2"))
+    yield Case(
+        "half a network", "import", "{d}/theirs.pth --classes cityscapes", ("theirs.pth", "layer3.0.conv1.weight")
+    )
+    for side in ("0", "-1", "99999"):
+        yield Case("range", "import", f"{IMPORT} --short-side {side}", ("short_side", side))
+
+
 def _swap(folder: Path, one: str, other: str) -> None:
     (folder / one).rename(folder / "aside")
     (folder / other).rename(folder / one)
@@ -370,7 +450,7 @@ def outputs() -> Iterator[Case]:
     """Outputs that are there, hold something of the user's, or cannot be made."""
     commands = [("train", TRAIN), ("sweep", SWEEP), ("pseudo-label", LABEL), ("demo", "")]
     commands.append(("prepare", f"{PREPARE} --classes {{d}}/classes.json"))
-    commands.append(("evaluate", EVALUATE))
+    commands += [("evaluate", EVALUATE), ("import", "{d}/theirs.pth --classes cityscapes")]
     for command, words in commands:
         yield Case("out is a file", command, f"{words} --out {{d}}/text", "text", out=False)
         yield Case("out is below a file", command, f"{words} --out {{d}}/text/x", "text", out=False)
@@ -388,8 +468,7 @@ def _results(folder: Path) -> None:
     (folder / "res" / "metrics.json").write_text("mine")
 
 
-CASES = [
-    case
-    for table in (truncated, wrong_json, out_of_range, unknown, other_things, counts, outputs)
-    for case in table()
-]  # fmt: skip
+TABLES = (
+    truncated, wrong_json, out_of_range, unknown, words_that_do_not_fit, imports, other_things, counts, outputs,
+)  # fmt: skip
+CASES = [case for table in TABLES for case in table()]

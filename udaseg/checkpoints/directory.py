@@ -18,6 +18,7 @@ from udaseg.checkpoints.tensor_files import read_header, read_safetensors, read_
 from udaseg.config import Model
 from udaseg.data.classes import Classes
 from udaseg.data.storage import exists, join, read_bytes, write_bytes
+from udaseg.data.strict_json import dump_json
 from udaseg.errors import CheckpointError
 from udaseg.models.build import build_segmenter
 from udaseg.models.image_sizes import ImageSizes
@@ -54,7 +55,7 @@ def save_model(directory: Path, network: Segmenter, card: ModelCard) -> None:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     safetensors.torch.save_file(tensors, directory / MODEL_FILE)
     card = dataclasses.replace(card, image_sizes=network.image_sizes)
-    (directory / CARD_FILE).write_text(json.dumps(dataclasses.asdict(card), indent=1))
+    (directory / CARD_FILE).write_text(dump_json(dataclasses.asdict(card), indent=1))
 
 
 def read_card(uri: str) -> ModelCard:

@@ -9,6 +9,7 @@ from PIL import Image
 
 from udaseg.data.street_domains import CLASSES, DOMAINS
 from udaseg.data.street_scene import render
+from udaseg.data.strict_json import dump_json
 from udaseg.errors import DatasetError
 
 RENDERER = 2
@@ -39,7 +40,7 @@ def write_pair(
     elif root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise DatasetError(f"{root}: holds other files; name a new or empty directory")
     root.mkdir(parents=True, exist_ok=True)
-    begun.write_text(json.dumps(arguments))
+    begun.write_text(dump_json(arguments))
     colours = [value for colour in CLASSES.palette for value in colour]
     for domain in DOMAINS:
         for split, count, first in (("train", train, 0), ("val", val, train)):

@@ -30,6 +30,7 @@ from udaseg.data.classes import read_classes
 from udaseg.data.images import read_image
 from udaseg.data.index import open_index
 from udaseg.data.storage import write_bytes
+from udaseg.data.strict_json import dump_json
 from udaseg.data.synthetic import write_pair
 from udaseg.errors import ConfigError
 from udaseg.evaluation.metrics import gap_closed, mean_iou
@@ -88,7 +89,7 @@ class _Journal:
         return {name: entry["seconds"] for name, entry in self._content["phases"].items()}
 
     def _write(self) -> None:
-        write_bytes(str(self._file), json.dumps(self._content).encode())
+        write_bytes(str(self._file), dump_json(self._content).encode())
 
 
 def demo(

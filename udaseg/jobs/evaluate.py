@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import os
 from collections.abc import Sequence
 
@@ -18,6 +17,7 @@ from udaseg.data.classes import read_classes, require_same_classes
 from udaseg.data.index import open_index
 from udaseg.data.manifest import read_manifest
 from udaseg.data.storage import exists, join, write_bytes
+from udaseg.data.strict_json import dump_json
 from udaseg.errors import ConfigError, DatasetError
 from udaseg.evaluation.metrics import confusion
 from udaseg.jobs.output import own_directory
@@ -113,9 +113,9 @@ def evaluate_to(
         if out is not None:
             picture = io.BytesIO()
             confusion_picture(counts, classes.names).save(picture, "PNG")
-            write_bytes(join(out, FILES[0]), json.dumps(metrics, indent=1).encode())
+            write_bytes(join(out, FILES[0]), dump_json(metrics, indent=1).encode())
             write_bytes(join(out, FILES[1]), picture.getvalue())
     if print_json:
-        print(json.dumps(metrics))
+        print(dump_json(metrics))
     else:
         show(iou_table({"": counts}, classes.names))

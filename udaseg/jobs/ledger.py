@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 
 from udaseg.data.manifest import BROKEN, reason_of
 from udaseg.data.storage import children, exists, filesystem, join, read_bytes, remove, version, write_bytes, writer
-from udaseg.data.strict_json import parse_json
+from udaseg.data.strict_json import dump_json, parse_json
 from udaseg.errors import DatasetError, UnreachableError
 
 LISTING = pa.schema(
@@ -147,7 +147,7 @@ def open_ledger(
     with writer(join(directory, "listing.parquet")) as stream:
         number, digest = _write_listing(chain([first], rows), block_size, stream)
     content = {"job": {**job, "images": digest}, "count": number, "block_size": block_size}
-    write_bytes(uri, json.dumps(content, indent=1).encode())
+    write_bytes(uri, dump_json(content, indent=1).encode())
     return Ledger(directory, number, block_size)
 
 

@@ -17,6 +17,7 @@ from tensorboardX import SummaryWriter
 
 from udaseg.config import Stage
 from udaseg.data.storage import exists, join, read_bytes, write_bytes
+from udaseg.data.strict_json import dump_json
 from udaseg.jobs.resources import waits_told
 from udaseg.reports.adaptation import NOT_LOSSES
 
@@ -112,4 +113,4 @@ class Monitor:
             self._last_line = time.monotonic()
 
     def _write(self) -> None:
-        write_bytes(self._uri, "".join(json.dumps(row) + "\n" for row in self._rows).encode())
+        write_bytes(self._uri, "".join(dump_json(row) + "\n" for row in self._rows).encode())

@@ -27,6 +27,7 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from udaseg.data.storage import children, exists, filesystem, join, read_bytes, remove, write_bytes
+from udaseg.data.strict_json import dump_json
 from udaseg.errors import ConfigError
 
 MARKER, LEASE = ".udaseg.json", ".udaseg.lease"
@@ -101,7 +102,7 @@ def _json(uri: str) -> dict[str, Any]:
 
 def mark(out: str, command: str) -> None:
     """Make a directory the command's own, whatever is in it: who calls it has put it there."""
-    write_bytes(join(out, MARKER), json.dumps({"command": command}).encode())
+    write_bytes(join(out, MARKER), dump_json({"command": command}).encode())
 
 
 @contextlib.contextmanager
@@ -187,7 +188,7 @@ def exclusive_driver(directory: str) -> Iterator[None]:
         content = {"token": token, "machine": _machine(), "locked": locked, "beat": beat}
         content |= {"host": platform.node(), "pid": os.getpid()}
         with fs.open_output_stream(path) as stream:  # in place: a kill leaves no half of a second file
-            stream.write(json.dumps(content).encode())
+            stream.write(dump_json(content).encode())
 
     def sign_on() -> None:
         for beat in count(1):

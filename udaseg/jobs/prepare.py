@@ -21,7 +21,7 @@ from udaseg.data.images import MAX_BYTES, inspect
 from udaseg.data.layouts import LAYOUTS
 from udaseg.data.manifest import DATASET_FILES, MANIFEST, write_dataset
 from udaseg.data.storage import exists, filesystem, join, read_bytes, remove, write_bytes
-from udaseg.data.strict_json import parse_json
+from udaseg.data.strict_json import dump_json, parse_json
 from udaseg.data.taxonomies import remap
 from udaseg.errors import DatasetError
 from udaseg.jobs.output import keep_apart, own_directory, require_own
@@ -106,7 +106,7 @@ def prepare(
         manifest = _manifest([good[row] for row in facts["row"].to_pylist()], facts, out, name)
         skipped = join(out, SKIPPED)
         if problems:
-            write_bytes(skipped, json.dumps([problem._asdict() for problem in problems], indent=1).encode())
+            write_bytes(skipped, dump_json([problem._asdict() for problem in problems], indent=1).encode())
         else:
             remove(skipped)  # of an overwritten dataset
         write_dataset(out, manifest, class_list)

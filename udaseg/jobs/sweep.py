@@ -113,7 +113,7 @@ def _settings(space: Space, a: Sweep, out: str) -> str:
         theirs = json.loads(read_bytes(uri))
         if changed := [name for name in mine if theirs.get(name) != mine[name]]:
             raise ConfigError(f"{out}: was begun with other settings ({', '.join(changed)}); choose another --out")
-    return json.dumps(mine, indent=1)
+    return dump_json(mine, indent=1)
 
 
 def _report(space: Space, a: Sweep, out: str, trials: list[Trial]) -> list[Trial]:
@@ -131,7 +131,7 @@ def _report(space: Space, a: Sweep, out: str, trials: list[Trial]) -> list[Trial
     recipe = override(a.recipe, best.values)
     correlations = rank_correlations(trials, MODES)
     found = {"trial": best.id, a.metric: best.last(a.metric), "recipe": dataclasses.asdict(recipe)}
-    write_bytes(join(out, "best.json"), json.dumps(found, indent=1).encode())
+    write_bytes(join(out, "best.json"), dump_json(found, indent=1).encode())
     rows = [{"trial": t.id, "state": t.state, **t.values, "step": t.step, **t.scores} for t in trials]
     write_bytes(join(out, "trials.json"), dump_json([dataclasses.asdict(t) for t in trials], indent=1).encode())
     table = io.StringIO()

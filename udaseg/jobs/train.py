@@ -24,6 +24,7 @@ from udaseg.data.index import first_image
 from udaseg.data.manifest import digest
 from udaseg.data.plan import Plan, StreamPlan
 from udaseg.data.storage import absolute, exists, join, write_bytes
+from udaseg.data.strict_json import dump_json
 from udaseg.errors import TrainingError
 from udaseg.evaluation.checkpoint_scores import Scoring
 from udaseg.job_config import Cluster
@@ -80,7 +81,7 @@ def train(
         ensure_ray(num_cpus=usable_cores() + cluster.workers)
         check_resources(cluster)
         if not exists(join(out, "config.json")):
-            write_bytes(join(out, "config.json"), json.dumps(config, indent=1).encode())
+            write_bytes(join(out, "config.json"), dump_json(config, indent=1).encode())
         write_bytes(join(out, "classes.json"), classes.to_json().encode())
         check_nodes([first_image(directory) for directory in directories.values() if directory is not None], out)
         run = _Run(recipe, classes, directories, digests, out, cluster, Monitor(out, on_score), scoring)

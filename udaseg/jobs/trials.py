@@ -20,6 +20,7 @@ from ray.tune.search.optuna import OptunaSearch
 from udaseg.checkpoints.directory import CARD_FILE, copy_model
 from udaseg.config import Recipe
 from udaseg.data.storage import children, exists, join, read_bytes, write_bytes
+from udaseg.data.strict_json import dump_json
 from udaseg.errors import CheckpointError, ConfigError, TrainingError
 from udaseg.evaluation.checkpoint_scores import Scoring
 from udaseg.job_config import Cluster, Sweep
@@ -84,7 +85,7 @@ def trainable(
                 come_from = stage_directory(join(out, "shared"), run, number)
                 copy_model(join(come_from, "model"), join(stage_directory(own, run, number), "model"))
 
-        write_bytes(uri, json.dumps(note).encode())
+        write_bytes(uri, dump_json(note).encode())
 
         def report(row: dict[str, Any]) -> None:
             if (done := begins[row["stage"]] + row["step"]) < begins[-1]:
@@ -102,7 +103,7 @@ def trainable(
                 on_score=report,
             )
         except Exception as error:
-            write_bytes(uri, json.dumps(note | {"error": str(error)}).encode())
+            write_bytes(uri, dump_json(note | {"error": str(error)}).encode())
             if not isinstance(error, TrainingError | ConfigError | CheckpointError):
                 raise  # another try may end otherwise
             tune.report({"step": begins[-1], metric: math.nan})
@@ -120,7 +121,8 @@ def stage_begins(recipe: Recipe, shared: int) -> list[int]:
 
 
 def _scores(row: Mapping[str, Any]) -> dict[str, float]:
-    return {name: row[name] for name in MODES if name in row}
+    """The scores in a row of metrics, NaN where there was none to take."""
+    return {name: math.nan if row[name] is None else row[name] for name in MODES if name in row}
 
 
 def read_curve(run: str, begins: Sequence[int]) -> list[tuple[int, dict[str, float]]]:

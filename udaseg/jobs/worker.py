@@ -29,6 +29,7 @@ from ray.train import CheckpointUploadMode
 
 from udaseg.data.classes import Classes
 from udaseg.data.storage import join, read_bytes
+from udaseg.data.strict_json import dump_json
 from udaseg.errors import UnreachableError
 from udaseg.jobs.ray_session import own_error
 from udaseg.jobs.stream import iterate
@@ -266,7 +267,7 @@ def _checkpoint(state: RunState, history: list[dict[str, Any]], job: WorkerJob, 
         return
     scratch = Path(tempfile.mkdtemp(dir=folder))
     state.save(scratch / STATE_FILE)
-    (scratch / HISTORY_FILE).write_text("".join(json.dumps(row) + "\n" for row in history))
+    (scratch / HISTORY_FILE).write_text("".join(dump_json(row) + "\n" for row in history))
     card = ModelCard(
         model=job.stage.model,
         classes=job.classes,

@@ -176,7 +176,7 @@ def _do(work: Work, source: str | None, max_failed: float | None) -> None:
     failed = [dict(zip(("image_id", "image_uri", "reason"), row, strict=True)) for row in quality.failed]
     kinds = ["unreachable" if row["image_id"] in tally.unreachable else "unreadable" for row in failed]
     failed = [row | {"kind": kind} for row, kind in zip(failed, kinds, strict=True)]
-    write_bytes(join(out, "failed.json"), json.dumps(failed, indent=1).encode())
+    write_bytes(join(out, "failed.json"), dump_json(failed, indent=1).encode())
     numbers = quality.to_json(work.classes.names)
     write_bytes(join(out, REPORTS[0]), dump_json(numbers, indent=1).encode())
     write_dataset(out, table, work.classes)
