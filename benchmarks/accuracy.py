@@ -67,8 +67,10 @@ RECIPE_OF = {
     "ldbe": "ldbe_small",
     "dsp": "dsp_small",
     "sdca": "sdca_small",
+    "proda": "proda_small",
     "daformer": "daformer_small",
     "mic": "mic_small",
+    "crda": "crda_small",
     "cluda": "cluda_small",
     "hrda": "hrda_small",
 }

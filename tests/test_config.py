@@ -192,6 +192,9 @@ def test_json_with_another_number_of_stages_is_refused() -> None:
 _BASE = Recipe(name="x", stages=(Stage(name="only", method=DACS.Config(), steps=10),))
 
 
+_SOFT = replace(_BASE.stages[0].data, target=Stream(labels="distribution"))
+
+
 def _with(stage: dict[str, Any] | None = None, **fields: Any) -> Recipe:
     return replace(_BASE, stages=(replace(_BASE.stages[0], **(stage or {})),), **fields)
 
@@ -220,6 +223,8 @@ def _with(stage: dict[str, Any] | None = None, **fields: Any) -> Recipe:
         (_with({"data": replace(_BASE.stages[0].data, source=None, target=None)}), "neither"),
         (_with({"pseudo_label": PseudoLabel()}), "init_from"),
         (_with({"pseudo_label": PseudoLabel(), "init_from": "elsewhere"}), "pseudo"),
+        (_with({"pseudo_label": PseudoLabel(), "init_from": "elsewhere", "data": _SOFT}), "pseudo_label.distribution"),
+        (_with({"data": replace(_SOFT, rotation=5.0)}), "data.target.labels"),
         (
             _with({"data": replace(_BASE.stages[0].data, target=Stream(labels="none", sampling="rare_class"))}),
             "data.target.sampling",

@@ -10,12 +10,14 @@ import pytest
 from toy import METHODS
 
 from udaseg.components.masked_consistency import MIC
+from udaseg.components.relation_consistency import CRDA
 from udaseg.recipes import MODULES, RECIPES
 
 ROOT = Path(__file__).parents[1]
 DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(p for p in (ROOT / "docs").rglob("*.md") if p.stem != "log")]
 PAGES = {path.stem: path.read_text() for path in (ROOT / "docs/methods").glob("*.md") if path.stem != "README"}
 PAPERS = [path.stem for path in (ROOT / "udaseg/methods").glob("*.py") if path.stem not in ("__init__", "base")]
+PARTS = {"mic": MIC(), "crda": CRDA()}
 TOP = ("udaseg", "pipelines", "tune_spaces", "benchmarks", "tests", "docs")
 
 
@@ -71,10 +73,10 @@ def test_every_published_recipe_is_in_the_table() -> None:
     assert not [name for name in published if f"| `{name}` |" not in table]
 
 
-@pytest.mark.parametrize("name", [*PAPERS, "mic"])
+@pytest.mark.parametrize("name", [*PAPERS, *PARTS])
 def test_a_page_lists_the_fields_with_their_defaults(name: str) -> None:
-    if name == "mic":
-        config: object = MIC()
+    if name in PARTS:
+        config: object = PARTS[name]
     else:
         of_paper = (c for c in METHODS.values() if type(c).__module__ == f"udaseg.methods.{name}")
         config = type(next(of_paper))()
@@ -84,7 +86,7 @@ def test_a_page_lists_the_fields_with_their_defaults(name: str) -> None:
 
 
 def shown(value: object) -> str:
-    if isinstance(value, MIC):
+    if isinstance(value, MIC | CRDA):
         return "on" if value.weight else "off"
     return "`" + repr(value).replace("'", '"') + "`"
 

@@ -18,13 +18,21 @@ import torch
 from torch import Tensor
 
 from udaseg.components.feature_distance import feature_distance, majority_label
-from udaseg.components.prototypes import ClassGaussians
+from udaseg.components.prototypes import ClassGaussians, prototype_distance
 from udaseg.components.thresholds import union_pseudo_label
 from udaseg.losses.adversarial import binary_cross_entropy, disagreement, self_information
+from udaseg.losses.consistency import relation_consistency
 from udaseg.losses.contrastive import bidirectional_contrast, distribution_contrast
 from udaseg.losses.feature import mmd
 from udaseg.losses.pixel_pair import multi_resolution_contrast, pixel_contrast
-from udaseg.losses.segmentation import cross_entropy, entropy, focal_cross_entropy, negative_learning
+from udaseg.losses.segmentation import (
+    cross_entropy,
+    entropy,
+    focal_cross_entropy,
+    negative_learning,
+    reverse_cross_entropy,
+    uniform_divergence,
+)
 from udaseg.types import IGNORE
 
 GOLDEN = json.loads(Path(os.environ.get("GOLDEN") or Path(__file__).with_name("golden.json")).read_text())
@@ -161,6 +169,17 @@ def _adaptive() -> Result:
     return {"value": binary_cross_entropy(T((1, 1, 6, 8), 0.9), "target", 0.4 + 40 * unlike)}
 
 
+def _prototype_weight() -> Result:
+    distance = prototype_distance(T((2, 32, 4, 6), 0.37), T((19, 32), 0.61))
+    return {"tensor": (-distance).softmax(1)}
+
+
+def _reverse_cross_entropy() -> Result:
+    label = Y((2, 4, 6), 19)
+    label[:, :1] = IGNORE
+    return {"value": reverse_cross_entropy(3 * T((2, 19, 4, 6), 0.29), label)}
+
+
 IMPLEMENTED: dict[str, Callable[[], Result]] = {
     "BCL/FCL": lambda: _bcl(1, 0),
     "BCL/BCL": lambda: _bcl(0, 1),
@@ -179,6 +198,10 @@ IMPLEMENTED: dict[str, Callable[[], Result]] = {
     "ADVENT/prob_2_entropy": lambda: {"tensor": self_information(3 * T((2, 19, 6, 8), 0.29))},
     "CLAN/adaptive BCE": _adaptive,
     "CLAN/focal CE": lambda: {"value": focal_cross_entropy(3 * T((1, 19, 6, 8), 0.29), Y((1, 6, 8), 19))},
+    "ProDA/prototype weight": _prototype_weight,
+    "ProDA/RCE": _reverse_cross_entropy,
+    "ProDA/MRKLD": lambda: {"value": uniform_divergence(3 * T((2, 19, 4, 6), 0.29))},
+    "CRDA/pairwise MSE": lambda: {"value": relation_consistency(T((2, 19, 24), 0.37), T((2, 19, 24), 0.53, 1))},
     "DAFormer/FD": _feature_distance,
     "DAFormer/downscale_label_ratio": _majority_label,
 }

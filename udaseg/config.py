@@ -115,9 +115,10 @@ DOMAIN_OF: dict[str, Domain] = {"source": "source", "target": "target", "templat
 class Stream:
     """How the images of one domain are drawn."""
 
-    labels: Literal["true", "pseudo", "soft", "none"]
+    labels: Literal["true", "pseudo", "soft", "distribution", "none"]
     """Which labels the stage reads. True labels of a target are read by oracles alone; "soft" are pseudo-labels whose
-    pixels weigh as much in the cross-entropy as they are certain."""
+    pixels weigh as much in the cross-entropy as they are certain; "distribution" are pseudo-labels and what they come
+    from, the probabilities of all classes, see `PseudoLabel.distribution`."""
     sampling: Literal["uniform", "rare_class"] = "uniform"
     rare_temperature: Positive = 0.01
     """T of rare-class sampling, P(c) ~ exp((1 - f_c) / T)."""
@@ -181,6 +182,8 @@ class Data:
         for name, stream in self.streams().items():
             if stream.sampling == "rare_class" and stream.labels == "none":
                 raise ConfigError(f"{name}.sampling is rare_class, which needs labels")
+            if stream.labels == "distribution" and self.rotation:
+                raise ConfigError(f"{name}.labels is distribution, which is not rotated; set rotation to 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,6 +209,11 @@ class PseudoLabel:
     """Of the cosines to the prototypes, > 0."""
     rare_class: Literal["keep_top", "keep_all"] = "keep_top"
     """See `udaseg.components.thresholds.class_balanced_thresholds`."""
+    distribution: bool = False
+    """Store the probability of every class too, at an eighth of the image's size, for `data.target.labels`
+    "distribution"."""
+    flip: bool = False
+    """Average over the mirrored image too, as `inference.flip` does; for the labelling between stages."""
     by: str | None = None
     """Earlier stage, or model directory, whose network labels; None = the one that the stage starts from."""
 
@@ -300,8 +308,12 @@ class Stage:
             self.pseudo_label.check()
         if self.init_from is None and self.pseudo_label.by is None:
             raise ConfigError("pseudo_label needs init_from, or by: the network that labels")
-        if self.data.target is None or self.data.target.labels not in ("pseudo", "soft"):
-            raise ConfigError('pseudo_label is set, but data.target.labels is neither "pseudo" nor "soft"')
+        if self.data.target is None or self.data.target.labels not in ("pseudo", "soft", "distribution"):
+            raise ConfigError(
+                'pseudo_label is set, but data.target.labels is neither "pseudo", "soft" nor "distribution"'
+            )
+        if self.data.target.labels == "distribution" and not self.pseudo_label.distribution:
+            raise ConfigError('data.target.labels is "distribution": set pseudo_label.distribution, which stores it')
 
 
 @dataclass(frozen=True, kw_only=True)

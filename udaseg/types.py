@@ -35,6 +35,9 @@ class Batch:
     """(B, H, W) int64 train ids, 255 = ignore."""
     weight: Tensor | None = None
     """(B, H, W) float, for pseudo-labels the confidence in [0, 1]."""
+    distribution: Tensor | None = None
+    """(B, K, h, w) float, for pseudo-labels the probability of every class, at an eighth of the image's size; 0 of all
+    where nothing is known."""
     stream: str = ""
     """Which one, for messages."""
 
@@ -45,6 +48,14 @@ class Batch:
             raise ValueError(f'stream {self.stream!r} has no labels: give data.{self.stream}.labels other than "none"')
         return self.label
 
+    @property
+    def distributions(self) -> Tensor:
+        """`distribution` of a stream that must have one. Raises ValueError, naming the stream, where it has none."""
+        if self.distribution is None:
+            wanted = f'data.{self.stream}.labels "distribution"'
+            raise ValueError(f"stream {self.stream!r} has no probabilities of all classes: give {wanted}")
+        return self.distribution
+
     def to(self, device: torch.device) -> Batch:
         """The same batch with every tensor on `device`."""
         return replace(
@@ -53,6 +64,7 @@ class Batch:
             index=self.index.to(device),
             label=None if self.label is None else self.label.to(device),
             weight=None if self.weight is None else self.weight.to(device),
+            distribution=None if self.distribution is None else self.distribution.to(device),
         )
 
 

@@ -12,7 +12,7 @@ from draws import labels, normal
 from torch import Tensor, nn
 from two_ranks import TwoRanks
 
-from udaseg.components.prototypes import ClassGaussians
+from udaseg.components.prototypes import ClassGaussians, MovingPrototypes, class_means, prototype_distance
 from udaseg.models.inference import predict
 
 
@@ -66,3 +66,34 @@ def test_the_nearest_prototype_classifies() -> None:
     assert classifier.num_classes == 4 and probability.argmax(1).tolist() == [[[0, 1, 3]]]
     expected = torch.tensor([10.0, 0, -10, 0]).softmax(0)
     assert torch.allclose(probability[0, :, 0, 0], expected, atol=1e-6)
+
+
+def test_distances_to_prototypes_are_euclidean() -> None:
+    feature, prototypes = normal(2, 5, 3, 4).requires_grad_(), normal(6, 5, seed=1)
+    expected = (feature[:, None] - prototypes[None, :, :, None, None]).norm(dim=2)
+    found = prototype_distance(feature, prototypes)
+    torch.testing.assert_close(found, expected)
+    for gradient, wanted in zip(*(torch.autograd.grad(d.sum(), feature) for d in (found, expected)), strict=True):
+        torch.testing.assert_close(gradient, wanted)
+
+
+def test_class_means_are_of_single_images_with_enough_cells() -> None:
+    feature = normal(2, 3, 2, 3)
+    label = torch.tensor([[[0, 0, 1], [0, 255, 1]], [[2, 2, 2], [2, 2, 0]]])
+    means, present = class_means(feature, label, 4, min_cells=2)
+    assert present.tolist() == [[True, True, False, False], [False, False, True, False]]
+    torch.testing.assert_close(means[0, 1], feature[0, :, :, 2].mean(1))
+    torch.testing.assert_close(means[1, 2], feature[1].flatten(1)[:, :5].mean(1))
+
+
+def test_prototypes_are_a_mean_at_first_and_then_follow_image_by_image() -> None:
+    first, second = normal(3, 2, 4), normal(2, 2, 4, seed=1)
+    present = torch.tensor([[True, False], [True, False], [True, False]])
+    prototypes = MovingPrototypes(2, 4, momentum=0.75).double()
+    prototypes.update(first, present, average=True)
+    torch.testing.assert_close(prototypes.value[0], first[:, 0].mean(0))
+    assert not prototypes.value[1].any() and prototypes.count.tolist() == [3, 0]
+    prototypes.update(second, torch.ones(2, 2, dtype=torch.bool), average=False)
+    expected = 0.75 * (0.75 * first[:, 0].mean(0) + 0.25 * second[0, 0]) + 0.25 * second[1, 0]
+    torch.testing.assert_close(prototypes.value[0], expected)
+    torch.testing.assert_close(prototypes.value[1], 0.75 * second[0, 1] + 0.25 * second[1, 1])  # its first is itself

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from udaseg.data.confidence import HISTOGRAM_BINS, confidence_histogram, decode_confidence, encode_confidence
+from udaseg.data.confidence import (
+    HISTOGRAM_BINS,
+    confidence_histogram,
+    decode_confidence,
+    decode_distribution,
+    distribution_size,
+    encode_confidence,
+    encode_distribution,
+)
 
 
 def _prediction(shape: tuple[int, int], classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -32,6 +40,15 @@ def test_encoding_is_monotonic_and_its_ends_are_safe() -> None:
 def test_every_code_decodes_to_a_probability_that_encodes_to_itself() -> None:
     codes = np.arange(0, 31000, dtype=np.uint16)  # beyond, float32 holds 1 - p less finely than a code does
     assert np.array_equal(encode_confidence(decode_confidence(codes)), codes)
+
+
+def test_a_stored_distribution_keeps_small_probabilities_as_well_as_large_ones() -> None:
+    """A product with another distribution is asked for its largest class, so that ratios count."""
+    probability = np.geomspace(2e-7, 1, 5000)
+    np.testing.assert_allclose(decode_distribution(encode_distribution(probability)), probability, rtol=1.3e-4)
+    assert encode_distribution(np.array([0.0, 1.0])).tolist() == [65535, 0]
+    assert distribution_size(1024, 2048) == (128, 256) and distribution_size(1, 9) == (1, 2)
+    assert 19 * 2 * 128 * 256 / (1024 * 2048) < 0.6, "bytes a pixel of an image"
 
 
 def test_histograms_count_and_add_up() -> None:

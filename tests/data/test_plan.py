@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from tiny import make_dataset
 
+from udaseg.data.confidence import decode_distribution, encode_distribution
 from udaseg.data.plan import Plan, StreamPlan
 from udaseg.types import IGNORE
 
@@ -37,3 +38,18 @@ def test_crops_are_redrawn_until_no_class_fills_them(plan: Plan) -> None:
     for i in range(40):
         if not filled[i] and before[i][1] > 1:  # the first try was good, and is kept
             assert np.array_equal(plan.load(i)["source_image"], varied.load(i)["source_image"])
+
+
+def test_a_distribution_is_cropped_with_its_image(plan: Plan) -> None:
+    """One that is linear in the place stays so: 70 x 50 pixels in cells of 7.78 x 7.14, of which a crop is taken."""
+    rows, columns = (np.arange(n) + 0.5 for n in (7, 9))
+    stored = np.stack([0.3 + 0.02 * columns + 0 * rows[:, None], 0.7 - 0.03 * rows[:, None] + 0 * columns])
+    wide = replace(plan, crop=(24, 32))
+    left, top = 14.0, 13.0
+    code = wide._crop_distribution(encode_distribution(stored), (70, 50), (left, top, left + 40, top + 30))
+    assert code.shape == (2, 3, 4)
+    x, y = left + 40 * (np.arange(4) + 0.5) / 4, top + 30 * (np.arange(3) + 0.5) / 3
+    expected = np.stack([0.3 + 0.02 * x * 9 / 70 + 0 * y[:, None], 0.7 - 0.03 * y[:, None] * 7 / 50 + 0 * x])
+    np.testing.assert_allclose(decode_distribution(code), expected, atol=2e-3)  # a step between cells is 0.02
+    whole = wide._crop_distribution(encode_distribution(stored), (70, 50), (0.0, 0.0, 70.0, 50.0 + 1e-9))
+    assert whole.shape == (2, 3, 4)

@@ -16,17 +16,23 @@ from udaseg.checkpoints.directory import ModelCard, load_model, save_model
 from udaseg.components.prototypes import PrototypeClassifier
 from udaseg.config import Inference, Model, PseudoLabel
 from udaseg.data import export
+from udaseg.data.confidence import decode_distribution
 from udaseg.data.images import read_image
+from udaseg.data.index import open_index
 from udaseg.data.layouts import LAYOUTS
 from udaseg.data.listing import list_images
+from udaseg.data.manifest import write_dataset
+from udaseg.data.plan import Plan, StreamPlan
 from udaseg.data.taxonomies import CITYSCAPES_CLASSES
+from udaseg.errors import DatasetError
 from udaseg.jobs.ledger import open_ledger
 from udaseg.jobs.pseudo_label.actors import PredictActor, PrototypeActor
 from udaseg.jobs.pseudo_label.job import pseudo_label
-from udaseg.jobs.pseudo_label.tasks import Work, apply_thresholds
+from udaseg.jobs.pseudo_label.tasks import Work, apply_thresholds, label_chunk
 from udaseg.losses.contrastive import downscale_label
 from udaseg.models.inference import predict
 from udaseg.training.step import build_state
+from udaseg.types import IGNORE
 
 BLOCK = {"block": np.array([0])}
 
@@ -116,6 +122,32 @@ def test_what_networks_disagree_on_is_dropped_by_every_rule(rule: Any, tmp_path:
         assert 0 < agree.mean() < 1, "or nothing is tested"
         assert np.array_equal(png(tmp_path, "labels", n) != 255, agree)
         assert np.array_equal(png(tmp_path, "labels", n)[agree], first.numpy()[agree])
+
+
+def test_probabilities_of_all_classes_are_stored_and_streamed(tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(tmp_path / "model", 0)
+    job = work(tmp_path, checkpoint, rules=PseudoLabel(rule="fixed", threshold=0.5, distribution=True))
+    PredictActor(job, 1)(BLOCK)
+    apply_thresholds(job, np.full(3, 0.5, np.float32))(BLOCK)
+    write_dataset(job.out, label_chunk(job.ledger, [0], True)[0], CLASSES)
+    network, card = load_model(checkpoint)
+    index = open_index(job.out)
+    for n in range(4):
+        probability = predict(network, pixels(n), short_side=card.short_side)
+        expected = torch.nn.functional.adaptive_avg_pool2d(probability, (5, 7))[0]
+        found = decode_distribution(index.distribution(n))
+        np.testing.assert_allclose(found, expected.numpy(), rtol=1e-3, atol=1e-6)
+    stream = StreamPlan(directory=job.out, labelled=True, distribution=True)
+    plan = Plan(seed=0, batch_size=1, steps=4, crop=(40, 56), short_side=40, scale=(1, 1), streams={"target": stream})
+    sample = plan.load(0)
+    row = next(n for n in range(4) if np.array_equal(index.image(n), sample["target_image"]))
+    np.testing.assert_allclose(
+        decode_distribution(sample["target_distribution"]), decode_distribution(index.distribution(row)), rtol=1e-3
+    )
+    assert (sample["target_label"] == IGNORE).any() and plan.empty()["target_distribution"].shape == (3, 5, 7)
+    Image.fromarray(np.zeros((5, 7), np.uint16)).save(tmp_path / "out" / "distribution" / "000.png")
+    with pytest.raises(DatasetError, match=r"000\.png: 7 x 5 .* not 3 classes of 7 x 5; label the images anew"):
+        index.distribution(0)
 
 
 def test_the_teacher_and_the_student_of_a_checkpoint_predict(tmp_path: Path) -> None:

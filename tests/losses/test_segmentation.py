@@ -16,6 +16,8 @@ from udaseg.losses.segmentation import (
     focal_cross_entropy,
     lovasz_softmax,
     negative_learning,
+    reverse_cross_entropy,
+    uniform_divergence,
 )
 from udaseg.types import IGNORE
 
@@ -160,3 +162,26 @@ def test_lovasz_softmax_is_the_extension_of_the_jaccard_loss() -> None:
     hard = 1000 * F.one_hot(guess, 3).permute(0, 3, 1, 2).double()
     missed = [1 - float(((truth == c) & (guess == c)).sum() / ((truth == c) | (guess == c)).sum()) for c in range(3)]
     assert lovasz_softmax(hard, truth).item() == pytest.approx(np.mean(missed), rel=1e-6)
+
+
+def test_reverse_cross_entropy_takes_the_label_s_logarithm() -> None:
+    logits, label = normal(2, 4, 3, 3).requires_grad_(), labels(2, 3, 3, classes=4)
+    total, count = logits.sum() * 0, 0
+    for b, i, j in (label != IGNORE).nonzero().tolist():
+        for k in range(4):
+            total = total - logits[b, :, i, j].softmax(0)[k] * math.log(1.0 if k == label[b, i, j] else 1e-4)
+        count += 1
+    (wanted,) = torch.autograd.grad(total / count, logits)
+    found = reverse_cross_entropy(logits, label)
+    (gradient,) = torch.autograd.grad(found, logits)
+    assert found.item() == pytest.approx(total.item() / count, rel=1e-6)
+    torch.testing.assert_close(gradient, wanted, rtol=1e-6, atol=1e-9)
+    assert reverse_cross_entropy(logits, torch.full_like(label, IGNORE)).item() == 0
+
+
+def test_uniform_divergence_is_least_for_predictions_without_a_preference() -> None:
+    logits = normal(2, 4, 3, 3)
+    expected = sum(-math.log(p) for p in logits.softmax(1).flatten().tolist()) / logits.numel()
+    assert uniform_divergence(logits).item() == pytest.approx(expected, rel=1e-9)
+    assert uniform_divergence(torch.zeros(1, 4, 2, 2)).item() == pytest.approx(math.log(4))
+    assert uniform_divergence(3 * logits) > uniform_divergence(logits) > math.log(4)

@@ -13,6 +13,7 @@ from torch import Tensor
 from toy import CLASSES, CPU, SEED, adapting_stage, make_batches, recipe_stages
 from two_ranks import TwoRanks
 
+from udaseg.data.confidence import DISTRIBUTION_STRIDE
 from udaseg.recipes import RECIPES
 from udaseg.training.step import RunState, build_state, train_step
 from udaseg.types import IGNORE, Batch
@@ -37,8 +38,11 @@ def labelled_by(network: torch.nn.Module, batches: dict[str, Batch]) -> dict[str
     """The target with a network's confident classes in place of its true ones, as between stages."""
     network.eval()
     with torch.no_grad():
-        confidence, label = network(batches["target"].image, "target").logits.softmax(1).max(1)
-    return batches | {"target": replace(batches["target"], label=label.masked_fill(confidence < 0.5, IGNORE))}
+        probability = network(batches["target"].image, "target").logits.softmax(1)
+    confidence, label = probability.max(1)
+    label = label.masked_fill(confidence < 0.5, IGNORE)
+    distribution = torch.nn.functional.avg_pool2d(probability, DISTRIBUTION_STRIDE)
+    return batches | {"target": replace(batches["target"], label=label, distribution=distribution)}
 
 
 SHORT = ("source_only_small", "dacs_small", "ldbe_small", "mic_small", "vfm_small")  # of `make test`; all of test-all
@@ -59,7 +63,7 @@ def test_it_learns(name: str) -> None:
         labeller, before = predictor, accuracy(state.method.predictor, range(900, 902))
         for step in range(stage.steps):
             batches = make_batches(stage, step, size=4)
-            if "target" in stage.data.streams() and stage.data.streams()["target"].labels == "pseudo":
+            if "target" in stage.data.streams() and stage.data.streams()["target"].labels in ("pseudo", "distribution"):
                 assert labeller is not None
                 batches = labelled_by(labeller, batches)
             train_step(state, batches, stage, seed=SEED + number)

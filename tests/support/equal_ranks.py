@@ -26,7 +26,10 @@ def share(batches: dict[str, Batch], rank: int | None) -> dict[str, Batch]:
     half = slice(rank * GLOBAL // WORLD_SIZE, (rank + 1) * GLOBAL // WORLD_SIZE)
     return {
         name: Batch(
-            image=b.image[half], index=b.index[half], label=None if b.label is None else b.label[half], weight=None
+            image=b.image[half],
+            index=b.index[half],
+            label=None if b.label is None else b.label[half],
+            distribution=None if b.distribution is None else b.distribution[half],
         )
         for name, b in batches.items()
     }

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from udaseg.components.masked_consistency import MIC
+from udaseg.components.relation_consistency import CRDA
 from udaseg.config import Data, Model, Optim, Stage, Stream
+from udaseg.data.confidence import encode_distribution
 from udaseg.methods.adabn import AdaBN
 from udaseg.methods.base import MethodConfig
 from udaseg.methods.bcl import BCL
@@ -19,6 +21,7 @@ from udaseg.methods.dacs import DACS
 from udaseg.methods.daformer import DAFormer
 from udaseg.methods.dsp import DSP
 from udaseg.methods.ldbe import LDBE
+from udaseg.methods.proda import ProDA
 from udaseg.methods.sdca import SDCA
 from udaseg.methods.supervised import Supervised
 from udaseg.methods.vfm import VFM
@@ -45,7 +48,11 @@ _CLUDA = CLUDA.Config(
     seek_from=2,
 )
 _TEMPLATES: dict[str, Stream | None] = {"template": _TRUE, "rare": _TRUE}
-DATA: dict[type[MethodConfig], dict[str, Stream | None]] = {LDBE.Config: {"source": None}, DSP.Config: _TEMPLATES}
+DATA: dict[type[MethodConfig], dict[str, Stream | None]] = {
+    LDBE.Config: {"source": None},
+    DSP.Config: _TEMPLATES,
+    ProDA.Config: {"target": Stream(labels="distribution")},
+}
 """Streams that a method reads beside or in place of source and target."""
 METHODS: dict[str, MethodConfig] = {
     "supervised": Supervised.Config(),
@@ -53,6 +60,7 @@ METHODS: dict[str, MethodConfig] = {
     "adabn": AdaBN.Config(),
     "dacs": DACS.Config(threshold=0.3),
     "classwise": Classwise.Config(),
+    "crda": DACS.Config(threshold=0.3, crda=CRDA(weight=0.5, pixels=64)),
     "bcl": BCL.Config(),
     "bcl_teacher": BCL.Config(teacher_momentum=0.9),
     "bcl_paper": _PAPER,
@@ -69,6 +77,9 @@ METHODS: dict[str, MethodConfig] = {
     "dsp": DSP.Config(long_tail=(2, 3), threshold=0.3, mmd_channels=8, mmd_weight=0.05),
     "dsp_released": DSP.Config(long_tail=(0,), keep_soft_term=False, mmd_mask="first", mmd_channels=8, mmd_weight=0.1),
     "sdca": SDCA.Config(temperature=1.0, threshold=0.3),
+    "proda": ProDA.Config(fill_steps=1, min_cells=2, prototype_momentum=0.9, teacher_momentum=0.9),
+    "proda_warm_up": ProDA.Config(phase="warm_up", discriminator_channels=8, adversarial_weight=0.1),
+    "proda_distil": ProDA.Config(phase="distil"),
 }
 TWO_RESOLUTIONS = ("cluda_hrda", "cluda_released_hrda")
 
@@ -138,6 +149,10 @@ def make_batches(stage: Stage, step: int = 0, size: int = 2, first: int = 0) -> 
             images.append(image.clip(0, 255))
             labels.append(label)
         columns |= {f"{domain}_image": np.stack(images).astype(np.uint8), f"{domain}_label": np.stack(labels)}
+        if domain == "target":  # what labelled it is sure of the label, of nothing where there is none
+            here = np.stack(labels)[:, None, ::8, ::8] == np.arange(CLASSES)[:, None, None]
+            probability = np.where(here.any(1, keepdims=True), np.where(here, 0.7, 0.1), 0.25)
+            columns["target_distribution"] = encode_distribution(probability)
     return to_batches(columns, stage.data, seed=SEED, device=CPU)
 
 

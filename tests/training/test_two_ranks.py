@@ -25,7 +25,20 @@ from udaseg.methods.bcl import DomainBias
 from udaseg.training.step import train_step
 from udaseg.types import IGNORE
 
-BY_A_RECIPE = ("supervised", "adabn", "bcl", "sdca", "daformer", "mic", "vfm", "cluda", "ldbe_enhancement", "dsp")
+BY_A_RECIPE = (
+    "supervised",
+    "adabn",
+    "crda",
+    "bcl",
+    "sdca",
+    "daformer",
+    "mic",
+    "vfm",
+    "cluda",
+    "ldbe_enhancement",
+    "dsp",
+    "proda_distil",
+)
 """What a recipe's own contract tests."""
 
 

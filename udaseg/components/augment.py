@@ -25,17 +25,17 @@ def _draws(index: Tensor, seed: int, purpose: str, count: int) -> Tensor:
 
 
 def weak(batch: Batch, *, seed: int, purpose: str, flip: float = 0.5, rotation: float = 0.0) -> Batch:
-    """The geometric view: image, label and weight are flipped and rotated together.
+    """The geometric view: image, label and weight are flipped and rotated together, a distribution flipped alone.
 
     Args:
-        batch: label and weight may be None.
+        batch: label, weight and distribution may be None.
         seed: key of the run and stage.
         purpose: key of the stream, so that source and target of one sample differ.
         flip: probability of a horizontal flip.
         rotation: largest angle in degrees; what turns in from outside is labelled 255 with weight 0.
     """
     u_flip, u_angle = _draws(batch.index, seed, f"weak.{purpose}", 2)
-    planes = {"image": batch.image, "label": batch.label, "weight": batch.weight}
+    planes = {"image": batch.image, "label": batch.label, "weight": batch.weight, "distribution": batch.distribution}
     flipped = (u_flip < flip).nonzero()[:, 0]
     if len(flipped):
         for name, plane in planes.items():
@@ -48,7 +48,7 @@ def weak(batch: Batch, *, seed: int, purpose: str, flip: float = 0.5, rotation: 
             center, (2 * u_angle - 1) * rotation, torch.ones_like(center)
         )
         for name, plane in planes.items():
-            if plane is not None:
+            if plane is not None and name != "distribution":  # `Data.check` has none where images are rotated
                 planes[name] = _warp(plane, matrix, is_label=name == "label")
     return replace(batch, **planes)  # type: ignore[arg-type] # the image is never None
 

@@ -14,6 +14,7 @@ from udaseg.components.class_thresholds import ClassThresholds, Reliability
 from udaseg.components.masked_consistency import MIC
 from udaseg.components.mixing import class_mask, paste
 from udaseg.components.pseudo_label import confident_share
+from udaseg.components.relation_consistency import CRDA
 from udaseg.distributed import mean_over_ranks
 from udaseg.losses.segmentation import Reduction
 from udaseg.models.segmenter import Segmenter
@@ -143,6 +144,7 @@ class SelfTraining:
     evaluate: Literal["teacher", "student"] = "teacher"
     """The network that is evaluated; the authors evaluate and publish the student."""
     mic: MIC = MIC()
+    crda: CRDA = CRDA()
 
     def thresholds(self, num_classes: int) -> ClassThresholds | None:
         """What "class" judges pixels by; a method keeps it."""

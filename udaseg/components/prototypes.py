@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from udaseg.distributed import sum_over_ranks
+from udaseg.distributed import rank, sum_over_ranks, world_size
+from udaseg.losses.contrastive import masked_average_pool
 from udaseg.models.segmenter import Segmenter
-from udaseg.types import Domain, SegOutput
+from udaseg.types import IGNORE, Domain, SegOutput
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,66 @@ def prototype_logits(feature: Tensor, prototypes: Tensor, present: Tensor, *, te
     """
     cosine = torch.einsum("bka,bahw->bkhw", F.normalize(prototypes, dim=2), F.normalize(feature, dim=1))
     return cosine.masked_fill(~present[..., None, None], -1.0) / temperature
+
+
+def prototype_distance(feature: Tensor, prototypes: Tensor) -> Tensor:
+    """(B, K, h, w) Euclidean distances of (B, A, h, w) features to (K, A) prototypes."""
+    cells = feature.flatten(2).transpose(1, 2)
+    distance = torch.cdist(cells, prototypes.to(cells.dtype), compute_mode="donot_use_mm_for_euclid_dist")
+    return distance.transpose(1, 2).unflatten(2, feature.shape[2:])
+
+
+def class_means(feature: Tensor, label: Tensor, num_classes: int, *, min_cells: int) -> tuple[Tensor, Tensor]:
+    """The mean feature of each image's classes, (B, K, A), and which of them have `min_cells` or more, (B, K) bool.
+
+    Args:
+        feature: (B, A, h, w).
+        label: (B, h, w) int64 train ids, 255 = ignore.
+        num_classes: K.
+        min_cells: of a class in an image, >= 1.
+    """
+    means, _ = masked_average_pool(feature, label, num_classes)
+    cells = torch.stack([torch.bincount(y.flatten(), minlength=IGNORE + 1)[:num_classes] for y in label])
+    return means, cells >= min_cells
+
+
+class MovingPrototypes(nn.Module):
+    """Prototypes of classes that follow the mean features of single images, those of all ranks in the samples' order.
+
+    A class's first ones are the plain mean of images; then each image moves it by an exponential average.
+    Source: ProDA (2101.10979), eq. 6; `update_objective_SingleVector` of microsoft/ProDA.
+
+    Args:
+        num_classes, channels: K and A.
+        momentum: of the average, in [0, 1].
+    """
+
+    count: Tensor
+    value: Tensor
+
+    def __init__(self, num_classes: int, channels: int, *, momentum: float) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer("count", torch.zeros(num_classes, dtype=torch.int64))
+        self.register_buffer("value", torch.zeros(num_classes, channels))
+
+    @torch.no_grad()
+    def update(self, means: Tensor, present: Tensor, *, average: bool) -> None:
+        """Take in the images of all ranks: (B, K, A) means, and (B, K) bool which classes each has.
+
+        `average` is whether all images so far weigh alike, as while prototypes are made, and not the last ones more.
+        """
+        own = torch.cat([means.to(self.value.dtype), present[..., None].to(self.value.dtype)], 2)
+        slots = own.new_zeros(world_size(), *own.shape)
+        slots[rank()] = own
+        for image in sum_over_ranks(slots).flatten(0, 1):
+            mean, has = image[:, :-1], image[:, -1] > 0
+            share = 1 / (self.count.double() + 1)
+            share = share if average else torch.where(self.count > 0, 1 - self.momentum, 1.0).to(share)
+            old, new = ((1 - share)[:, None].to(mean), share[:, None].to(mean))
+            moved = old * self.value + new * mean
+            self.value.copy_(torch.where(has[:, None], moved, self.value))
+            self.count.add_(has)
 
 
 class ClassGaussians(nn.Module):

@@ -1,4 +1,4 @@
-"""The scale that confidence is stored on, in 16 bits, and its histograms.
+"""The scales that confidence and the probabilities of all classes are stored on, in 16 bits, and histograms.
 
 Without torch, for the tasks that read what is stored.
 """
@@ -24,6 +24,26 @@ def encode_confidence(probability: np.ndarray) -> np.ndarray:
 def decode_confidence(code: np.ndarray) -> np.ndarray:
     """float32 probabilities of `encode_confidence`'s codes."""
     return (-np.expm1(-code.astype(np.float64) / CODES_PER_NAT)).astype(np.float32)
+
+
+DISTRIBUTION_STRIDE = 8
+"""Pixels of an image in a cell of its stored distribution over classes."""
+
+
+def distribution_size(height: int, width: int) -> tuple[int, int]:
+    """Cells of an image's stored distribution, the last of which may reach beyond it."""
+    return -(-height // DISTRIBUTION_STRIDE), -(-width // DISTRIBUTION_STRIDE)
+
+
+def encode_distribution(probability: np.ndarray) -> np.ndarray:
+    """uint16 codes of probabilities in [0, 1], on the scale of -ln p: 0.02 % apart, down to 1e-7, which 0 becomes."""
+    nats = -np.log(np.maximum(probability.astype(np.float64), 1e-12))
+    return np.clip(np.rint(nats * CODES_PER_NAT), 0, 65535).astype(np.uint16)
+
+
+def decode_distribution(code: np.ndarray) -> np.ndarray:
+    """float32 probabilities of `encode_distribution`'s codes."""
+    return np.exp(-code.astype(np.float32) / CODES_PER_NAT)
 
 
 def confidence_histogram(label: np.ndarray, code: np.ndarray, num_classes: int) -> np.ndarray:

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.fs as pafs
 
 from udaseg.data.classes import read_classes
+from udaseg.data.confidence import distribution_size
 from udaseg.data.images import read_image, read_label
 from udaseg.data.manifest import ANEW, BROKEN, check_class_rows, check_index, check_rows, reason_of
 from udaseg.data.storage import absolute, filesystem, join, reach, read_bytes, resolve, version
@@ -97,8 +98,26 @@ class DatasetIndex:
         uri = self.uri(row, "confidence_uri")
         return self._of_size(row, read_label(uri), uri)
 
-    def _of_size(self, row: int, pixels: np.ndarray, uri: str) -> np.ndarray:
+    def distribution(self, row: int) -> np.ndarray:
+        """(K, h, w) uint16 codes of the probability that the labeller gave each class, at an eighth of a row's size.
+
+        Raises DatasetError as `image` does.
+        """
+        uri = self.uri(row, "distribution_uri")
+        codes, size = read_label(uri), distribution_size(*self._size(row))
+        if codes.shape != (len(self.classes) * size[0], size[1]):
+            raise DatasetError(
+                f"{uri}: {codes.shape[1]} x {codes.shape[0]} (width x height), not {len(self.classes)} classes of "
+                f"{size[1]} x {size[0]}; label the images anew"
+            )
+        return codes.reshape(len(self.classes), *size)
+
+    def _size(self, row: int) -> tuple[int, int]:
         height, width = (self.table[name][row].as_py() for name in ("height", "width"))
+        return height, width
+
+    def _of_size(self, row: int, pixels: np.ndarray, uri: str) -> np.ndarray:
+        height, width = self._size(row)
         if pixels.shape[:2] != (height, width):
             raise DatasetError(
                 f"{uri}: {pixels.shape[1]} x {pixels.shape[0]} pixels (width x height), but {width} x {height} when "

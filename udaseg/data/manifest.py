@@ -38,10 +38,12 @@ MANIFEST = pa.schema(
         pa.field("split", pa.string(), nullable=False),
     ]
 )
-"""The manifest's columns. A pseudo-labelled manifest adds `confidence_uri` (16-bit PNG) after `label_uri`."""
+"""The manifest's columns. A pseudo-labelled manifest adds `confidence_uri` (16-bit PNG) after `label_uri`, and one with
+the probabilities of all classes `distribution_uri` (16-bit PNG, classes below one another) after that."""
 
 
 PSEUDO_MANIFEST = MANIFEST.insert(3, pa.field("confidence_uri", pa.string()))
+SOFT_MANIFEST = PSEUDO_MANIFEST.insert(4, pa.field("distribution_uri", pa.string()))
 
 
 CLASS_ROWS = pa.schema(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from udaseg.data.confidence import decode_distribution, distribution_size, encode_distribution
 from udaseg.data.index import open_index
 from udaseg.rng import keyed, permute
 from udaseg.types import IGNORE
@@ -27,6 +28,8 @@ class StreamPlan:
     """Whether labels are read."""
     soft: bool = False
     """Whether their confidence is read too."""
+    distribution: bool = False
+    """Whether the probabilities of all classes are read too."""
     rare_class: bool = False
     """Rare-class sampling instead of uniform."""
     rare_temperature: float = 0.01
@@ -56,7 +59,8 @@ class Plan:
 
     def load(self, index: int) -> dict[str, np.ndarray]:
         """The sample at a global index: `<stream>_image` (h, w, 3) uint8; if labelled, `<stream>_label` (h, w) uint8;
-        if soft, `<stream>_confidence` (h, w) uint16, see `udaseg.data.confidence.encode_confidence`.
+        if soft, `<stream>_confidence` (h, w) uint16, see `udaseg.data.confidence.encode_confidence`; with the
+        probabilities of all classes `<stream>_distribution` (K, h / 8, w / 8) uint16, see `encode_distribution` there.
 
         Raises DatasetError, naming the file, where one cannot be read or was changed after the dataset was made.
         """
@@ -79,6 +83,8 @@ class Plan:
             if stream.soft:
                 confidence = Image.fromarray(dataset.confidence(row))
                 sample[f"{name}_confidence"] = np.asarray(_resize(confidence, box, self.crop, Image.Resampling.NEAREST))
+            if stream.distribution:
+                sample[f"{name}_distribution"] = self._crop_distribution(dataset.distribution(row), image.size, box)
         return sample
 
     def empty(self) -> dict[str, np.ndarray]:
@@ -90,7 +96,22 @@ class Plan:
                 sample[f"{name}_label"] = np.full(self.crop, IGNORE, np.uint8)
             if stream.soft:
                 sample[f"{name}_confidence"] = np.zeros(self.crop, np.uint16)
+            if stream.distribution:
+                classes = len(open_index(stream.directory).classes)
+                sample[f"{name}_distribution"] = np.zeros((classes, *distribution_size(*self.crop)), np.uint16)
         return sample
+
+    def _crop_distribution(
+        self, code: np.ndarray, size: tuple[int, int], box: tuple[float, float, float, float]
+    ) -> np.ndarray:
+        """The (K, h, w) codes of a crop of an image of that width and height, interpolated between probabilities."""
+        columns, rows = code.shape[2] / size[0], code.shape[1] / size[1]
+        left, top = box[0] * columns, box[1] * rows
+        right, bottom = min(box[2] * columns, code.shape[2]), min(box[3] * rows, code.shape[1])
+        cells = distribution_size(*self.crop)
+        planes = [Image.fromarray(plane) for plane in decode_distribution(code)]
+        crops = [_resize(plane, (left, top, right, bottom), cells, Image.Resampling.BILINEAR) for plane in planes]
+        return encode_distribution(np.stack([np.asarray(crop) for crop in crops]))
 
     def _draw_crop(
         self, size: tuple[int, int], label: Image.Image | None, stream: StreamPlan, rng: np.random.Generator

@@ -74,11 +74,14 @@ def check(recipe: Recipe, directories: dict[str, str | None], cluster: Cluster) 
             index = open_index(absolute(directory))
             if stream.labels == "true" and index.lacks("train", "label_uri"):
                 raise DatasetError(f"{directory}: stage {stage.name!r} needs labels, and train images have none")
-            made_before = stream.labels in ("pseudo", "soft") and stage.pseudo_label is None
-            if made_before and index.lacks("train", "confidence_uri"):
+            column = {"pseudo": "confidence_uri", "soft": "confidence_uri", "distribution": "distribution_uri"}
+            made_before = stream.labels in column and stage.pseudo_label is None
+            if made_before and index.lacks("train", column[stream.labels]):
                 raise DatasetError(
                     f"{directory}: stage {stage.name!r} reads pseudo-labels; "
                     "give a dataset that `udaseg pseudo-label` wrote"
+                    + ", with --rules.distribution"
+                    * (stream.labels == "distribution")
                 )
         for workers in range(cluster.fewest, cluster.workers + 1):
             if stage.data.batch_size % (workers * stage.data.group_size):

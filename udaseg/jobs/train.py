@@ -225,6 +225,7 @@ def make_plan(stage: Stage, directories: dict[str, str | None], seed: int) -> Pl
             directory=absolute(directory),
             labelled=stream.labels != "none",
             soft=stream.labels == "soft",
+            distribution=stream.labels == "distribution",
             rare_class=stream.sampling == "rare_class",
             rare_temperature=stream.rare_temperature,
             rare_min_pixels=stream.rare_min_pixels,

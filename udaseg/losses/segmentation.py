@@ -125,6 +125,38 @@ def negative_learning(logits: Tensor, place: int) -> Tensor:
     return -(1 - probability.gather(1, chosen)).clamp(1e-5, 1).log().mean()
 
 
+def reverse_cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
+    """Mean of -sum_k p_k log y_k, prediction and label in exchanged places: bounded where a label is wrong.
+
+    Source: symmetric cross-entropy (1908.06112), of which this is the second half, as ProDA (2101.10979) has it: zeros
+    of the one-hot label are 1e-4, so that a pixel's loss is (1 - p_y) * 9.21; checked against `rce` of microsoft/ProDA.
+
+    Args:
+        logits: (B, K, H, W).
+        label: (B, H, W) int64 train ids, 255 = ignore.
+
+    Returns:
+        Scalar, the mean over labelled pixels of all ranks; 0 where there are none.
+    """
+    labelled = label != IGNORE
+    probability = logits.softmax(1).clamp(1e-7, 1)
+    own = probability.gather(1, label.where(labelled, 0)[:, None])[:, 0]
+    loss = (probability.sum(1) - own) * -math.log(1e-4)
+    return (loss * labelled).sum() / mean_over_ranks(labelled.sum().to(loss.dtype)).clamp_min(1e-12)
+
+
+def uniform_divergence(logits: Tensor) -> Tensor:
+    """Mean of -log p over all pixels and classes: the divergence of predictions from a uniform one, but for a constant.
+
+    Source: CRST's MRKLD (1908.09822), as ProDA (2101.10979) has it; checked against `regular_loss` of microsoft/ProDA.
+    It keeps a network that learns from its own labels from being too sure.
+
+    Args:
+        logits: (B, K, H, W).
+    """
+    return -logits.log_softmax(1).mean()
+
+
 def lovasz_softmax(logits: Tensor, label: Tensor) -> Tensor:
     """Kornia's Lovasz-softmax loss, a surrogate of the Jaccard index, on each image's labelled pixels.
 

@@ -31,7 +31,7 @@ class CLUDA(Method):
     1. source cross-entropy, feature distance, and contrast of the source's pixels by their labels;
     2. the teacher labels the target, ClassMix mixes both: as in DAFormer;
     3. mixed cross-entropy, and contrast of the mixture's pixels, pairs weighted by the product of their weights;
-    4. on request, MIC's masked consistency;
+    4. on request, CRDA's consistency of pixels' relations in the mixture, and MIC's masked consistency;
     5. the teacher follows the student.
 
     What is compared is the map that the head fuses of all levels. With a network of two resolutions (`HRDA`) context
@@ -102,6 +102,7 @@ class CLUDA(Method):
             Loss("mixed_ce", output_cross_entropy(out, mixed.label, mixed.weight, reduction=c.reduction)),
             Loss("mixed_contrast", self._contrast(out, mixed.label, mixed.weight), c.contrast_weight),
             Loss("coverage", mixed.quality, weight=0),
+            *c.crda.losses(out.logits, self.teacher, mixed.image, target.index, seed=self.seed),
         )
 
         yield from c.masked(self.student, target, mixed, seed=self.seed)

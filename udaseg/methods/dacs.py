@@ -9,6 +9,7 @@ from typing import Literal
 from udaseg.components.class_thresholds import ClassThresholds, Reliability
 from udaseg.components.cross_domain_mix import mix
 from udaseg.components.masked_consistency import MIC
+from udaseg.components.relation_consistency import CRDA
 from udaseg.losses.segmentation import Reduction, output_cross_entropy
 from udaseg.methods.base import Method
 from udaseg.models.segmenter import Segmenter
@@ -23,7 +24,7 @@ class DACS(Method):
     1. source cross-entropy;
     2. the teacher labels the target, q = share of its pixels that are confident;
     3. mixed cross-entropy, pixels from the source with weight 1, from the target with weight q;
-    4. on request, MIC's masked consistency;
+    4. on request, CRDA's consistency of pixels' relations in the mixture, and MIC's masked consistency;
     5. the teacher follows the student.
     """
 
@@ -51,6 +52,7 @@ class DACS(Method):
         evaluate: Literal["teacher", "student"] = "teacher"
         """The network that is evaluated; the authors evaluate and publish the student."""
         mic: MIC = MIC()
+        crda: CRDA = CRDA()
 
         def build(self, student: Segmenter, *, seed: int) -> DACS:
             return DACS(self, student, seed)
@@ -87,7 +89,8 @@ class DACS(Method):
         )
         out = self.student(mixed.image, "target", target.index)
         loss = output_cross_entropy(out, mixed.label, mixed.weight, reduction=c.reduction)
-        yield Loss("mixed_ce", loss, c.mixed_weight), Loss("coverage", mixed.quality, weight=0)
+        relations = c.crda.losses(out.logits, self.teacher, mixed.image, target.index, seed=self.seed)
+        yield Loss("mixed_ce", loss, c.mixed_weight), Loss("coverage", mixed.quality, weight=0), *relations
 
         labels = mixed.target_label, mixed.target_weight
         yield from c.mic.losses(self.student, target, *labels, seed=self.seed, reduction=c.reduction)

@@ -22,7 +22,7 @@ class DAFormer(Method):
        cells where a thing class holds most of the source label;
     2. the teacher labels the target, q = share of its pixels that are confident; rows at the border have weight 0;
     3. cross-entropy on ClassMix of both, jittered and blurred, source pixels with weight 1, target pixels with q;
-    4. on request, MIC's masked consistency;
+    4. on request, CRDA's consistency of pixels' relations in the mixture, and MIC's masked consistency;
     5. the teacher follows the student.
 
     The network that the stage began with is ImageNet's only if the stage has no `init_from`. The authors move the
@@ -71,7 +71,8 @@ class DAFormer(Method):
         mixed = c.mix(self.teacher, source, target, seed=self.seed, thresholds=self.thresholds)
         out = self.student(mixed.image, "target", target.index)
         loss = output_cross_entropy(out, mixed.label, mixed.weight, reduction=c.reduction)
-        yield Loss("mixed_ce", loss), Loss("coverage", mixed.quality, weight=0)
+        relations = c.crda.losses(out.logits, self.teacher, mixed.image, target.index, seed=self.seed)
+        yield Loss("mixed_ce", loss), Loss("coverage", mixed.quality, weight=0), *relations
 
         yield from c.masked(self.student, target, mixed, seed=self.seed)
 

@@ -23,7 +23,7 @@ class VFM(Method):
     2. the teacher labels the target; ClassMix mixes both, as in DAFormer;
     3. mixed cross-entropy, and BCL's contrast in both directions between the source's pixels and the mixture's, on what
        is sure of the mixture: source pixels, and target pixels where the teacher is;
-    4. MIC's masked consistency;
+    4. MIC's masked consistency, and on request CRDA's consistency of pixels' relations in the mixture;
     5. the teacher follows the student.
     """
 
@@ -75,6 +75,7 @@ class VFM(Method):
             Loss("forward_contrast", forward, c.contrast_weight),
             Loss("backward_contrast", backward, c.contrast_weight),
             Loss("coverage", mixed.quality, weight=0),
+            *c.crda.losses(out_mixed.logits, self.teacher, mixed.image, target.index, seed=self.seed),
         )
 
         yield from c.masked(self.student, target, mixed, seed=self.seed)

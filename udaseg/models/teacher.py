@@ -15,7 +15,7 @@ from udaseg.types import Domain, SegOutput
 class EMATeacher(nn.Module):
     """An exponential moving average of a student: teacher <- a * teacher + (1 - a) * student, a = min(1 - 1/(t+1), m).
 
-    Parameters are averaged. Dropout and drop-path are off.
+    Parameters are averaged. Dropout and drop-path are off, unless it `drops`.
 
     Args:
         student: the network that is copied and followed.
@@ -23,30 +23,44 @@ class EMATeacher(nn.Module):
         statistics: whose batch-norm statistics it has. "own": those of the target images that it labels, since it runs
             in training mode while training (as in DACS and its line); "student": a copy of the student's, for a method
             whose teacher labels nothing.
+        ramp: whether a grows from 0, so that the network which is copied counts no more than any later one; without,
+            a = m from the first step on, as for a student that has been trained before.
+        drops: leave dropout on, as ProDA's teacher has it.
     """
 
     updates: Tensor
 
-    def __init__(self, student: Segmenter, *, momentum: float, statistics: Literal["own", "student"] = "own") -> None:
+    def __init__(
+        self,
+        student: Segmenter,
+        *,
+        momentum: float,
+        statistics: Literal["own", "student"] = "own",
+        ramp: bool = True,
+        drops: bool = False,
+    ) -> None:
         super().__init__()
         if not 0 <= momentum < 1:
             raise ValueError(f"teacher momentum is {momentum}; it must lie in [0, 1)")
         self.momentum = momentum
         self.statistics = statistics
+        self.ramp, self.drops = ramp, drops
         self.network = copy.deepcopy(student).requires_grad_(False)
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
 
     def train(self, mode: bool = True) -> EMATeacher:
         super().train(mode)
         for module in self.network.modules():
-            if "drop" in type(module).__name__.lower():  # Dropout2d, timm's DropPath, DropBlock2d, ...
+            if (
+                "drop" in type(module).__name__.lower() and not self.drops
+            ):  # Dropout2d, timm's DropPath, DropBlock2d, ...
                 module.eval()
         return self
 
     @torch.no_grad()
     def update(self, student: nn.Module) -> None:
-        """One step toward the student. The first update copies it."""
-        momentum = min(1 - 1 / (int(self.updates) + 1), self.momentum)
+        """One step toward the student. The first update copies it, where a ramps up."""
+        momentum = min(1 - 1 / (int(self.updates) + 1), self.momentum) if self.ramp else self.momentum
         for mine, new in zip(self.network.parameters(), student.parameters(), strict=True):
             mine.lerp_(new.to(mine.dtype), 1 - momentum)
         if self.statistics == "student":

@@ -28,9 +28,11 @@ MODULES = (
     "ldbe",
     "dsp",
     "sdca",
+    "proda",
     "daformer",
     "hrda",
     "mic",
+    "crda",
     "cluda",
     "vfm",
 )

@@ -10,7 +10,7 @@ import torch
 
 from udaseg.components.augment import strong, weak
 from udaseg.config import Data
-from udaseg.data.confidence import decode_confidence
+from udaseg.data.confidence import decode_confidence, decode_distribution
 from udaseg.types import Batch
 
 
@@ -19,7 +19,7 @@ def to_batches(columns: Mapping[str, np.ndarray], data: Data, *, seed: int, devi
 
     Args:
         columns: "index" (B,), and per stream "<name>_image" (B, H, W, 3), and maybe "<name>_label" and
-            "<name>_confidence" (B, H, W).
+            "<name>_confidence" (B, H, W), and "<name>_distribution" (B, K, h, w).
         data: augmentation settings.
         seed: key of the run and stage.
         device: where the batches go.
@@ -28,13 +28,14 @@ def to_batches(columns: Mapping[str, np.ndarray], data: Data, *, seed: int, devi
     batches = {}
     for name, stream in data.streams().items():
         image = torch.tensor(columns[f"{name}_image"]).to(device)  # a copy: Arrow's memory is read-only
-        label, code = columns.get(f"{name}_label"), columns.get(f"{name}_confidence")
+        label, code, all_codes = (columns.get(f"{name}_{part}") for part in ("label", "confidence", "distribution"))
         batch = Batch(
             image=image.permute(0, 3, 1, 2).float() / 255,  # channels last, as it comes: convolutions are faster so
             index=index,
             stream=name,
             label=None if label is None else torch.tensor(label).to(device).long(),
             weight=None if code is None else torch.from_numpy(decode_confidence(code)).to(device),
+            distribution=None if all_codes is None else torch.from_numpy(decode_distribution(all_codes)).to(device),
         )
         batch = weak(batch, seed=seed, purpose=name, flip=data.flip, rotation=data.rotation)
         if stream.jitter or stream.blur:

@@ -22,7 +22,13 @@ from udaseg.checkpoints.directory import ModelCard, load_model
 from udaseg.components.prototypes import PrototypeClassifier
 from udaseg.components.pseudo_label import normalised_certainty
 from udaseg.components.thresholds import union_pseudo_label
-from udaseg.data.confidence import confidence_histogram, decode_confidence, encode_confidence
+from udaseg.data.confidence import (
+    confidence_histogram,
+    decode_confidence,
+    distribution_size,
+    encode_confidence,
+    encode_distribution,
+)
 from udaseg.data.images import MAX_PIXELS, read_image
 from udaseg.data.storage import join
 from udaseg.errors import DatasetError, UnreachableError
@@ -165,9 +171,12 @@ class PredictActor(Networks):
         tasks: deque[tuple[str, Future[dict[str, Any]]]] = deque()
         done = {}
         for batch, images in self.batches(rows):
-            planes = self._certainties(images) if self.thresholds is None else (self._probabilities(images),)
+            planes = (
+                self._certainties(images) if self.thresholds is None else {"probability": self._probabilities(images)}
+            )
             for i, row in enumerate(batch):
-                tasks.append((row["image_id"], self.pool.submit(task, row, *(plane[i] for plane in planes))))
+                own = {name: plane[i] for name, plane in planes.items()}
+                tasks.append((row["image_id"], self.pool.submit(task, row, **own)))
             while len(tasks) > len(batch) + THREADS:  # else memory grows where writing is slower than predicting
                 image_id, future = tasks.popleft()
                 done[image_id] = future.result()
@@ -199,24 +208,36 @@ class PredictActor(Networks):
         return found
 
     @torch.inference_mode()
-    def _certainties(self, images: np.ndarray) -> tuple[np.ndarray, ...]:
-        """(B, H, W) classes and confidences, and certainties by entropy where the rules measure those.
+    def _certainties(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """(B, H, W) classes and confidences; as the rules ask for them, certainties by entropy and (B, K, h, w)
+        distributions, the mean probability of each cell.
 
-        Both are 0 where the networks do not all find the same class.
+        Certainties are 0 where the networks do not all find the same class.
         """
         probability, agree = self._predict(images)
         confidence, label = probability.max(1)
-        planes = [confidence]
+        planes = {"label": label.to(torch.uint8), "confidence": confidence * agree}
         if self.work.rules.measure == "entropy":
-            planes.append(normalised_certainty(probability))
-        return (label.to(torch.uint8).cpu().numpy(), *((plane * agree).cpu().numpy() for plane in planes))
+            planes["entropy"] = normalised_certainty(probability) * agree
+        if self.work.rules.distribution:
+            size = distribution_size(probability.shape[2], probability.shape[3])
+            planes["distribution"] = torch.nn.functional.adaptive_avg_pool2d(probability, size)
+        return {name: plane.cpu().numpy() for name, plane in planes.items()}
 
     def _planes(
-        self, row: dict[str, Any], label: np.ndarray, confidence: np.ndarray, entropy: np.ndarray | None = None
+        self,
+        row: dict[str, Any],
+        label: np.ndarray,
+        confidence: np.ndarray,
+        entropy: np.ndarray | None = None,
+        distribution: np.ndarray | None = None,
     ) -> dict[str, Any]:
         """Write the planes of an image; its part of the block's entry."""
         out, scratch, image_id = self.work.out, self.work.scratch, row["image_id"]
         code = encode_confidence(confidence)
+        if distribution is not None:
+            codes = Image.fromarray(encode_distribution(distribution).reshape(-1, distribution.shape[2]))
+            write_png(join(out, "distribution", f"{image_id}.png"), codes, scratch)
         write_png(join(out, "predictions", f"{image_id}.png"), palette_image(label, self.work.classes), scratch)
         write_png(join(out, "confidence", f"{image_id}.png"), Image.fromarray(code), scratch)
         if entropy is not None:

@@ -7,6 +7,7 @@ each class its threshold; then tasks apply the thresholds to the files, without 
     predictions/<image_id>.png  the most probable class of every pixel
     confidence/<image_id>.png   16 bits: -ln(1 - p) * 4096
     entropy/<image_id>.png      the same of 1 - normalised entropy, where the rules look at it
+    distribution/<image_id>.png 16 bits: -ln p * 4096 of every class at an eighth of the size, where the rules say so
     labels/<image_id>.png       the pseudo-label, 255 where it is not certain
     manifest.parquet ...        a dataset directory that `udaseg train` reads
     report.html                 how good the labels are; report.json has its numbers
@@ -40,7 +41,7 @@ from udaseg.data.manifest import digest, read_manifest, write_dataset
 from udaseg.data.storage import absolute, exists, join, read_bytes, write_bytes
 from udaseg.data.strict_json import dump_json, parse_json
 from udaseg.errors import CheckpointError, ConfigError, DatasetError
-from udaseg.jobs.ledger import Ledger, open_ledger
+from udaseg.jobs.ledger import open_ledger
 from udaseg.jobs.output import lies_in, own_directory, require_own
 from udaseg.jobs.pseudo_label.actors import PredictActor
 from udaseg.jobs.pseudo_label.phases import (
@@ -104,6 +105,7 @@ def pseudo_label(
     rules, inference = rules or PseudoLabel(), inference or Inference()
     rules.check()
     inference.check()
+    inference = dataclasses.replace(inference, flip=inference.flip or rules.flip)
     if inference.gpu:
         require_gpu("--inference.gpu")
     if block_size < 1:
@@ -127,7 +129,7 @@ def pseudo_label(
         require_unique_names(layout, list_images(images, split), list_images(images, split))
     job = {
         "checkpoint": [_fingerprint(uri, inference) for uri in checkpoints],
-        "rules": {k: v for k, v in dataclasses.asdict(rules).items() if k != "by"},
+        "rules": {k: v for k, v in dataclasses.asdict(rules).items() if k not in ("by", "flip")},
         "inference": inference.views() | {"network": inference.network},
         "source": None if source is None else digest(source),
         "truth": truth,
@@ -172,7 +174,7 @@ def _do(work: Work, source: str | None, max_failed: float | None) -> None:
         run_phase(ledger, "label", limit, fn=lazily(PredictActor), fn_constructor_args=arguments, **options)
     else:
         run_phase(ledger, "label", limit, fn=apply_thresholds(work, thresholds), num_cpus=1)
-    table, quality = _label_table(ledger, tally, thresholds, source)
+    table, quality = _label_table(work, tally, thresholds, source)
     failed = [dict(zip(("image_id", "image_uri", "reason"), row, strict=True)) for row in quality.failed]
     kinds = ["unreachable" if row["image_id"] in tally.unreachable else "unreadable" for row in failed]
     failed = [row | {"kind": kind} for row, kind in zip(failed, kinds, strict=True)]
@@ -220,10 +222,11 @@ def _truth(images: str, classes: Classes) -> Classes:
 
 
 def _label_table(
-    ledger: Ledger, tally: PredictionTotals, thresholds: np.ndarray, source: str | None
+    work: Work, tally: PredictionTotals, thresholds: np.ndarray, source: str | None
 ) -> tuple[pa.Table, Quality]:
     """The manifest's rows, and how good the labels are."""
-    parts = list(each_chunk(label_chunk, ledger, range(ledger.blocks)))
+    ledger = work.ledger
+    parts = list(each_chunk(label_chunk, ledger, range(ledger.blocks), work.rules.distribution))
     table = pa.concat_tables([rows for rows, *_ in parts])
     classes = len(tally.histogram)
     balance = None

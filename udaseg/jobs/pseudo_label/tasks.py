@@ -32,7 +32,7 @@ from udaseg.data import export
 from udaseg.data.classes import Classes
 from udaseg.data.confidence import HISTOGRAM_BINS, decode_confidence
 from udaseg.data.images import read_label
-from udaseg.data.manifest import PSEUDO_MANIFEST
+from udaseg.data.manifest import PSEUDO_MANIFEST, SOFT_MANIFEST
 from udaseg.data.storage import filesystem, join, read_bytes, write_bytes
 from udaseg.errors import DatasetError
 from udaseg.evaluation.calibration import RELIABILITY_BINS, reliability_counts
@@ -259,8 +259,13 @@ def tally_chunk(ledger: Ledger, blocks: Sequence[int], classes: int) -> Predicti
     return total
 
 
-def label_chunk(ledger: Ledger, blocks: Sequence[int]) -> tuple[pa.Table, np.ndarray, np.ndarray, np.ndarray]:
-    """The manifest's rows of blocks; pixels kept of each class, counts against the truth, reliability."""
+def label_chunk(
+    ledger: Ledger, blocks: Sequence[int], distribution: bool
+) -> tuple[pa.Table, np.ndarray, np.ndarray, np.ndarray]:
+    """The manifest's rows of blocks; pixels kept of each class, counts against the truth, reliability.
+
+    `distribution` says whether the probabilities of all classes are stored.
+    """
     tables, kept, right, reliability = [], 0, np.zeros(4, np.int64), np.zeros((RELIABILITY_BINS, 3))
     for block in blocks:
         entry = ledger.entry("label", block)
@@ -272,13 +277,14 @@ def label_chunk(ledger: Ledger, blocks: Sequence[int]) -> tuple[pa.Table, np.nda
             "image_uri": [rows[i]["image_uri"] for i in ids],
             "label_uri": [f"labels/{i}.png" for i in ids],
             "confidence_uri": [f"confidence/{i}.png" for i in ids],
+            **({"distribution_uri": [f"distribution/{i}.png" for i in ids]} if distribution else {}),
             "height": entry["height"],
             "width": entry["width"],
             "class_pixels": list(pixels),
             "dataset": [rows[i]["dataset"] for i in ids],
             "split": [rows[i]["split"] for i in ids],
         }
-        tables.append(pa.table(columns, schema=PSEUDO_MANIFEST))
+        tables.append(pa.table(columns, schema=SOFT_MANIFEST if distribution else PSEUDO_MANIFEST))
         kept = kept + pixels.sum(0)
         right += entry["right"].reshape(-1, 4).sum(0)
         reliability += entry["reliability"].reshape(-1, 3)
