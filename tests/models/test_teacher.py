@@ -80,6 +80,22 @@ def test_dropout_is_off_while_batch_norm_trains() -> None:
     assert not teacher.eval().network[1].training  # type: ignore[index]
 
 
+def test_dropout_stays_on_where_the_teacher_drops() -> None:
+    teacher = EMATeacher(_student(dropout=0.9), momentum=0.9, drops=True).train()  # type: ignore[arg-type]
+    image = torch.ones(4, 3, 8, 8)
+    assert not torch.equal(teacher.network(image), teacher.network(image))
+    assert torch.equal(teacher.eval().network(image), teacher.network(image))
+
+
+def test_without_a_ramp_the_first_step_is_as_short_as_any() -> None:
+    student = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(student.weight, 1.0)
+    teacher = EMATeacher(student, momentum=0.75, ramp=False)  # type: ignore[arg-type]
+    nn.init.constant_(student.weight, 5.0)
+    teacher.update(student)
+    assert float(teacher.network.weight) == 2.0  # type: ignore[arg-type]
+
+
 def test_drop_path_of_a_timm_backbone_is_off_too() -> None:
     import timm
 
