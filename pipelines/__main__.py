@@ -7,6 +7,7 @@ import keyword
 import sys
 
 COMMANDS = {
+    "adapt": "adapt a network to a target without labels, and say whether it helped",
     "prepare": "check folders of images and labels, and write a dataset",
     "train": "run a recipe: train, pseudo-label, train again",
     "evaluate": "IoU of a checkpoint on a labelled dataset",

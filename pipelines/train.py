@@ -39,6 +39,7 @@ def parse(argv: Sequence[str]) -> Arguments:
     """Arguments of the command line. Raises ConfigError for an unknown recipe or field."""
     if not argv or argv[0] in ("-h", "--help"):  # before any network is loaded
         print(Arguments.__doc__)
+        print("To begin with: udaseg adapt, which chooses a recipe and says whether it helped.")
         print("Recipes (udaseg train RECIPE --help lists the fields of one; --config FILE runs a saved configuration):")
         for name, line in summaries().items():
             print(f"  {name:20} {line}")
@@ -52,7 +53,9 @@ def parse(argv: Sequence[str]) -> Arguments:
 
         recipe, rest = RECIPES[argv[0]](), argv[1:]
     else:
-        raise ConfigError(f"no recipe {argv[0]!r}; there are {', '.join(summaries())}")
+        raise ConfigError(
+            f"no recipe {argv[0]!r}; there are {', '.join(summaries())}; `udaseg adapt` chooses one itself"
+        )
     default = Arguments(recipe=recipe, out=tyro.MISSING)
     return parse_arguments(
         Arguments,

@@ -4,6 +4,8 @@ From Python as from the command line; each name loads what it needs when it is f
 
     import udaseg
 
+    outcome = udaseg.adapt(udaseg.Adapt(source="gta", target="fleet/images", out="runs/fleet"))
+
     recipe = udaseg.override(udaseg.RECIPES["bcl"](), {"method.temperature": 0.07})
     model = udaseg.train(recipe, source="data/source", target="data/target", out="runs/bcl")
     (confusion,) = udaseg.evaluate([model], "data/target_val")
@@ -19,7 +21,8 @@ if TYPE_CHECKING:
     from udaseg.checkpoints.directory import load_model
     from udaseg.config import Inference, PseudoLabel, Recipe
     from udaseg.errors import CheckpointError, ConfigError, DatasetError, TrainingError
-    from udaseg.job_config import Cluster
+    from udaseg.job_config import Adapt, Cluster
+    from udaseg.jobs.adapt.job import adapt
     from udaseg.jobs.evaluate import evaluate
     from udaseg.jobs.import_ import import_model
     from udaseg.jobs.prepare import prepare
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "RECIPES",
+    "Adapt",
     "CheckpointError",
     "Cluster",
     "ConfigError",
@@ -39,6 +43,7 @@ __all__ = [
     "PseudoLabel",
     "Recipe",
     "TrainingError",
+    "adapt",
     "evaluate",
     "import_model",
     "load_model",
@@ -53,7 +58,8 @@ _HOME = {
     "checkpoints.directory": ("load_model",),
     "config": ("Inference", "PseudoLabel", "Recipe"),
     "errors": ("CheckpointError", "ConfigError", "DatasetError", "TrainingError"),
-    "job_config": ("Cluster",),
+    "job_config": ("Adapt", "Cluster"),
+    "jobs.adapt.job": ("adapt",),
     "jobs.evaluate": ("evaluate",),
     "jobs.import_": ("import_model",),
     "jobs.prepare": ("prepare",),

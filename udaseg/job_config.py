@@ -1,4 +1,4 @@
-"""What a job takes from the cluster, and what a sweep is told; typed, and without Ray or torch."""
+"""What a job takes from the cluster, and what a sweep or an adaptation is told; typed, and without Ray or torch."""
 
 from __future__ import annotations
 
@@ -79,3 +79,56 @@ class Sweep:
         self.recipe.check()
         self.cluster.check()
         check_numbers(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapt:
+    """What an adaptation is told. What is None is chosen, see `udaseg.jobs.adapt.choice.choose`."""
+
+    out: str
+    """Directory of the adaptation, a path or URI that every node can write."""
+    target: str
+    """Dataset directory of target images, or a bare folder of them."""
+    source: str | None = None
+    """Dataset directory of labelled source images, or a bare folder with images/ and labels/."""
+    checkpoint: str | None = None
+    """Model directory to adapt in place of a warm start on the source; without a source it is adapted without one."""
+    classes: str | None = None
+    """classes.json of bare folders, where they hold none."""
+    candidates: tuple[str, ...] = ()
+    """Recipes that are tried, as dacs for dacs_small; () = the recommended one."""
+    backbone: str | None = None
+    """A timm model name."""
+    pretrained: bool = True
+    """Begin with ImageNet's weights where the hub can be reached."""
+    weights: str | None = None
+    """A local file of backbone weights in timm's key order, in place of the hub's."""
+    same_padding: bool = False
+    """TensorFlow-style padding, which weights converted from TensorFlow need."""
+    short_side: Pixels | None = None
+    """Pixels of an image's short side that the network sees."""
+    crop: tuple[Pixels, Pixels] | None = None
+    """Height and width of training crops in pixels."""
+    batch_size: Count | None = None
+    """Samples a step over all workers."""
+    lr: Positive | None = None
+    """Learning rate of the backbone, by AdamW."""
+    warm_steps: Count | None = None
+    """Steps of the warm start on the source."""
+    steps: Count | None = None
+    """Steps of the adaptation, and of the source-only network that it is compared with."""
+    images: Count = 200
+    """Most held-out images of a domain that networks are judged on."""
+    seed: Annotated[int, Range(0, 2**63 - 1)] = 0
+    resume: bool = False
+    """Go on with the adaptation in --out."""
+    cluster: Cluster = field(default_factory=Cluster)
+
+    def check(self) -> None:
+        """Raise ConfigError, naming the field, where a number lies outside its range or two contradict each other."""
+        self.cluster.check()
+        check_numbers(self)
+        if self.source is None and self.checkpoint is None:
+            raise ConfigError("give --source, labelled images, or --from, a model directory to adapt without a source")
+        if self.checkpoint is not None and (self.backbone or self.weights or self.warm_steps):
+            raise ConfigError("--backbone, --weights and --warm-steps are of a warm start, which --from replaces")

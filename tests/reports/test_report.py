@@ -157,7 +157,7 @@ def test_picture_shows_something(name: str) -> None:
 def test_sheet_shows_the_palette_and_leaves_unlabelled_pixels_white() -> None:
     flat = Example(
         image=np.zeros((40, 40, 3), np.uint8),
-        truth=np.full((40, 40), 255, np.uint8),
+        truth=np.vstack([np.zeros((1, 40), np.uint8), np.full((39, 40), 255, np.uint8)]),
         before=np.full((40, 40), 1, np.uint8),
         after=np.full((40, 40), 2, np.uint8),
         confidence=np.ones((40, 40)),

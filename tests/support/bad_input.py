@@ -140,6 +140,7 @@ EVALUATE = "--checkpoint {d}/model --dataset {d}/target"
 LABEL = "--checkpoint {d}/model --images {d}/target"
 TRAIN = "dacs_small --source {d}/source --target {d}/target"
 SWEEP = "thresholds --source {d}/source --target {d}/target"
+ADAPT = "--source {d}/source --target {d}/target --no-pretrained"
 PREPARE = "--images {d}/source/images --labels {d}/source/labels"
 IMPORT = "{d}/theirs.pth --classes {d}/classes.json"
 CUTS = ("0", "1", "half", "all but 1")
@@ -446,9 +447,47 @@ def counts() -> Iterator[Case]:
     yield Case("no labels", "train", TRAIN.replace("{d}/source", "{d}/unlabelled"), "unlabelled")
 
 
+def adaptations() -> Iterator[Case]:
+    """What `udaseg adapt` is given: no labels, no images, folders that are no pair, candidates that there are not."""
+    of_folder = "--source {d}/source --target {d}/images --no-pretrained"
+    yield Case("no labels", "adapt", ADAPT.replace("{d}/source", "{d}/unlabelled"), "unlabelled")
+    yield Case("no labels", "adapt", "--source {d}/images --target {d}/target", ("images", "labels/"))
+    yield Case("no images", "adapt", "--source {d}/source --target {d}/empty", "empty")
+    yield Case("no images", "adapt", "--source {d}/source --target {d}/nothing", "nothing")
+    yield Case("no images", "adapt", "--source {d}/source --target {d}/text", "text")
+    yield Case("no source", "adapt", "--target {d}/target", ("--source", "--from"))
+    yield Case("no classes", "adapt", "--source {d}/folder --target {d}/target", "--classes", _bare)
+    yield Case("no checkpoint", "adapt", f"{ADAPT} --from {{d}}/nothing", "nothing")
+    yield Case("two networks", "adapt", f"{ADAPT} --from {{d}}/model --backbone resnet10t", "--backbone")
+    for names in ("no_such", "sdca,no_such", "hrda", "supervised", "[/b]"):
+        yield Case("unknown", "adapt", f"{ADAPT} --candidates {names}", names.split(",")[-1])
+    yield Case("unknown", "adapt", "--target {d}/target --from {d}/model --candidates dacs", "without a source")
+    yield Case("unknown", "adapt", f"{ADAPT} --backbone no_such_net", "no_such_net")
+    yield Case("unknown", "adapt", f"{ADAPT} --weights {{d}}/nothing.pt", "nothing.pt")
+    yield Case("unknown", "adapt", f"{of_folder} --classes {{d}}/nothing.json", "nothing.json")
+    for names in (["ground", "sky"], ["sky", "ground", "box"]):
+        damage = other_classes("target", names)
+        yield Case("other classes", "adapt", ADAPT, ("target", names[-1]), damage)
+        damage = changed("classes.json", names=names, palette=[[0, 0, 0]] * len(names))
+        yield Case("other classes", "adapt", f"{of_folder} --classes {{d}}/classes.json", ("images", names[-1]), damage)
+        damage = changed("model/model.json", classes__names=names, classes__palette=[[0, 0, 0]] * len(names))
+        yield Case("other classes", "adapt", f"{ADAPT} --from {{d}}/model", ("source", names[-1]), damage)
+    for words in ("--crop 0 0", "--steps 0", "--batch-size -1", "--lr nan", "--images 0", "--seed -1"):
+        yield Case("range", "adapt", f"{ADAPT} {words}", words.split()[0].removeprefix("--").replace("-", "_"))
+    yield Case("range", "adapt", f"{ADAPT} --batch-size 3 --cluster.workers 2", "workers")
+
+
+def _bare(folder: Path) -> None:
+    """A labelled folder without a class list."""
+    for kind in ("images", "labels"):
+        (folder / "folder" / kind).mkdir(parents=True)
+        (folder / "folder" / kind / "000.png").hardlink_to(folder / "source" / kind / "000.png")
+
+
 def outputs() -> Iterator[Case]:
     """Outputs that are there, hold something of the user's, or cannot be made."""
     commands = [("train", TRAIN), ("sweep", SWEEP), ("pseudo-label", LABEL), ("demo", "")]
+    commands.append(("adapt", ADAPT))
     commands.append(("prepare", f"{PREPARE} --classes {{d}}/classes.json"))
     commands += [("evaluate", EVALUATE), ("import", "{d}/theirs.pth --classes cityscapes")]
     for command, words in commands:
@@ -458,7 +497,7 @@ def outputs() -> Iterator[Case]:
         if command != "evaluate":  # which adds two files to a folder of the user's
             yield Case("out is not empty", command, f"{words} --out {{d}}/images", "images", out=False)
             yield Case("out is an input", command, f"{words} --out {{d}}/target", "target", out=False)
-    for command, words in (("train", TRAIN), ("sweep", SWEEP), ("demo", "")):
+    for command, words in (("train", TRAIN), ("sweep", SWEEP), ("adapt", ADAPT), ("demo", "")):
         yield Case("resumed", command, f"{words} --out {{d}}/images --resume", "images", out=False)
     yield Case("out is not empty", "evaluate", f"{EVALUATE} --out {{d}}/res", "res", _results, out=False)
 
@@ -469,6 +508,7 @@ def _results(folder: Path) -> None:
 
 
 TABLES = (
-    truncated, wrong_json, out_of_range, unknown, words_that_do_not_fit, imports, other_things, counts, outputs,
+    truncated, wrong_json, out_of_range, unknown, words_that_do_not_fit, imports, other_things, counts,
+    adaptations, outputs,
 )  # fmt: skip
 CASES = [case for table in TABLES for case in table()]

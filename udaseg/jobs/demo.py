@@ -13,8 +13,7 @@ import dataclasses
 import json
 import platform
 import shutil
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from importlib.metadata import version
 from itertools import accumulate
@@ -30,12 +29,12 @@ from udaseg.data.classes import read_classes
 from udaseg.data.images import read_image
 from udaseg.data.index import open_index
 from udaseg.data.storage import write_bytes
-from udaseg.data.strict_json import dump_json
 from udaseg.data.synthetic import write_pair
 from udaseg.errors import ConfigError
 from udaseg.evaluation.metrics import gap_closed, mean_iou
 from udaseg.job_config import Cluster
 from udaseg.jobs.evaluate import evaluate
+from udaseg.jobs.journal import Journal
 from udaseg.jobs.output import mark, own_directory
 from udaseg.jobs.prepare import prepare
 from udaseg.jobs.pseudo_label.job import pseudo_label
@@ -51,45 +50,6 @@ from udaseg.reports.tables import show
 
 NETWORKS = {"source-only": "source_only_small", "adapted": "bcl_demo", "oracle": "supervised_small"}
 """The recipe of each network that the report compares."""
-
-
-class _Journal:
-    """The phases that are done, kept on disk, so that a resumed demo repeats none.
-
-    Raises ConfigError where `out` holds a demo that is not to be resumed, or is of other settings.
-    """
-
-    def __init__(self, out: Path, settings: dict[str, Any], resume: bool) -> None:
-        self._file = out / "demo.json"
-        settings = json.loads(json.dumps(settings))
-        self._content: dict[str, Any] = {"settings": settings, "phases": {}}
-        if self._file.exists():
-            if not resume:
-                raise ConfigError(f"{out}: exists; go on with it by --resume, or choose another --out")
-            self._content = json.loads(self._file.read_text())
-            theirs = self._content["settings"]
-            if changed := [name for name in settings if theirs.get(name) != settings[name]]:
-                raise ConfigError(f"{out}: was begun with other settings ({', '.join(changed)}); choose another --out")
-        self._write()
-
-    def phase(self, name: str, work: Callable[..., Any], *arguments: Any) -> Any:
-        """Do the work unless it is done; returns its result, which JSON can hold."""
-        phases = self._content["phases"]
-        if name not in phases:
-            print(f"== {name}", flush=True)
-            start = time.monotonic()
-            result = work(*arguments)
-            phases[name] = {"seconds": round(time.monotonic() - start, 2), "result": result}
-            self._write()
-        print(f"== {name}: done in {phases[name]['seconds']:.1f} s", flush=True)
-        return phases[name]["result"]
-
-    def seconds(self) -> dict[str, float]:
-        """Wall time per phase."""
-        return {name: entry["seconds"] for name, entry in self._content["phases"].items()}
-
-    def _write(self) -> None:
-        write_bytes(str(self._file), dump_json(self._content).encode())
 
 
 def demo(
@@ -129,7 +89,7 @@ def demo(
     settings: dict[str, Any] = {"seed": seed, "train_images": train_images, "val_images": val_images, "size": size}
     settings |= {run.name: dataclasses.asdict(run) for run in runs.values()}
     with own_directory(str(root), "demo"):
-        journal = _Journal(root, settings, resume)
+        journal = Journal(str(root), "demo", settings, resume)
         data = root / "data"
         source, target = str(data / "source"), str(data / "target")
 

@@ -43,6 +43,7 @@ NOUNS = {
     "prepare": "dataset",
     "train": "run",
     "sweep": "sweep",
+    "adapt": "adaptation",
     "pseudo-label": "labelling job",
     "import": "imported model",
     "demo": "demo",

@@ -15,6 +15,7 @@ from udaseg.data.taxonomies import CITYSCAPES_CLASSES, SYNTHIA_MEANS
 from udaseg.evaluation.metrics import gap_closed, iou, mean_iou, pixel_accuracy
 from udaseg.reports.page import clear, data_uri, percent, picture, render, short
 from udaseg.reports.tables import cell
+from udaseg.types import IGNORE
 
 NOT_LOSSES = {
     *("stage", "name", "step", "lr", "grad_norm"),
@@ -190,10 +191,11 @@ def miou_picture(curves: Mapping[str, Sequence[tuple[int, float]]], begins: Mapp
 
 @picture
 def sheet_picture(examples: Sequence[Example], classes: Classes) -> Figure:
-    """Images in rows: image, truth, before, after, and the confidence of the last."""
+    """Images in rows: image, truth where one of them has labels, before, after, and the confidence of the last."""
     colours = np.full((256, 3), 255, np.uint8)  # pixels without a label are white
     colours[: len(classes)] = classes.palette
-    titles = ("image", "truth", "before", "after", "confidence")
+    labelled = any((example.truth != IGNORE).any() for example in examples)
+    titles = ("image", *(["truth"] if labelled else []), "before", "after", "confidence")
     height, width = examples[0].truth.shape
     head, row, foot, cell = 0.3, 2.4 * height / width, 0.45, 2.4  # inches
     inches = head + row * len(examples) + foot
@@ -201,7 +203,8 @@ def sheet_picture(examples: Sequence[Example], classes: Classes) -> Figure:
     spaces = {"left": 0, "right": 1, "top": 1 - head / inches, "bottom": foot / inches, "wspace": 0.02, "hspace": 0.04}
     grid = figure.subplots(len(examples), len(titles), squeeze=False, gridspec_kw=spaces)
     for axes, example in zip(grid, examples, strict=True):
-        labels = (colours[label] for label in (example.truth, example.before, example.after))
+        truth = [example.truth] if labelled else []
+        labels = (colours[label] for label in (*truth, example.before, example.after))
         for cell_axes, pixels in zip(axes[:-1], (example.image, *labels), strict=True):
             cell_axes.imshow(pixels, aspect="auto")
         shown = axes[-1].imshow(example.confidence, cmap="viridis", vmin=0, vmax=1, aspect="auto")

@@ -1,0 +1,115 @@
+"""Verdicts: figures against loops, and what they must see."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from udaseg.evaluation.metrics import mean_iou
+from udaseg.evaluation.verdict import Change, Judged, Verdict, change, in_the_look_of, strong_view, verdict
+
+K = 3
+
+
+def counts(right: float, images: int = 40, seed: int = 0, classes: int = K) -> np.ndarray:
+    """(N, K, K): per image 100 pixels of each class, about `right` of them as they should be."""
+    rng = np.random.default_rng(seed)
+    hit = rng.binomial(100, right, (images, classes))
+    out = np.zeros((images, classes, classes), np.int64)
+    for k in range(classes):
+        out[:, k, k] = hit[:, k]
+        out[:, k, (k + 1) % classes] = 100 - hit[:, k]
+    return out
+
+
+def judged(styled: float, views: float, truth: float | None = None) -> Judged:
+    return Judged(views=counts(views), styled=counts(styled), truth=None if truth is None else counts(truth))
+
+
+def test_change_is_the_difference_of_mean_iou() -> None:
+    before, after = counts(0.5), counts(0.7, seed=1)
+    found = change(before, after, labelled=True)
+    assert found.mean == pytest.approx(mean_iou(after.sum(0)) - mean_iou(before.sum(0)))
+    assert found.low < found.mean < found.high
+    assert change(before, before, labelled=True) == (0, 0, 0)
+
+
+def test_the_range_is_that_of_the_paired_bootstrap() -> None:
+    before, after = counts(0.5, images=10), counts(0.52, images=10, seed=3)
+    rng, gains = np.random.default_rng(1), []
+    for _ in range(4000):
+        rows = rng.integers(10, size=10)
+        gains.append(mean_iou(after[rows].sum(0)) - mean_iou(before[rows].sum(0)))
+    _, low, high = change(before, after, labelled=True)
+    assert (low, high) == pytest.approx(np.quantile(gains, (0.05, 0.95)), abs=0.003)
+
+
+def test_a_network_that_forgets_a_class_does_not_win_by_it() -> None:
+    before = counts(0.9)
+    forgetful = np.zeros_like(before)
+    forgetful[:, 0, 0] = 300  # one class everywhere, in both views
+    assert change(before, forgetful, labelled=False).high < 0
+
+
+def test_classes_without_a_label_do_not_count() -> None:
+    before, after = counts(0.5), counts(0.5)
+    before[:, 2], after[:, 2] = 0, 0
+    expected = np.mean([mean_iou(before.sum(0), [k]) for k in (0, 1)])
+    gained = after.copy()
+    gained[:, 0] = [100, 0, 0]
+    better = np.mean([mean_iou(gained.sum(0), [k]) for k in (0, 1)])
+    assert change(before, gained, labelled=True).mean == pytest.approx(better - expected)
+
+
+@pytest.mark.parametrize(
+    ("after", "word"),
+    [
+        (judged(0.8, 0.8), "helped"),
+        (judged(0.3, 0.8), "harmed"),
+        (judged(0.5, 0.5), "unclear"),
+    ],
+)
+def test_the_word(after: Judged, word: str) -> None:
+    assert verdict(judged(0.5, 0.5), after).word == word
+
+
+def test_without_a_source_views_decide() -> None:
+    before, better, worse = (Judged(views=counts(right)) for right in (0.5, 0.8, 0.2))
+    assert verdict(before, better).word == "helped" and verdict(before, worse).word == "harmed"
+    assert verdict(before, better).likeness is None
+
+
+def test_true_labels_are_reported_and_decide_nothing() -> None:
+    before, after = judged(0.5, 0.5, truth=0.9), judged(0.8, 0.8, truth=0.2)
+    found = verdict(before, after)
+    assert found.word == "helped" and found.truth is not None and found.truth.high < 0
+    assert Verdict.from_json(json.loads(json.dumps(dataclasses.asdict(found)))) == found
+    assert isinstance(found.steadiness, Change)
+
+
+def test_an_image_in_the_look_of_another_has_its_moments() -> None:
+    rng = np.random.default_rng(0)
+    image = rng.integers(80, 160, (20, 30, 3)).astype(np.uint8)
+    other = (rng.normal((90, 120, 150), (10, 20, 25), (16, 16, 3))).clip(0, 255).astype(np.uint8)
+    moved = in_the_look_of(image, other)
+    assert moved.dtype == np.uint8 and moved.shape == image.shape
+    assert moved.mean((0, 1)) == pytest.approx(other.mean((0, 1)), abs=0.5)
+    assert moved.std((0, 1)) == pytest.approx(other.std((0, 1)), abs=0.5)
+    flat = np.full((4, 4, 3), 7, np.uint8)
+    assert np.isfinite(in_the_look_of(flat, other)).all()
+
+
+def test_the_strong_view_is_that_of_its_key() -> None:
+    image = torch.rand(1, 3, 12, 16)
+    first, again, other = (strong_view(image, key) for key in (3, 3, 4))
+    assert torch.equal(first, again) and not torch.equal(first, other) and not torch.equal(first, image)
+
+
+def test_frequency_counts_predictions() -> None:
+    views = np.zeros((2, K, K), np.int64)
+    views[0, 0, 1], views[1, 2, 2] = 30, 10  # class of the image, class of its view
+    assert Judged(views=views).frequency() == pytest.approx([0.75, 0, 0.25])

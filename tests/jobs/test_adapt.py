@@ -1,0 +1,342 @@
+"""`udaseg adapt`: what it chooses, what it is given, what its runs leave behind, and a whole one on a real Ray."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny import CLASSES, digests, draw, make_checkpoint, make_dataset
+
+from pipelines.adapt import main
+from udaseg.config import Inference, Model, Recipe
+from udaseg.data.index import open_index
+from udaseg.data.manifest import read_manifest
+from udaseg.errors import ConfigError, DatasetError, TrainingError
+from udaseg.job_config import Adapt, Cluster
+from udaseg.jobs.adapt import runs as runs_module
+from udaseg.jobs.adapt.candidates import RECOMMENDED, SOURCE_FREE, candidate, recipe_names, source_only, warm_start
+from udaseg.jobs.adapt.choice import Choice, Images, Machine, choose
+from udaseg.jobs.adapt.inputs import Inputs, check_inputs, hold_out, make_inputs, measure
+from udaseg.jobs.adapt.job import adapt
+from udaseg.jobs.adapt.judging import judged_here
+from udaseg.jobs.adapt.runs import model_of, run_directory, train_all
+from udaseg.recipes import RECIPES
+
+TOLD = Adapt(out="out", source="source", target="target", cluster=Cluster(gpu=False))
+IMAGES = Images(short_side=720, long_side=1280, count=3000)
+CPU = Machine(memory=None, cores=2, hub=True)
+POSSIBLE = [
+    name for name in RECIPES if name.endswith("_small") and name not in ("hrda_small", "vfm_small", "supervised_small")
+]
+
+
+def chosen(told: Adapt = TOLD, machine: Machine = CPU, images: Images = IMAGES, **more: Any) -> Choice:
+    return choose(told, machine, images, **more)
+
+
+# --- the choice -----------------------------------------------------------------------------------------------------
+
+
+def test_a_larger_gpu_is_given_more() -> None:
+    choices = [chosen(machine=Machine(memory=memory, cores=8, hub=True)) for memory in (None, 8.0, 24.0, 80.0)]
+    sizes = [c.batch_size * c.crop[0] * c.crop[1] for c in choices]
+    assert sizes[0] == min(sizes) and sizes[2] < sizes[3], "of crops, at the same backbone"
+    assert [c.model.backbone for c in choices] == ["mobilenetv2_100", "resnet50", "resnet101", "resnet101"]
+    assert all(c.model.pretrained for c in choices)
+
+
+def test_no_crop_is_larger_than_an_image() -> None:
+    for short, long in ((40, 56), (227, 320), (512, 1024), (2160, 3840)):
+        for machine in (CPU, Machine(memory=80.0, cores=8)):
+            c = chosen(machine=machine, images=Images(short_side=short, long_side=long, count=9))
+            assert c.short_side <= short and c.crop[0] <= c.short_side
+            assert all(side % 16 == 0 for side in c.crop)
+
+
+def test_few_images_take_fewer_steps() -> None:
+    few = chosen(machine=Machine(memory=80.0, cores=8), images=Images(short_side=720, long_side=1280, count=10))
+    assert few.steps == few.warm_steps == 100 * 10 // few.batch_size
+
+
+def test_without_weights_and_gpu_the_network_learns_from_nothing() -> None:
+    for told, machine in ((TOLD, Machine(memory=None, cores=2)), (replace(TOLD, pretrained=False), CPU)):
+        c = chosen(told, machine)
+        assert c.model.backbone == "test_byobnet" and not c.model.pretrained
+    assert "hub cannot be reached" in chosen(machine=Machine(memory=None, cores=2)).reasons["weights"][1]
+    given = chosen(replace(TOLD, weights="w.safetensors"), Machine(memory=None, cores=2))
+    assert given.model.backbone == "mobilenetv2_100" and given.model.weights == "w.safetensors"
+
+
+def test_whatever_is_told_is_taken() -> None:
+    told = {"backbone": "resnet18", "short_side": 300, "crop": (64, 96), "batch_size": 3, "lr": 0.5, "steps": 7}
+    c = chosen(replace(TOLD, **told, warm_steps=9))
+    assert c.model.backbone == "resnet18" and c.optim.lr == 0.5 and c.warm_steps == 9
+    assert (c.short_side, c.crop, c.batch_size, c.steps) == (300, (64, 96), 3, 7)
+    assert {c.reasons[name][1] for name in (*told, "warm_steps")} == {"as told"}
+
+
+def test_a_checkpoint_brings_its_network_and_sizes() -> None:
+    c = chosen(begun=(Model(backbone="resnet18", head_channels=16), 96))
+    assert c.model == Model(backbone="resnet18", head_channels=16) and c.short_side == 96 and c.warm_steps == 0
+
+
+# --- candidates -----------------------------------------------------------------------------------------------------
+
+
+def test_names_of_candidates() -> None:
+    assert recipe_names([], source=True) == [RECOMMENDED] and recipe_names([], source=False) == [SOURCE_FREE]
+    assert recipe_names(["sdca", "dacs_small", "sdca"], source=True) == ["sdca_small", "dacs_small"]
+    for name in ("hrda", "vfm", "supervised", "source_only", "nothing"):
+        with pytest.raises(ConfigError, match=f"no '{name}'; there are .*sdca_small"):
+            recipe_names([name], source=True)
+    with pytest.raises(ConfigError, match=r"no 'dacs' without a source; there are adabn_small, .*ldbe_small"):
+        recipe_names(["dacs"], source=False)
+
+
+@pytest.mark.parametrize("name", POSSIBLE)
+@pytest.mark.parametrize("checkpoint", [None, "/model"])
+def test_a_candidate_is_its_recipe_at_the_chosen_size(name: str, checkpoint: str | None) -> None:
+    if name == "source_only_small":
+        recipe = source_only(chosen(), 3, checkpoint)
+    else:
+        recipe = candidate(name, chosen(), np.array([9, 5, 1, 2, 7]), 3, checkpoint)
+    recipe.check()
+    assert recipe.seed == 3
+    begun = [stage for stage in recipe.stages if stage.init_from == checkpoint]
+    assert len(begun) == 1 and begun[0] is recipe.stages[0]
+    own = recipe.stages[0 if checkpoint else 1 :]
+    small = [stage for stage in RECIPES[name]().stages if stage.data.domains() != ["source"]]
+    for stage, theirs in zip(own, small, strict=name != "source_only_small"):
+        assert type(stage.method) is type(theirs.method) and stage.data.streams().keys() == theirs.data.streams().keys()
+    for stage in recipe.stages:
+        assert stage.model.backbone == "mobilenetv2_100" and stage.data.crop == chosen().crop
+        source = stage.data.source
+        assert source is None or source.sampling == "rare_class"
+        for field in ("things", "long_tail"):
+            assert set(getattr(stage.method, field, ())) <= {2, 3}
+    if name not in ("adabn_small",):
+        assert chosen().steps - len(own) < sum(stage.steps for stage in own) <= chosen().steps
+
+
+def test_source_only_trains_as_long() -> None:
+    c = chosen()
+    warm, more = source_only(c, 0, None).stages
+    assert (warm, more.steps) == (warm_start(c, 0).stages[0], c.steps)
+
+
+# --- inputs ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_prepare(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What `prepare` is asked for, in place of the work."""
+    asked: list[dict[str, Any]] = []
+
+    def make(*, out: str, **arguments: Any) -> None:
+        asked.append({"out": out, **arguments})
+        make_dataset(Path(out), "target", train=12, val=0)
+
+    monkeypatch.setattr("udaseg.jobs.adapt.inputs.prepare", make)
+    return asked
+
+
+def bare(folder: Path, *, labelled: bool, below: str = "") -> Path:
+    for kind in ("images", "labels") if labelled else ("images",):
+        (folder / below / kind).mkdir(parents=True)
+        pixels = draw("source", 0)[kind == "labels"]
+        Image.fromarray(pixels).save(folder / below / kind / "a.png")
+    return folder
+
+
+def test_bare_folders_are_prepared(tmp_path: Path, no_prepare: list[dict[str, Any]]) -> None:
+    source, target = bare(tmp_path / "source", labelled=True), bare(tmp_path / "target", labelled=False)
+    (source / "classes.json").write_text(CLASSES.to_json())
+    told = replace(TOLD, source=str(source), target=str(target / "images"))
+    check_inputs(told)
+    out = str(tmp_path / "out")
+    inputs = make_inputs(told, out)
+    assert inputs == (f"{out}/data/source", f"{out}/data/target")
+    of_source, of_target = no_prepare
+    assert of_source["images"] == f"{source}/images" and of_source["labels"] == f"{source}/labels"
+    assert (
+        of_source["classes"] == f"{source}/classes.json" and of_target["classes"] == f"{out}/data/source/classes.json"
+    )
+    assert of_target["images"] == f"{target}/images" and "labels" not in of_target
+    assert {"train", "val"} <= open_index(inputs.target).splits.keys()
+    assert make_inputs(told, out) == inputs and len(no_prepare) == 2, "what is made is not made again"
+
+
+def test_folders_with_splits_are_prepared_by_their_layout(tmp_path: Path, no_prepare: list[dict[str, Any]]) -> None:
+    source = bare(tmp_path / "source", labelled=True, below="train")
+    (source / "classes.json").write_text(CLASSES.to_json())
+    told = replace(TOLD, source=str(source), target=str(source))
+    make_inputs(told, str(tmp_path / "out"))
+    assert no_prepare[0]["layout"] == "folders" and no_prepare[0]["root"] == str(source)
+
+
+def test_datasets_with_held_out_images_are_taken_as_they_are(tmp_path: Path) -> None:
+    told = replace(TOLD, source=make_dataset(tmp_path / "s", "source"), target=make_dataset(tmp_path / "t", "target"))
+    before = digests(tmp_path)
+    assert make_inputs(told, str(tmp_path / "out")) == (told.source, told.target)
+    assert measure(Inputs(told.source, told.target)) == Images(short_side=40, long_side=56, count=10)
+    assert digests(tmp_path) == before
+
+
+def test_a_tenth_is_held_out_in_runs_of_neighbours(tmp_path: Path) -> None:
+    directory = make_dataset(tmp_path / "t", "target", train=20, val=0)
+    before = digests(tmp_path / "t")
+    told = replace(TOLD, source=None, checkpoint=make_checkpoint(tmp_path / "model", 0), target=directory)
+    made = make_inputs(told, str(tmp_path / "out")).target
+    index = open_index(made)
+    assert {name: stop - start for name, (start, stop) in index.splits.items()} == {"train": 18, "val": 2}
+    assert index.image(index.rows("val")[0]).shape == (40, 56, 3), "images are found where they are"
+    assert digests(tmp_path / "t") == before
+    table = read_manifest(directory)
+    many = [row | {"image_id": f"{i:05d}"} for i, row in enumerate(table.to_pylist() * 50)]
+    rows = hold_out(type(table).from_pylist(many, schema=table.schema), directory).to_pylist()
+    held = np.array([row["split"] == "val" for row in rows])
+    assert held.mean() == 0.1 and np.abs(np.diff(held.astype(int))).sum() <= 10, "five runs"
+    with pytest.raises(DatasetError, match="two at least"):
+        hold_out(table.slice(0, 1), directory)
+
+
+# --- runs -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The runs that are trained, in place of training; "bad" fails."""
+    names: list[str] = []
+
+    def train_run(recipe: Recipe, inputs: Inputs, out: str, cluster: Cluster) -> None:
+        names.append(Path(out).name)
+        if Path(out).name == "bad":
+            raise TrainingError("a loss is not finite")
+        make_checkpoint(Path(out) / "model", 0)
+
+    monkeypatch.setattr(runs_module, "train_run", train_run)
+    monkeypatch.setattr(runs_module.ray, "cluster_resources", lambda: {"CPU": 4.0})
+    return names
+
+
+def test_a_run_that_fails_stops_no_other(
+    trained: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipes = dict.fromkeys(("source_only", "bad", "dacs_small"), RECIPES["dacs_small"]())
+    out, inputs = str(tmp_path), Inputs("source", "target")
+    failed = train_all(recipes, inputs, out, TOLD.cluster)
+    assert trained == ["source_only", "bad", "dacs_small"] and failed == {"bad": "a loss is not finite"}
+    assert "one run after the other: each takes 3 CPU, there are 4 CPU" in capsys.readouterr().out
+    train_all(recipes, inputs, out, TOLD.cluster)
+    assert trained[3:] == ["bad"], "what is done is not done again"
+    assert model_of(out, "dacs_small") == f"{run_directory(out, 'dacs_small')}/model"
+
+
+def test_the_look_of_target_images_and_labels_that_nobody_reads(tmp_path: Path) -> None:
+    source, target = (make_dataset(tmp_path / name, name, train=2, val=3) for name in ("source", "target"))
+    unlabelled = make_dataset(tmp_path / "unlabelled", "target", train=2, val=3, labelled=False)
+    models = [make_checkpoint(tmp_path / f"m{seed}", seed) for seed in (0, 1)]
+    found = judged_here(models, Inputs(source, target), images=2, inference=Inference(gpu=False))
+    blind = judged_here(models, Inputs(source, unlabelled), images=2, inference=Inference(gpu=False))
+    for one, same in zip(found, blind, strict=True):
+        assert one.truth is not None and one.truth.shape == (2, 3, 3) and same.truth is None
+        assert np.array_equal(one.views, same.views) and np.array_equal(one.styled, same.styled)
+        assert (one.views.sum((1, 2)) == 40 * 56).all() and one.source is not None
+        assert not np.array_equal(one.source, one.styled)
+    assert not np.array_equal(found[0].views, found[1].views)
+
+
+# --- whole adaptations ----------------------------------------------------------------------------------------------
+
+TINY = (
+    "--no-pretrained",
+    "--batch-size",
+    "4",
+    "--crop",
+    "32",
+    "32",
+    "--steps",
+    "2",
+    "--images",
+    "4",
+    "--cluster.no-gpu",
+)
+SECTIONS = ("verdict", "examples", "frequencies", "losses", "label-next", "choice", "time")
+
+
+def run(out: Path, *words: str) -> tuple[int, str]:
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        code = main(["--out", str(out), *TINY, "--cluster.threads", "1", *words])
+    return code, printed.getvalue()
+
+
+def check_result(out: Path, printed: str, network: str) -> None:
+    """A whole directory, and a model that is the winner's, or the other where that harmed."""
+    found = json.loads((out / "verdict.json").read_text())
+    word = found["verdicts"][found["winner"]]["word"]
+    assert found["winner"] == network and f"verdict: {word} ({network})" in printed
+    page = (out / "report.html").read_text()
+    assert all(f'id="{section}"' in page for section in SECTIONS) and f"<h1>{word}</h1>" in page
+    kept = (out / "model" / "model.safetensors").read_bytes()
+    winner = (out / "runs" / network / "model" / "model.safetensors").read_bytes()
+    assert (kept == winner) == (word != "harmed")
+    ids = [item["image_id"] for item in json.loads((out / "label_next.json").read_text())]
+    assert len(ids) == len(set(ids)) == 10
+
+
+def test_a_source_free_adaptation(ray_session: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = make_dataset(tmp_path / "target", "target", labelled=False)
+    model, out = make_checkpoint(tmp_path / "model", 0), tmp_path / "out"
+    before = digests(tmp_path)
+    words = ("--target", target, "--from", model, "--candidates", "adabn")
+    code, printed = run(out, *words)
+    assert code == 0
+    check_result(out, printed, "adabn_small")
+    assert "backbone" in printed and "the checkpoint's" in printed
+    verdicts = json.loads((out / "verdict.json").read_text())["verdicts"]["adabn_small"]
+    assert verdicts["truth"] is None and verdicts["likeness"] is None
+    kept = {name: value for name, value in digests(tmp_path).items() if not name.startswith("out/")}
+    assert kept == before, "inputs stay as they are"
+    assert run(out, *words)[0] == 2 and "go on with it by --resume" in capsys.readouterr().err
+    assert run(out, *words, "--seed", "1", "--resume")[0] == 2 and "other settings (seed)" in capsys.readouterr().err
+
+
+@pytest.mark.full
+def test_bare_folders_to_a_verdict_and_resumed(
+    ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = (make_dataset(tmp_path / name, name, train=12, val=0) for name in ("source", "target"))
+    for folder in map(Path, (source, target)):
+        for file in ("manifest.parquet", "index.arrow", "class_rows.arrow"):
+            (folder / file).unlink()
+    shutil.rmtree(Path(target) / "labels")
+    out = tmp_path / "out"
+    words = ("--source", source, "--target", target, "--backbone", "resnet10t", "--warm-steps", "2", "--steps", "4")
+    code, printed = run(out, *words, "--candidates", "sdca,dacs")
+    assert code == 0
+    check_result(out, printed, json.loads((out / "verdict.json").read_text())["winner"])
+    warm = (out / "warm_start" / "model" / "model.safetensors").read_bytes()
+    for name in ("source_only", "sdca_small", "dacs_small"):
+        assert (out / "runs" / name / "stages" / "0-source" / "model" / "model.safetensors").read_bytes() == warm
+
+    def again(*_: object, **__: object) -> None:
+        raise AssertionError("done already")
+
+    for function in ("train_run", "train_all", "_judge", "_label_next"):
+        monkeypatch.setattr(f"udaseg.jobs.adapt.job.{function}", again)
+    report = (out / "model" / "model.safetensors").read_bytes()
+    assert run(out, *words, "--candidates", "sdca,dacs", "--resume")[0] == 0
+    assert (out / "model" / "model.safetensors").read_bytes() == report
+
+
+def test_from_python(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--source"):
+        adapt(Adapt(out=str(tmp_path / "out"), target="target"))

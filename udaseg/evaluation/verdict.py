@@ -1,0 +1,143 @@
+"""Whether adaptation helped, by images that nobody labelled: an adapted network against the source-only one.
+
+Two figures, each a mean IoU in points, adapted less source-only, with the range that chance leaves it:
+
+- `likeness`: on held-out *source* images that are given the look of target images. Their labels are true, so that what
+  a class gains or loses is seen; what differs between the domains beside colour and contrast is not.
+- `steadiness`: on held-out *target* images, between the classes of an image and those of its strongly augmented view.
+  It sees the whole target, and no mistake that a network makes twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from udaseg.components.augment import strong
+from udaseg.rng import keyed
+
+Word = Literal["helped", "unclear", "harmed"]
+
+_DRAWS = 1000
+_TAIL = 0.05
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a network does on held-out images, in pixel counts; the first axis is the images'."""
+
+    views: np.ndarray
+    """(N, K, K) target: class of the image, class of its strong view."""
+    truth: np.ndarray | None = None
+    """(N, K, K) target: true class, predicted class; None where it is not labelled."""
+    source: np.ndarray | None = None
+    """(M, K, K) source: true class, predicted class; None without a source."""
+    styled: np.ndarray | None = None
+    """(M, K, K) the same in the look of target images."""
+
+    def frequency(self) -> np.ndarray:
+        """(K,) share of each class among the target's predictions."""
+        counts = self.views.sum((0, 2))
+        return counts / max(1, counts.sum())
+
+
+class Change(NamedTuple):
+    """A mean IoU of the adapted network less that of the source-only one, and its range at 90 %; in [-1, 1]."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What can be said of an adapted network."""
+
+    word: Word
+    likeness: Change | None
+    """None without a source."""
+    steadiness: Change
+    truth: Change | None
+    """The real one, where the held-out target images are labelled; the word was found without it."""
+
+    @property
+    def rank(self) -> float:
+        """What candidates are ranked by."""
+        return (self.likeness or self.steadiness).mean
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Verdict:
+        """What `dataclasses.asdict` and JSON have made of a verdict."""
+        changes = {name: values[name] and Change(*values[name]) for name in ("likeness", "steadiness", "truth")}
+        return cls(word=values["word"], **changes)
+
+
+def strong_view(image: Tensor, key: int) -> Tensor:
+    """The strongly augmented view of an image, (1, 3, H, W) in [0, 1]: jittered and blurred for certain."""
+    index = torch.tensor([key], device=image.device)
+    return strong(image, index, seed=0, purpose="verdict", jitter_probability=1.0, blur_probability=1.0)
+
+
+def in_the_look_of(image: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """An image with the mean and standard deviation of another one's red, green and blue.
+
+    After Reinhard et al., "Color transfer between images" (2001), in RGB.
+
+    Args:
+        image: (H, W, 3) uint8.
+        other: (h, w, 3) uint8.
+    """
+    moments = [(pixels.mean((0, 1)), pixels.std((0, 1))) for pixels in (image, other)]
+    (mean, deviation), (new_mean, new_deviation) = moments
+    moved = (image - mean) / np.maximum(deviation, 1.0) * new_deviation + new_mean
+    return moved.round().clip(0, 255).astype(np.uint8)
+
+
+def change(before: np.ndarray, after: np.ndarray, *, labelled: bool) -> Change:
+    """What mean IoU gains between two networks on the same images, with a range by the paired bootstrap over images.
+
+    Args:
+        before: (N, K, K) counts of each image.
+        after: the same.
+        labelled: whether rows are true classes; then those without a pixel are left out. Else all classes count, a
+            class that is never predicted as 0: a network that forgets a class must not win by it.
+    """
+    weights = keyed(0, "bootstrap").multinomial(len(before), np.full(len(before), 1 / len(before)), _DRAWS)
+    weights = np.concatenate([np.ones((1, len(before)), np.int64), weights])
+    first, last = (np.tensordot(weights, counts, 1) for counts in (before, after))
+    gains = _mean_iou(last, labelled) - _mean_iou(first, labelled)
+    low, high = np.nanquantile(gains[1:], (_TAIL, 1 - _TAIL))
+    return Change(float(gains[0]), float(low), float(high))
+
+
+def _mean_iou(counts: np.ndarray, labelled: bool) -> np.ndarray:
+    """(D,) of (D, K, K) counts."""
+    hit = np.einsum("dii->di", counts).astype(np.float64)
+    union = counts.sum(1) + counts.sum(2) - hit
+    counted = counts.sum(2) > 0 if labelled else np.ones(hit.shape, bool)
+    values = hit / np.maximum(union, 1)
+    return np.divide((values * counted).sum(1), counted.sum(1), out=np.full(len(hit), np.nan), where=counted.any(1))
+
+
+def verdict(before: Judged, after: Judged) -> Verdict:
+    """What can be said of an adapted network against the source-only one, judged on the same images."""
+    steadiness = change(before.views, after.views, labelled=False)
+    likeness = None
+    if before.styled is not None and after.styled is not None:
+        likeness = change(before.styled, after.styled, labelled=True)
+    truth = None
+    if before.truth is not None and after.truth is not None:
+        truth = change(before.truth, after.truth, labelled=True)
+    return Verdict(_word(likeness, steadiness), likeness, steadiness, truth)
+
+
+def _word(likeness: Change | None, steadiness: Change) -> Word:
+    first = likeness or steadiness
+    if first.high < 0:
+        return "harmed"
+    return "helped" if first.low > 0 and steadiness.low > 0 else "unclear"

@@ -1,0 +1,158 @@
+"""What an adaptation is given, as datasets with held-out images: bare folders are prepared, and a split is made."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from udaseg.checkpoints.directory import read_card
+from udaseg.data.classes import MAX_CLASSES_BYTES, Classes, read_classes, require_same_classes
+from udaseg.data.folders import IMAGE_SUFFIXES, folders, has_folder, walk
+from udaseg.data.index import open_index
+from udaseg.data.manifest import read_manifest, write_dataset
+from udaseg.data.storage import absolute, exists, join, read_bytes, resolve, write_bytes
+from udaseg.errors import DatasetError
+from udaseg.job_config import Adapt
+from udaseg.jobs.adapt.choice import Images
+from udaseg.jobs.output import mark
+from udaseg.jobs.prepare import prepare
+
+HELD_OUT = "val"
+_RUNS = 50
+"""Images are held out in runs of neighbours by name: those of a drive are nearly the same."""
+
+
+class Inputs(NamedTuple):
+    """Dataset directories with the splits "train" and "val"."""
+
+    source: str | None
+    target: str
+
+
+def check_inputs(told: Adapt) -> None:
+    """Find, before anything is written, what would stop the adaptation.
+
+    Raises DatasetError or CheckpointError: nothing to read, a source without labels, classes that differ.
+    """
+    found: dict[str, Classes] = {}
+    if told.checkpoint is not None:
+        found[told.checkpoint] = read_card(told.checkpoint).classes
+    given = {"source": told.source, "target": told.target}
+    for domain, directory in given.items():
+        if directory is None:
+            continue
+        if is_dataset(directory):
+            found[directory] = read_classes(directory)
+            continue
+        arguments = _arguments(directory, domain)
+        images = str(arguments.get("images", directory))
+        if "root" not in arguments and next(walk(images, IMAGE_SUFFIXES), None) is None:
+            raise DatasetError(f"{images}: no file in this folder or below ends in {' or '.join(IMAGE_SUFFIXES)}")
+        if (file := _class_file(directory, told)) is not None:
+            found[directory] = Classes.from_json(read_bytes(file, limit=MAX_CLASSES_BYTES), file)
+        elif not found:
+            raise DatasetError(
+                f"{directory}: neither a dataset nor a folder with a classes.json; give one by --classes"
+            )
+    (of, wanted), *others = found.items()
+    for uri, classes in others:
+        require_same_classes(wanted, classes, uri, of=of)
+    for domain, directory in given.items():
+        if directory is None or not is_dataset(directory):
+            continue
+        index = open_index(absolute(directory))
+        splits = {"train", HELD_OUT} & {"train", *index.splits}
+        if domain == "source" and any(index.lacks(split, "label_uri") for split in splits):
+            raise DatasetError(f"{directory}: a source has labels, and some of its images have none")
+        index.rows("train")
+
+
+def make_inputs(told: Adapt, out: str) -> Inputs:
+    """The datasets, in `out`/data where they are not prepared or have no split that is held out."""
+    source = None if told.source is None else _dataset(told.source, "source", told, out, None)
+    if source is not None:
+        classes = join(source, "classes.json")
+    else:
+        assert told.checkpoint is not None  # see `Adapt.check`
+        classes = join(out, "data", "classes.json")
+        write_bytes(classes, read_card(told.checkpoint).classes.to_json().encode())
+    return Inputs(source, _dataset(told.target, "target", told, out, classes))
+
+
+def _dataset(directory: str, domain: str, told: Adapt, out: str, classes: str | None) -> str:
+    """A dataset directory that has images held out. `classes`: the file of a bare folder that has none."""
+    directory, own = absolute(directory), join(out, "data", domain)
+    if not is_dataset(directory):
+        if not is_dataset(own):
+            prepare(out=own, classes=_class_file(directory, told) or classes, **_arguments(directory, domain))
+        directory = own
+    if directory != own and is_dataset(own):  # made when this adaptation began
+        return own
+    if HELD_OUT in open_index(directory).splits:
+        return directory
+    mark(own, "prepare")
+    write_dataset(own, hold_out(read_manifest(directory), directory), read_classes(directory))
+    return own
+
+
+def hold_out(manifest: pa.Table, directory: str) -> pa.Table:
+    """The manifest of a dataset directory with a tenth of its training images, one at least, as "val".
+
+    Raises DatasetError where there are fewer than two.
+    """
+    rows = manifest.to_pylist()
+    train = sorted((row for row in rows if row["split"] == "train"), key=lambda row: row["image_id"])
+    if len(train) < 2:
+        raise DatasetError(f"{directory}: {len(train)} train images; there must be two at least, one is held out")
+    runs = min(len(train), _RUNS)
+    held = np.arange(len(train)) * runs // len(train) % 10 == 9
+    held[-1] |= not held.any()
+    for row, out in zip(train, held.tolist(), strict=True):
+        row["split"] = HELD_OUT if out else "train"
+    for row in rows:
+        row |= {name: row[name] and resolve(row[name], directory) for name in ("image_uri", "label_uri")}
+    return pa.Table.from_pylist(rows, schema=manifest.schema)
+
+
+def measure(inputs: Inputs) -> Images:
+    """The sizes of both domains' images, and how many there are to train on."""
+    sides, counts = [], []
+    for directory in filter(None, inputs):
+        index = open_index(directory)
+        start, stop = index.rows("train")
+        counts.append(stop - start)
+        sides.append(np.stack([index.table[name].slice(start, stop - start) for name in ("height", "width")], 1))
+    both = np.concatenate(sides)
+    short, long = np.median(both.min(1)), np.median(both.max(1))
+    return Images(short_side=int(short), long_side=int(long), count=max(counts))
+
+
+def class_pixels(source: str) -> np.ndarray:
+    """(K,) pixels of each class in the source's training images."""
+    rows = read_manifest(source, "train")["class_pixels"].combine_chunks()
+    return np.asarray(rows.flatten()).reshape(len(rows), -1).sum(0)
+
+
+def is_dataset(directory: str) -> bool:
+    return exists(join(directory, "manifest.parquet"))
+
+
+def _arguments(directory: str, domain: str) -> dict[str, Any]:
+    """How `prepare` reads a bare folder: <split>/images and <split>/labels, images/ and labels/, or images alone."""
+    names = folders(directory)
+    if any(has_folder(join(directory, split, "images")) for split in names):
+        return {"layout": "folders", "root": directory}
+    images, labels = (join(directory, kind) if kind in names else None for kind in ("images", "labels"))
+    if domain == "source" and (images is None or labels is None):
+        raise DatasetError(
+            f"{directory}: neither a dataset of `udaseg prepare` nor a folder of images/ and labels/, as a source is"
+        )
+    return {"images": images or directory} | ({"labels": labels} if images and labels else {})
+
+
+def _class_file(directory: str, told: Adapt) -> str | None:
+    """The class list of a bare folder: the one that is told, or its own."""
+    own = join(directory, "classes.json")
+    return told.classes or (own if exists(own) else None)

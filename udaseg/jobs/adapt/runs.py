@@ -1,0 +1,102 @@
+"""The runs of an adaptation: the warm start, which all share, then source-only and the candidates."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import ray
+from ray import tune
+
+from udaseg.checkpoints.directory import CARD_FILE, copy_model
+from udaseg.config import Recipe
+from udaseg.data.storage import exists, join
+from udaseg.errors import CheckpointError, ConfigError, TrainingError
+from udaseg.job_config import Cluster
+from udaseg.jobs.adapt.inputs import Inputs
+from udaseg.jobs.output import mark
+from udaseg.jobs.ray_session import plain_errors
+from udaseg.jobs.resources import described, usable_cores, waits_told
+from udaseg.jobs.train import stage_directory, train
+from udaseg.jobs.trials import trial_resources
+
+
+def run_directory(out: str, name: str) -> str:
+    return join(out, "runs", name)
+
+
+def model_of(out: str, name: str) -> str:
+    """The model directory that a run ends with."""
+    return join(run_directory(out, name), "model")
+
+
+def train_run(recipe: Recipe, inputs: Inputs, out: str, cluster: Cluster) -> None:
+    """Train a run, or what is left of it, on the domains that it reads."""
+    reads = {domain for stage in recipe.stages for domain in stage.data.domains()}
+    source, target = (getattr(inputs, name) if name in reads else None for name in ("source", "target"))
+    train(recipe, source=source, target=target, out=out, resume=True, cluster=cluster)
+
+
+def take_over(warm: str, recipe: Recipe, out: str) -> None:
+    """Give the run in `out` its first stage from the run of the warm start, so that it is trained once."""
+    model = join(stage_directory(out, recipe, 0), "model")
+    if not exists(join(model, CARD_FILE)):
+        mark(out, "train")
+        copy_model(join(warm, "model"), model)
+
+
+def train_all(runs: Mapping[str, Recipe], inputs: Inputs, out: str, cluster: Cluster) -> dict[str, str]:
+    """Train runs side by side where the cluster holds two or more, else one after the other; why some failed, by name.
+
+    Raises ConfigError and what else would stop all of them; a TrainingError stops its own run alone.
+    """
+    failed: dict[str, str] = {}
+    left = [name for name in runs if not exists(join(model_of(out, name), CARD_FILE))]
+    need, has = trial_resources(cluster), ray.cluster_resources()
+    fits = min(int(has.get(name, 0) // amount) for name, amount in need.items() if amount)
+    if len(left) < 2 or fits < 2:
+        if len(left) > 1:
+            print(f"one run after the other: each takes {described(need)}, there are {described(has)}", flush=True)
+        for name in left:
+            print(f"-- {name}", flush=True)
+            with _noted(failed, name):
+                train_run(runs[name], inputs, run_directory(out, name), cluster)
+        return failed
+    at_once = min(fits, len(left))
+    print(f"{len(left)} runs, {at_once} side by side: {', '.join(left)}", flush=True)
+    threads = cluster.threads or max(1, usable_cores() // (cluster.workers * at_once))
+    each = replace(cluster, threads=threads)
+
+    def trial(values: dict[str, Any]) -> None:
+        why: dict[str, str] = {}
+        with _noted(why, values["run"]):
+            train_run(runs[values["run"]], inputs, run_directory(out, values["run"]), each)
+        tune.report({"failed": why})
+
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    with plain_errors(), waits_told("adapt"):
+        results = tune.Tuner(
+            tune.with_resources(trial, {"CPU": 1}),
+            param_space={"run": tune.grid_search(left)},
+            tune_config=tune.TuneConfig(max_concurrent_trials=at_once),
+            run_config=tune.RunConfig(name="tune", storage_path=out, verbose=0),
+        ).fit()
+    for result in results:
+        name = (result.config or {})["run"]
+        failed |= {name: str(result.error)} if result.error else (result.metrics or {}).get("failed", {})
+    return failed
+
+
+@contextlib.contextmanager
+def _noted(failed: dict[str, str], name: str) -> Any:
+    """Note why a run cannot go on, in place of ending the others."""
+    try:
+        yield
+    except (TrainingError, ConfigError, CheckpointError) as error:
+        print(f"{name} failed: {error}", flush=True)
+        failed[name] = str(error)
