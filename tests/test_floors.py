@@ -148,7 +148,15 @@ def test_tasks_that_need_no_network_start_without_torch() -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], ["train", "--help"], ["train", "no_such_recipe"], ["demo", "--help"], ["import", "--help"]]
+    "words",
+    [
+        ["--help"],
+        ["train", "--help"],
+        ["train", "no_such_recipe"],
+        ["demo", "--help"],
+        ["adapt", "--help"],
+        ["import", "--help"],
+    ],
 )
 def test_help_loads_neither_torch_nor_ray(words: list[str]) -> None:
     code = f"import sys; sys.argv = ['udaseg', *{words!r}]; from pipelines.__main__ import main\ntry: main()\n"

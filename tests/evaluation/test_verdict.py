@@ -10,7 +10,16 @@ import pytest
 import torch
 
 from udaseg.evaluation.metrics import mean_iou
-from udaseg.evaluation.verdict import Change, Judged, Verdict, change, in_the_look_of, strong_view, verdict
+from udaseg.evaluation.verdict import (
+    Change,
+    Judged,
+    Verdict,
+    change,
+    forgotten_classes,
+    in_the_look_of,
+    strong_view,
+    verdict,
+)
 
 K = 3
 
@@ -69,8 +78,13 @@ def test_classes_without_a_label_do_not_count() -> None:
     ("after", "word"),
     [
         (judged(0.8, 0.8), "helped"),
-        (judged(0.3, 0.8), "harmed"),
+        (judged(0.3, 0.3), "harmed"),
+        (judged(0.3, 0.5), "harmed"),
+        (judged(0.3, 0.8), "unclear"),
         (judged(0.5, 0.5), "unclear"),
+        (judged(0.8, 0.5), "unclear"),
+        (judged(0.5, 0.2), "harmed"),
+        (judged(0.8, 0.2), "unclear"),
     ],
 )
 def test_the_word(after: Judged, word: str) -> None:
@@ -81,6 +95,14 @@ def test_without_a_source_views_decide() -> None:
     before, better, worse = (Judged(views=counts(right)) for right in (0.5, 0.8, 0.2))
     assert verdict(before, better).word == "helped" and verdict(before, worse).word == "harmed"
     assert verdict(before, better).likeness is None
+
+
+def test_a_class_that_is_forgotten_is_no_help() -> None:
+    before, after = judged(0.5, 0.5), judged(0.8, 0.8)
+    after.views[:, 2] = after.views[:, 2] // 8
+    found = verdict(before, after)
+    assert found.forgotten == [2] and found.word == "unclear"
+    assert forgotten_classes(np.array([0.6, 0.3995, 0.0005]), np.array([0.9, 0.1, 0.0])) == [1]
 
 
 def test_true_labels_are_reported_and_decide_nothing() -> None:

@@ -20,7 +20,9 @@ from udaseg.config import Inference, Model, Recipe
 from udaseg.data.index import open_index
 from udaseg.data.manifest import read_manifest
 from udaseg.errors import ConfigError, DatasetError, TrainingError
+from udaseg.evaluation.verdict import verdict
 from udaseg.job_config import Adapt, Cluster
+from udaseg.jobs.adapt import job, judging
 from udaseg.jobs.adapt import runs as runs_module
 from udaseg.jobs.adapt.candidates import RECOMMENDED, SOURCE_FREE, candidate, recipe_names, source_only, warm_start
 from udaseg.jobs.adapt.choice import Choice, Images, Machine, choose
@@ -220,7 +222,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.append(Path(out).name)
         if Path(out).name == "bad":
             raise TrainingError("a loss is not finite")
-        make_checkpoint(Path(out) / "model", 0)
+        make_checkpoint(Path(out) / "model", int(Path(out).name == RECOMMENDED))
 
     monkeypatch.setattr(runs_module, "train_run", train_run)
     monkeypatch.setattr(runs_module.ray, "cluster_resources", lambda: {"CPU": 4.0})
@@ -290,6 +292,66 @@ def check_result(out: Path, printed: str, network: str) -> None:
     assert (kept == winner) == (word != "harmed")
     ids = [item["image_id"] for item in json.loads((out / "label_next.json").read_text())]
     assert len(ids) == len(set(ids)) == 10
+
+
+@pytest.fixture
+def no_ray(trained: list[str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """All but training, in this process; the runs that are trained."""
+    monkeypatch.setattr(judging, "_over", judging._here)
+    for function in ("train_run", "ensure_ray"):
+        monkeypatch.setattr(job, function, runs_module.train_run if function == "train_run" else lambda **_: None)
+    return trained
+
+
+def test_a_harmed_network_is_not_handed_back(
+    no_ray: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = make_dataset(tmp_path / "source", "source")
+    target = make_dataset(tmp_path / "target", "target")
+    out, words = tmp_path / "out", ("--source", source, "--target", target, "--warm-steps", "2")
+    code, printed = run(out, *words, "--candidates", "sdca,dacs")
+    assert code == 0 and no_ray == ["warm_start", "source_only", "sdca_small", "dacs_small"]
+    assert "verdict: unclear (sdca_small)" in printed, "all networks are the same"
+    assert "+0.0 (+0.0 to +0.0): which the verdict left open" in printed
+    check_result(out, printed, "sdca_small")
+
+    monkeypatch.setattr(job, "verdict", lambda before, after: replace(verdict(before, after), word="harmed"))
+    assert run(tmp_path / "second", *words)[0] == 0
+    kept, own = (
+        (tmp_path / "second" / name / "model.safetensors").read_bytes() for name in ("model", "runs/source_only/model")
+    )
+    assert kept == own != (tmp_path / "second" / "runs" / RECOMMENDED / "model" / "model.safetensors").read_bytes()
+    assert no_ray[4:] == ["warm_start", "source_only", RECOMMENDED]
+
+
+def test_a_resumed_adaptation_repeats_nothing(
+    no_ray: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = make_dataset(tmp_path / "source", "source")
+    target = make_dataset(tmp_path / "target", "target", train=3, val=0, labelled=False)
+    out, words = tmp_path / "out", ("--source", source, "--target", target, "--warm-steps", "2")
+    whole = job._judge
+    monkeypatch.setattr(job, "_judge", lambda *_: (_ for _ in ()).throw(TrainingError("cut off")))
+    assert run(out, *words)[0] == 1
+    monkeypatch.setattr(job, "_judge", whole)
+    assert run(out, *words)[0] == 2 and "go on with it by --resume" in capsys.readouterr().err
+    assert run(out, *words, "--steps", "3", "--resume")[0] == 2
+    assert "other settings (steps)" in capsys.readouterr().err
+    count = len(no_ray)
+    monkeypatch.setattr(job, "find_machine", None)  # another machine would choose otherwise
+    assert run(out, *words, "--resume")[0] == 0 and len(no_ray) == count
+    found = json.loads((out / "verdict.json").read_text())["verdicts"][RECOMMENDED]
+    assert found["truth"] is None and found["likeness"] is not None
+
+
+def test_of_failed_candidates_the_reason_is_told(
+    no_ray: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(job, "train_all", lambda *_: {RECOMMENDED: "a loss is not finite"})
+    source, target = (make_dataset(tmp_path / name, name) for name in ("source", "target"))
+    assert run(tmp_path / "out", "--source", source, "--target", target)[0] == 1
+    assert f"error: {RECOMMENDED}: a loss is not finite" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "model").exists()
 
 
 def test_a_source_free_adaptation(ray_session: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -37,9 +37,11 @@ def test_labels_say_how_right_it_was(verdict: Verdict, said: str) -> None:
 
 
 def test_the_last_line_is_what_is_handed_back() -> None:
-    lines = verdict_lines("b", {"a": HARMED, "b": HELPED})
+    lines = verdict_lines("b", {"a": HARMED, "b": HELPED}, CLASSES.names)
     assert lines[0] == "a: harmed" and lines[-1].startswith("verdict: helped (b). ")
-    assert "SOURCE-ONLY" in verdict_lines("a", {"a": HARMED})[-1]
+    assert "SOURCE-ONLY" in verdict_lines("a", {"a": HARMED}, CLASSES.names)[-1]
+    forgetful = Verdict("unclear", UP, UP, None, [0])
+    assert any(line.endswith(" road") for line in verdict_lines("a", {"a": forgetful}, CLASSES.names))
 
 
 def test_frequencies_are_compared() -> None:

@@ -11,7 +11,7 @@ Two figures, each a mean IoU in points, adapted less source-only, with the range
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -23,6 +23,7 @@ from udaseg.rng import keyed
 
 Word = Literal["helped", "unclear", "harmed"]
 
+WORDS: tuple[Word, ...] = ("harmed", "unclear", "helped")
 _DRAWS = 1000
 _TAIL = 0.05
 
@@ -64,17 +65,19 @@ class Verdict:
     steadiness: Change
     truth: Change | None
     """The real one, where the held-out target images are labelled; the word was found without it."""
+    forgotten: list[int] = field(default_factory=list)
+    """See `forgotten_classes`."""
 
     @property
-    def rank(self) -> float:
-        """What candidates are ranked by."""
-        return (self.likeness or self.steadiness).mean
+    def rank(self) -> tuple[int, float]:
+        """What candidates are ranked by: the word, and among those of the same word the first figure."""
+        return WORDS.index(self.word), (self.likeness or self.steadiness).mean
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Verdict:
         """What `dataclasses.asdict` and JSON have made of a verdict."""
         changes = {name: values[name] and Change(*values[name]) for name in ("likeness", "steadiness", "truth")}
-        return cls(word=values["word"], **changes)
+        return cls(word=values["word"], forgotten=values["forgotten"], **changes)
 
 
 def strong_view(image: Tensor, key: int) -> Tensor:
@@ -133,11 +136,27 @@ def verdict(before: Judged, after: Judged) -> Verdict:
     truth = None
     if before.truth is not None and after.truth is not None:
         truth = change(before.truth, after.truth, labelled=True)
-    return Verdict(_word(likeness, steadiness), likeness, steadiness, truth)
+    forgotten = forgotten_classes(before.frequency(), after.frequency())
+    return Verdict(_word(likeness, steadiness, bool(forgotten)), likeness, steadiness, truth, forgotten)
 
 
-def _word(likeness: Change | None, steadiness: Change) -> Word:
-    first = likeness or steadiness
-    if first.high < 0:
+def _word(likeness: Change | None, steadiness: Change, forgotten: bool) -> Word:
+    """Both figures must speak, and alike; of one that cannot be had or is silent, the other decides for harm alone."""
+    figures = [figure for figure in (likeness, steadiness) if figure is not None]
+    better, worse = [figure.low > 0 for figure in figures], [figure.high < 0 for figure in figures]
+    if any(worse) and not any(better):
         return "harmed"
-    return "helped" if first.low > 0 and steadiness.low > 0 else "unclear"
+    return "helped" if all(better) and not forgotten else "unclear"
+
+
+def forgotten_classes(before: np.ndarray, after: np.ndarray) -> list[int]:
+    """Classes that the adapted network predicts at less than a third of before, of those of 0.1 % or more.
+
+    Such a class has lost recall unless fewer than a third of its pixels were right before, which source-only training
+    seldom leaves it at: nothing of what is no longer predicted can be found.
+
+    Args:
+        before: (K,) share of each class among the source-only network's predictions.
+        after: the same of the adapted one's.
+    """
+    return np.flatnonzero((before >= 0.001) & (after < before / 3)).tolist()

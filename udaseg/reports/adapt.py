@@ -48,14 +48,17 @@ def right_text(verdict: Verdict) -> str:
     return f"by the target's labels the change of mIoU is {points(verdict.truth)}: {how}"
 
 
-def verdict_lines(winner: str, verdicts: Mapping[str, Verdict]) -> list[str]:
-    """The verdict for a terminal: each candidate's figures, then what is handed back."""
+def verdict_lines(winner: str, verdicts: Mapping[str, Verdict], names: Sequence[str]) -> list[str]:
+    """The verdict for a terminal: each candidate's figures, then what is handed back. `names` are the classes'."""
     lines = []
     for name, verdict in verdicts.items():
         lines.append(f"{name}: {verdict.word}")
         if verdict.likeness is not None:
             lines.append(f"  source images in the look of the target  {points(verdict.likeness)}")
         lines.append(f"  two views of a target image               {points(verdict.steadiness)}")
+        if verdict.forgotten:
+            lost = ", ".join(names[k] for k in verdict.forgotten)
+            lines.append(f"  predicted at less than a third of before  {lost}")
         if verdict.truth is not None:
             lines.append(f"  {right_text(verdict)}")
     return [*lines, f"verdict: {verdicts[winner].word} ({winner}). {MEANING[verdicts[winner].word]}"]

@@ -16,7 +16,7 @@ from udaseg.methods.supervised import Supervised
 from udaseg.recipes import RECIPES
 from udaseg.recipes.common import SMALL
 
-RECOMMENDED = "sdca_small"
+RECOMMENDED = "classwise_small"
 SOURCE_FREE = "ldbe_small"
 """What is tried where the user names no candidate, with and without a source."""
 

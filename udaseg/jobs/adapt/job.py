@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from udaseg.checkpoints.directory import check_checkpoint, copy_model
 from udaseg.config import Inference, Recipe
+from udaseg.data.classes import read_classes
 from udaseg.data.index import open_index
 from udaseg.data.manifest import digest
 from udaseg.data.storage import absolute, join, write_bytes
@@ -125,7 +126,7 @@ def adapt(told: Adapt) -> Outcome:
             to_label=ids,
             seconds=journal.seconds(),
         )
-        for line in verdict_lines(winner, verdicts):
+        for line in verdict_lines(winner, verdicts, read_classes(plan.inputs.target).names):
             print(line, flush=True)
         print(f"report: {join(out, 'report.html')}\nmodel: {join(out, 'model')}", flush=True)
         return Outcome(join(out, "model"), SOURCE_ONLY if harmed else winner, verdicts)
