@@ -76,7 +76,10 @@ class Verdict:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Verdict:
         """What `dataclasses.asdict` and JSON have made of a verdict."""
-        changes = {name: values[name] and Change(*values[name]) for name in ("likeness", "steadiness", "truth")}
+        changes = {
+            name: values[name] and Change(*(float("nan") if value is None else value for value in values[name]))
+            for name in ("likeness", "steadiness", "truth")
+        }
         return cls(word=values["word"], forgotten=values["forgotten"], **changes)
 
 
