@@ -3,10 +3,13 @@
     python -m benchmarks.ideas embedded --ideas class class+style ...
     python -m benchmarks.ideas pair --source DIR --target DIR --weights FILE --ideas ...
 
-A row is a setting of `IDEAS` with a seed: its network begins as the pair's warm start, and is scored on the validation
-images of both domains. "embedded" and "harder" are rendered; "harder" has other class frequencies than its source, and
-cars and poles of other looks. Any other name is a pair of prepared datasets, trained at the settings of
-`benchmarks.accuracy`. One JSON a row and the network beside it; rows that are there are skipped.
+A row is a method of `BASES` with changes of `IDEAS` and a seed: its network begins as the pair's warm start, and is
+scored on the validation images of both domains. "embedded" and "harder" are rendered; "harder" has other class
+frequencies than its source, and cars and poles of other looks. Any other name is a pair of prepared datasets, trained
+at the settings of `benchmarks.accuracy`. Labels of a real target score rows; ideas are chosen by the embedded pairs.
+
+OUT/models/<pair>/<name>-seed<k>/  the network, and score.json: metrics on both domains, scores without labels, and the
+same of the warm start. Rows that are there are skipped.
 """
 
 from __future__ import annotations
@@ -15,7 +18,6 @@ import functools
 import json
 import shutil
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -50,36 +52,38 @@ from udaseg.training.batches import to_batches
 from udaseg.training.step import build_state, train_step
 
 CPU = torch.device("cpu")
-_SOURCE_JITTER = {"data.source.jitter": 0.5, "data.source.blur": 0.5}
-IDEAS: dict[str, dict[str, Any]] = {
-    "source_only": {"method": Supervised.Config()},
-    "source_jitter": {"method": Supervised.Config(), **_SOURCE_JITTER},
-    "dacs": {"method": DACS.Config(threshold=0.9)},
-    "dacs_bad": {"method": DACS.Config(threshold=0.0, teacher_momentum=0.5), "optim.lr": 3e-3},
-    "quality": {"method.reliability": "quality"},
-    "class": {},
-    "class+all": {"method.reliability": "all"},
-    "class+mix": {"method.mix": 1.0},
-    "class+mix_half": {"method.mix": 0.5},
-    "class+source_jitter": _SOURCE_JITTER,
-    "class+jitter": {"method.jitter": 0.5},
-    "class+style": {"method.style": 0.5},
-    "class+zoom": {"method.zoom": 0.5},
-    "class+flip": {"method.flip": True},
-    "class+contrast": {"method.contrast": 1.0},
-    "class+lovasz": {"method.source_lovasz": 0.75},
-    "class+lovasz_both": {"method.source_lovasz": 0.75, "method.target_lovasz": 0.75},
-    "class+balance": {"method.balance": 0.5},
-    "class+source_prior": {"method.source_prior": 0.5},
-    "class+teacher_prior": {"method.teacher_prior": 0.3},
-    "class+align": {"method.align": 0.5},
-    "class+share_0.3": {"method.share": 0.3},
-    "class+share_0.8": {"method.share": 0.8, "method.cap": 0.8},
-    "class+nonzero": {"method.reduction": "nonzero"},
-    "class+soft": {"method.soft": True, "method.reliability": "all"},
-    "class+slow_teacher": {"method.teacher_momentum": 0.998},
+BASES: dict[str, Any] = {
+    "source_only": Supervised.Config(),
+    "dacs": DACS.Config(threshold=0.9),
+    "quality": Trial.Config(reliability="quality"),
+    "class": Trial.Config(),
 }
-"""What each idea changes; "method" in place of the trial method."""
+"""What a name begins with: a method."""
+IDEAS: dict[str, dict[str, Any]] = {
+    "all": {"method.reliability": "all"},
+    "quality_for_the_rest": {"method.reliability": "class+quality"},
+    "mix": {"method.mix": 1.0},
+    "mix_half": {"method.mix": 0.5},
+    "source_jitter": {"data.source.jitter": 0.5, "data.source.blur": 0.5},
+    "jitter": {"method.jitter": 0.5},
+    "style": {"method.style": 0.5},
+    "zoom": {"method.zoom": 0.5},
+    "flip": {"method.flip": True},
+    "contrast": {"method.contrast": 1.0},
+    "lovasz": {"method.source_lovasz": 0.75},
+    "lovasz_both": {"method.source_lovasz": 0.75, "method.target_lovasz": 0.75},
+    "balance": {"method.balance": 0.5},
+    "source_prior": {"method.source_prior": 0.5},
+    "teacher_prior": {"method.teacher_prior": 0.3},
+    "align": {"method.align": 0.5},
+    "share_0.3": {"method.share": 0.3},
+    "share_0.8": {"method.share": 0.8, "method.cap": 0.8},
+    "nonzero": {"method.reduction": "nonzero"},
+    "soft": {"method.soft": True, "method.reliability": "all"},
+    "slow_teacher": {"method.teacher_momentum": 0.998},
+    "fast": {"optim.lr": 3e-3},
+}
+"""What may follow it, joined by +: "class+source_jitter+balance"."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +95,7 @@ class Arguments:
     target: str = ""
     weights: str = ""
     """ImageNet weights of mobilenetv2_100 in timm's key order."""
-    ideas: tuple[str, ...] = tuple(IDEAS)
+    ideas: tuple[str, ...] = (*BASES, *(f"class+{idea}" for idea in IDEAS))
     seeds: tuple[int, ...] = (0,)
     quick: bool = False
     """Smaller images and fewer steps: a row takes a seventh of the time."""
@@ -122,8 +126,8 @@ def _harder() -> Any:
     )
 
 
-def recipe_of(a: Arguments, changes: Mapping[str, Any]) -> Recipe:
-    """The stages "source" and "adapt" of a pair with an idea's changes to the second."""
+def recipe_of(a: Arguments, name: str) -> Recipe:
+    """The stages "source" and "adapt" of a pair with the changes that a row's name says to the second."""
     recipe = RECIPES["dacs_small"]()
     source, adapt = recipe.stages
     settings: dict[str, Any] = {}
@@ -136,8 +140,9 @@ def recipe_of(a: Arguments, changes: Mapping[str, Any]) -> Recipe:
     elif a.quick:
         adapt = replace(adapt, steps=300)
         settings = {"data.short_side": 96, "data.crop": (96, 144), "data.batch_size": 4}
-    changes = dict(changes)
-    method = changes.pop("method", Trial.Config())
+    base, *ideas = name.split("+")
+    changes = dict(change for idea in ideas for change in IDEAS[idea].items())
+    method = BASES[base]
     data = replace(adapt.data, target=None) if isinstance(method, Supervised.Config) else adapt.data
     adapt = replace(adapt, method=method, data=data, steps=adapt.steps * a.factor)
     warm, adapted = (override(replace(recipe, stages=(stage,)), settings) for stage in (source, adapt))
@@ -200,7 +205,7 @@ def keep_in_memory(directory: str) -> None:
 
 def row(a: Arguments, idea: str, seed: int) -> dict[str, Any]:
     """Train and score one idea from the pair's warm start, which is trained if need be."""
-    recipe = recipe_of(a, IDEAS[idea])
+    recipe = recipe_of(a, idea)
     name = idea if a.factor == 1 else f"{idea}-x{a.factor}"
     models = a.out / "models" / (f"{a.pair}-quick" if a.quick else a.pair)
     warm, out = models / f"warm_start-seed{seed}", models / f"{name}-seed{seed}"

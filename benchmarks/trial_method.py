@@ -25,7 +25,8 @@ from udaseg.rng import uniforms
 from udaseg.types import IGNORE, Batch, Loss, SegOutput
 
 BINS = 200
-LAB_RANGE = (100.0, 128.0, 128.0)
+CONTRAST_FROM = 40
+"""Step from which there is contrast: the distributions of the source fill before."""
 
 
 class Trial(Method):
@@ -34,23 +35,35 @@ class Trial(Method):
     @dataclass(frozen=True, kw_only=True)
     class Config:
         reliability: Literal["quality", "class", "class+quality", "all"] = "class"
+        """What a teacher's pixel weighs: DACS's quality; 1 above its class's running threshold, else 0 or the quality;
+        1 everywhere."""
         threshold: float = 0.9
         share: float = 0.5
         cap: float = 0.9
         teacher_momentum: float = 0.99
         flip: bool = False
+        """The teacher sees the mirrored image too."""
         mix: float = 0.0
+        """Share of the samples that ClassMix is done to."""
         jitter: float = 0.25
         style: float = 0.0
+        """Share of the source images that take the target image's mean and deviation in Lab."""
         zoom: float = 1.0
+        """Least share of the target's view that the student sees, enlarged."""
         source_prior: float = 0.0
+        """Power of the source's class frequencies that its logits are raised by in its loss (logit adjustment)."""
         teacher_prior: float = 0.0
+        """Power of the teacher's own class frequencies that its probabilities are divided by."""
         align: float = 0.0
+        """Power of source over target frequencies that they are multiplied with (distribution alignment)."""
         balance: float = 0.0
+        """Power of a class's predicted frequency that its pixels' weight is divided by."""
         source_lovasz: float = 0.0
         target_lovasz: float = 0.0
         contrast: float = 0.0
+        """Weight of SDCA's contrast, the target's pixels with the teacher's reliable labels."""
         soft: bool = False
+        """The teacher's probabilities in place of its labels."""
         reduction: Literal["all", "nonzero"] = "all"
         target_weight: float = 1.0
 
@@ -89,7 +102,9 @@ class Trial(Method):
         if c.contrast:
             for gaussians, level in zip((self.features, self.outputs), _levels(out), strict=True):
                 gaussians.update(*_pixels(level.detach(), source.labels))
-            losses.append(Loss("source_contrast", self._contrast(out, source.labels), c.contrast * (step >= 40)))
+            losses.append(
+                Loss("source_contrast", self._contrast(out, source.labels), c.contrast * (step >= CONTRAST_FROM))
+            )
         yield tuple(losses)
 
         probability = self._teach(target, step)
@@ -115,7 +130,7 @@ class Trial(Method):
         if c.target_lovasz:
             losses.append(Loss("target_lovasz", lovasz_softmax(out.logits, kept), c.target_lovasz))
         if c.contrast:
-            losses.append(Loss("target_contrast", self._contrast(out, kept), c.contrast * (step >= 40)))
+            losses.append(Loss("target_contrast", self._contrast(out, kept), c.contrast * (step >= CONTRAST_FROM)))
         yield tuple(losses)
 
     @torch.no_grad()
