@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from authors import assert_like
-from steps import CASES, PLANES, near, norm_of, number_after
+from steps import CASES, PLANES, near, norm_of, number_after, shape_in
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
@@ -18,11 +18,15 @@ from udaseg.methods import proda as proda_module
 from udaseg.methods.proda import ProDA
 from udaseg.types import IGNORE, Batch, Loss, SegOutput
 
-CLASSES, CHANNELS, IMAGE, CELLS = 19, 32, (64, 96), (16, 24)
 STAGE1, DISTILLATION, VECTORS = (
     CASES[f"ProDA/{name}"] for name in ("stage1 step", "distillation step", "mean vectors")
 )
 LOGITS, _, FEATURES = STAGE1["inputs"].partition("; features ")
+MAPS, FEATURE_MAPS = (shape_in(text, "T(") for text in (LOGITS, FEATURES))
+"""Shapes of the networks' logits and features."""
+IMAGE = tuple(int(n) for n in re.findall(r"images (\d+)x(\d+)", LOGITS)[0])
+CLASSES, CHANNELS, CELLS = MAPS[1], FEATURE_MAPS[1], MAPS[2:]
+REGULARISER, CONSISTENCY = (number_after(STAGE1["where"], word) for word in ("--regular_w", "--proto_consistW"))
 
 
 def wave(text: str, name: str, channels: int) -> Tensor:
@@ -30,7 +34,7 @@ def wave(text: str, name: str, channels: int) -> Tensor:
     found = re.search(rf"{name}=(?:softmax\()?(\d*)T\((?:\(([\d,]+)\),)?([-.\d]+)(?:,([-.\d]+))?\)", text)
     assert found is not None, name
     factor, shape, a, b = found.groups()
-    size = tuple(map(int, shape.split(","))) if shape else (2, channels, *CELLS)
+    size = tuple(map(int, shape.split(","))) if shape else (MAPS[0], channels, *CELLS)
     return int(factor or 1) * PLANES.waves(size, float(a), float(b or 0))
 
 
@@ -60,7 +64,7 @@ class Given(nn.Module):
 
 def still(image: Tensor, *_: object, **__: object) -> StrongView:
     """A view that is the image."""
-    return StrongView(image, torch.eye(3)[:2].expand(2, -1, -1), torch.zeros(2, 4))
+    return StrongView(image, torch.eye(3)[:2].expand(len(image), -1, -1), torch.zeros(len(image), 4))
 
 
 @pytest.fixture
@@ -77,9 +81,13 @@ def given(monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
     return planes
 
 
+def given_batch(stream: str, **planes: Tensor) -> Batch:
+    return Batch(image=torch.zeros(MAPS[0], 3, *IMAGE), index=torch.arange(MAPS[0]), stream=stream, **planes)
+
+
 def step(method: ProDA, target: Batch) -> dict[str, Loss]:
     """All terms of a step by name; the gradient of each graph's weighted sum is taken."""
-    source = Batch(image=torch.zeros(2, 3, *IMAGE), index=torch.arange(2), label=labels(FEATURES, "y"), stream="source")
+    source = given_batch("source", label=labels(FEATURES, "y"))
     found: dict[str, Loss] = {}
     for part in method.losses({"source": source, "target": target}, 1, 100):
         torch.stack([loss.weight * loss.value for loss in part if loss.weight]).sum().backward()
@@ -87,17 +95,14 @@ def step(method: ProDA, target: Batch) -> dict[str, Loss]:
     return found
 
 
-def target_batch(**planes: Tensor) -> Batch:
-    return Batch(image=torch.zeros(2, 3, *IMAGE), index=torch.arange(2), stream="target", **planes)
-
-
 def total(losses: dict[str, Loss], *names: str) -> float:
     return sum(losses[name].weight * float(losses[name].value.detach()) for name in names)
 
 
 def test_a_step_of_denoising(given: dict[str, Tensor]) -> None:
-    method: Any = ProDA(ProDA.Config(), Given(), seed=0)  # type: ignore[arg-type]
-    nothing = torch.zeros(2, CHANNELS, *CELLS)
+    config = ProDA.Config(uniform_weight=REGULARISER, consistency_weight=CONSISTENCY)
+    method: Any = ProDA(config, Given(), seed=0)  # type: ignore[arg-type]
+    nothing = torch.zeros(MAPS[0], CHANNELS, *CELLS)
     method.student.left = [
         (given["logits source"], nothing),
         (given["logits weak"], given["feature weak"]),
@@ -111,7 +116,7 @@ def test_a_step_of_denoising(given: dict[str, Tensor]) -> None:
     method.prototypes.count.fill_(1)
     before = method.prototypes.value.clone()
     stored = wave(FEATURES, "soft label p0", CLASSES).softmax(1)
-    losses = step(method, target_batch(distribution=interpolate(stored, scale_factor=4, mode="nearest")))
+    losses = step(method, given_batch("target", distribution=interpolate(stored, size=IMAGE, mode="nearest")))
 
     own = ("target_ce", "target_rce", "target_uniform")
     assert total(losses, *own) == near(STAGE1["loss_CTS"])
@@ -138,7 +143,8 @@ def test_a_step_of_distillation(given: dict[str, Tensor]) -> None:
         (given["logits strong"], given["feature strong"]),
     ]
     teacher = wave(DISTILLATION["inputs"], "teacher logits", CLASSES).softmax(1)
-    losses = step(method, target_batch(label=labels(DISTILLATION["inputs"], "pseudo-label"), distribution=teacher))
+    label = labels(DISTILLATION["inputs"], "pseudo-label")
+    losses = step(method, given_batch("target", label=label, distribution=teacher))
     assert total(losses, "source_ce") == near(DISTILLATION["loss_source"])
     assert total(losses, "target_ce", "distillation") == near(DISTILLATION["loss_target"])
     for name, expected in DISTILLATION["grad_l2"].items():
