@@ -10,7 +10,7 @@ from typing import Annotated
 
 import tyro
 
-from pipelines.cli import command
+from pipelines.cli import command, parse_arguments
 from udaseg.job_config import Adapt
 
 
@@ -28,7 +28,7 @@ class Arguments(Adapt):
 
 @command
 def main(argv: Sequence[str]) -> None:
-    a = tyro.cli(Arguments, args=argv, prog="udaseg adapt")
+    a = parse_arguments(Arguments, argv, prog="udaseg adapt")
     asked = tuple(name for given in a.candidates for name in given.split(",") if name)
     from udaseg.jobs.adapt.job import adapt
 

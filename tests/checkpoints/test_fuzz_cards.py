@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import re
@@ -14,7 +15,7 @@ import pytest
 import torch
 from tiny import make_checkpoint
 
-from udaseg.checkpoints.directory import CARD_FILE, MODEL_FILE, check_checkpoint, load_model, read_card
+from udaseg.checkpoints.directory import CARD_FILE, MODEL_FILE, ModelCard, check_checkpoint, load_model, read_card
 from udaseg.errors import CheckpointError
 
 JUNK = (
@@ -49,38 +50,75 @@ def mutated_json(text: str, rng: random.Random) -> str:
         return json.dumps(raw)
 
 
+MEANT = {
+    "short_side", "classes.names", "classes.palette", "classes.ignore", "classes.raw_to_train", "model.align_corners",
+    "model.caffe", "model.detail_crop", "model.head_branches", "model.input_form", "model.output_stride",
+    "model.same_padding", "image_sizes.multiple", "image_sizes.smallest", "image_sizes.only",
+}  # fmt: skip
+"""Fields that no shape in the file tells, and that give a result its meaning: another value means another result."""
+NO_MATTER = {
+    "recipe", "stage", "step", "weights_sha256", "image_sizes", "model.drop_path", "model.frozen_norm_affine",
+    "model.head_init", "model.pretrained", "model.weights",
+}  # fmt: skip
+"""Fields that a finished network's result does not depend on: where it comes from, and how it would be trained on."""
+
+
+def fields(card: ModelCard) -> dict[str, Any]:
+    """Each field of a card and of its sections by its dotted name."""
+    found: dict[str, Any] = {}
+    for name, value in dataclasses.asdict(card).items():
+        found |= (
+            {f"{name}.{part}": inner for part, inner in value.items()} if isinstance(value, dict) else {name: value}
+        )
+    return found
+
+
+@torch.no_grad()
 @pytest.mark.full
-def test_no_card_gives_a_traceback(checkpoint: Path) -> None:
-    """Also such as fits the weights loads, and predicts."""
-    rng, seen = random.Random(0), Counter[bool]()
-    text = (checkpoint / CARD_FILE).read_text()
+def test_a_changed_card_is_refused_or_says_what_it_changed(checkpoint: Path) -> None:
+    """No traceback; and no other logits, nor another field in the loaded card, but by one of those that mean that."""
+    rng, seen = random.Random(0), Counter[str]()
+    text, picture = (checkpoint / CARD_FILE).read_text(), torch.rand(1, 3, 41, 57)
+    network, card = load_model(str(checkpoint))
+    logits, own = network(picture).logits, fields(card)
     try:
         for _ in range(700):
-            (checkpoint / CARD_FILE).write_text(mutated_json(text, rng))
+            changed = mutated_json(text, rng)
+            (checkpoint / CARD_FILE).write_text(changed)
             try:
                 check_checkpoint(str(checkpoint))
-                load_model(str(checkpoint))
-                seen[True] += 1
+                network, card = load_model(str(checkpoint))
             except CheckpointError as error:
                 assert "model" in str(error) and len(str(error).splitlines()) == 1, str(error)
-                seen[False] += 1
+                seen["refused"] += 1
+                continue
+            now = fields(card)
+            other = {name for name in own | now if own.get(name, ...) != now.get(name, ...)}
+            assert other <= MEANT | NO_MATTER, f"{other - MEANT - NO_MATTER}: {changed}"
+            same = torch.equal(network(picture).logits, logits)
+            assert same or other & MEANT, changed
+            seen["meant" if other & MEANT else "no matter" if other else "equal"] += 1
     finally:
         (checkpoint / CARD_FILE).write_text(text)
-    assert seen[True] >= 10 and seen[False] >= 400
+    assert seen["refused"] >= 400 and seen["meant"] >= 5 and seen["no matter"] >= 5
     read_card(str(checkpoint))
 
 
 @pytest.mark.full
 def test_no_file_of_weights_gives_a_traceback_or_other_weights(checkpoint: Path) -> None:
-    """Changed headers, lost and added bytes; bytes within the weights are as good as any others."""
+    """Changed headers, lost and added bytes, changed bytes of a tensor.
+
+    With the digest in its card none is taken. Without, the last would be as good as any others, and are left out.
+    """
     rng, seen = random.Random(1), Counter[bool]()
-    content = (checkpoint / MODEL_FILE).read_bytes()
+    content, card = (checkpoint / MODEL_FILE).read_bytes(), (checkpoint / CARD_FILE).read_text()
+    of_before = json.dumps({name: value for name, value in json.loads(card).items() if name != "weights_sha256"})
     (length,) = struct.unpack("<Q", content[:8])
     header, body = content[8 : 8 + length], content[8 + length :]
     expected = load_model(str(checkpoint))[0].state_dict()
     try:
-        for _ in range(100):
-            kind = rng.randrange(5)
+        for n in range(120):
+            kind = rng.randrange(6)
             if kind == 0:
                 changed = content[: rng.randrange(len(content))]
             elif kind == 1:
@@ -90,20 +128,28 @@ def test_no_file_of_weights_gives_a_traceback_or_other_weights(checkpoint: Path)
             elif kind == 3:
                 new = mutated_json(header.decode().strip(), rng).encode()
                 changed = struct.pack("<Q", len(new)) + new + body
-            else:
+            elif kind == 4:
                 old, new = rng.choice(((b"F32", b"I32"), (b"F32", b"F16"), (b"F32", b"U32"), (b"I64", b"F64")))
                 place = rng.choice([found.start() for found in re.finditer(old, header)])
                 changed = content[: 8 + place] + new + content[8 + place + 3 :]
+            else:
+                tipped = bytearray(content)
+                tipped[8 + length + rng.randrange(len(body))] ^= 1 << rng.randrange(8)
+                changed = bytes(tipped)
             (checkpoint / MODEL_FILE).write_bytes(changed)
-            try:
-                check_checkpoint(str(checkpoint))
-                found = load_model(str(checkpoint))[0].state_dict()
-                assert all(torch.equal(found[name], tensor) for name, tensor in expected.items()), kind
-                seen[True] += 1
-            except CheckpointError as error:
-                assert MODEL_FILE in str(error) or "model" in str(error)
-                assert len(str(error).splitlines()) == 1
-                seen[False] += 1
+            for digested in (True, False) if kind < 5 else (True,):
+                (checkpoint / CARD_FILE).write_text(card if digested else of_before)
+                try:
+                    check_checkpoint(str(checkpoint))
+                    found = load_model(str(checkpoint))[0].state_dict()
+                    assert not digested or changed == content, (n, kind)
+                    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items()), (n, kind)
+                    seen[True] += 1
+                except CheckpointError as error:
+                    assert MODEL_FILE in str(error) or "model" in str(error)
+                    assert len(str(error).splitlines()) == 1
+                    seen[False] += 1
     finally:
         (checkpoint / MODEL_FILE).write_bytes(content)
-    assert seen[False] >= 60
+        (checkpoint / CARD_FILE).write_text(card)
+    assert seen[False] >= 160 and seen[True] >= 5

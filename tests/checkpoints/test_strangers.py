@@ -22,7 +22,7 @@ from torch import Tensor
 from pipelines.evaluate import main as evaluate
 from pipelines.pseudo_label import main as pseudo_label
 from pipelines.train import main as train
-from udaseg.checkpoints.directory import check_checkpoint, load_model, read_card
+from udaseg.checkpoints.directory import check_checkpoint, load_model, read_card, read_weights
 from udaseg.checkpoints.tensor_files import read_header, read_state
 from udaseg.data.classes import Classes
 from udaseg.data.storage import write_bytes
@@ -59,7 +59,10 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def checkpoint(original: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(original, tmp_path / "model"))
+    """A copy, in whose card no digest keeps the weights from being changed."""
+    copy = Path(shutil.copytree(original, tmp_path / "model"))
+    change_card(copy, "weights_sha256", None)
+    return copy
 
 
 def refused(checkpoint: Path, part: Any = "predictor", *, file: str = "", reason: str = "") -> None:
@@ -168,6 +171,21 @@ def test_other_tensors_than_the_card_s_are_named(change: str, checkpoint: Path) 
         tensors["net.head.classify.bias"] = bias.repeat(2)
     safetensors.torch.save_file(tensors, checkpoint / "model.safetensors")
     refused(checkpoint, reason="surprise" if change == "extra" else "net.head.classify.bias")
+
+
+def test_a_bit_that_tipped_in_the_weights_is_found(original: Path, tmp_path: Path) -> None:
+    """A card without a digest, as all were once, is as good as before."""
+    copy = Path(shutil.copytree(original, tmp_path / "model"))
+    content = bytearray((copy / "model.safetensors").read_bytes())
+    content[-3] ^= 1
+    (copy / "model.safetensors").write_bytes(content)
+    refused(copy, file="model.safetensors", reason="other bytes than were saved")
+    with pytest.raises(CheckpointError, match="other bytes than were saved"):
+        read_weights(str(copy))
+    card = json.loads((copy / "model.json").read_text())
+    del card["weights_sha256"]
+    (copy / "model.json").write_text(json.dumps(card))
+    load_model(str(copy))
 
 
 def test_half_precision_weights_are_taken(checkpoint: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -82,13 +83,16 @@ def test_prototypes_are_the_mean_features_of_labelled_cells(tmp_path: Path) -> N
 
 @pytest.mark.full
 def test_a_job_labels_by_prototypes(tmp_path: Path, ray_session: None) -> None:
+    """A source image that cannot be decoded is in no prototype, and listed."""
     checkpoint = make_checkpoint(tmp_path / "model", 0)
     dataset = make_dataset(tmp_path / "data", "source", train=4, val=0)
+    source = make_dataset(tmp_path / "source", "source", train=5, val=0)
+    (tmp_path / "source" / "images" / "004.png").write_bytes(b"broken")
     pseudo_label(
         checkpoint=checkpoint,
         images=dataset,
         out=str(tmp_path / "out"),
-        source=dataset,
+        source=source,
         rules=PseudoLabel(measure="prototype", rule="fixed", threshold=0.4, temperature=0.5),
         inference=Inference(gpu=False),
         block_size=2,
@@ -103,6 +107,9 @@ def test_a_job_labels_by_prototypes(tmp_path: Path, ray_session: None) -> None:
         assert (png(tmp_path, "labels", n) != expected).mean() < 0.01
         kept += float((expected != 255).mean()) / 4
     assert 0.05 < kept < 0.95, "or nothing is tested"
+    (failed,) = json.loads((tmp_path / "out" / "failed.json").read_text())
+    assert failed["image_uri"].endswith("source/images/004.png") and failed["kind"] == "source"
+    assert "004.png" in failed["reason"]
 
 
 @pytest.mark.parametrize("rule", ["soft", "any_class"])

@@ -368,6 +368,7 @@ def words_that_do_not_fit() -> Iterator[Case]:
         ("prepare", PREPARE, "--out STR"),
         ("demo", "--seed one", ("--seed", "'one'", "INT")),
         ("demo", "--seed", ("--seed", "1 value")),
+        ("adapt", f"{ADAPT} --out {{d}}/new --trget x", ("--trget", "did you mean --target")),
         ("demo", "--sed 1", ("--sed", "did you mean --seed")),
         ("import", f"{IMPORT} --out {{d}}/new --from theirs", ("--from", "'theirs'", "'daformer'")),
         ("import", f"{IMPORT} --out {{d}}/new --short-side half", ("--short-side", "half", "INT")),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import typing
 from dataclasses import dataclass
@@ -47,6 +48,8 @@ class ModelCard:
     step: int
     image_sizes: ImageSizes | None = None
     """Which sizes its backbone takes; None = to be found by trial."""
+    weights_sha256: str | None = None
+    """Of the file of weights, in hexadecimal, as it was written; None = not compared."""
 
 
 def save_model(directory: Path, network: Segmenter, card: ModelCard) -> None:
@@ -54,7 +57,8 @@ def save_model(directory: Path, network: Segmenter, card: ModelCard) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     safetensors.torch.save_file(tensors, directory / MODEL_FILE)
-    card = dataclasses.replace(card, image_sizes=network.image_sizes)
+    digest = hashlib.sha256((directory / MODEL_FILE).read_bytes()).hexdigest()
+    card = dataclasses.replace(card, image_sizes=network.image_sizes, weights_sha256=digest)
     (directory / CARD_FILE).write_text(dump_json(dataclasses.asdict(card), indent=1))
 
 
@@ -106,11 +110,12 @@ def _check_types(value: Any) -> None:
 def read_weights(uri: str, part: NetworkRole = "predictor") -> dict[str, Tensor]:
     """The tensors of a model directory, or those of the student or teacher in a checkpoint, without executing code.
 
-    Raises CheckpointError where they cannot be read, hold anything but finite tensors, or lack the part.
+    Raises CheckpointError where they cannot be read, are not the bytes that the card was written for, hold anything but
+    finite tensors, or lack the part.
     """
     if part == "predictor":
         file = join(uri, MODEL_FILE)
-        tensors = read_safetensors(file)
+        tensors = read_safetensors(file, sha256=read_card(uri).weights_sha256)
     else:
         file = join(uri, STATE_FILE)
         if not exists(file):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import pickle
@@ -47,13 +48,23 @@ def read_header(uri: str) -> dict[str, Tensor]:
     return tensors
 
 
-def read_safetensors(uri: str) -> dict[str, Tensor]:
-    """The tensors of a safetensors file by name. Raises CheckpointError, naming the file, where it cannot be read."""
+def read_safetensors(uri: str, sha256: str | None = None) -> dict[str, Tensor]:
+    """The tensors of a safetensors file by name.
+
+    Raises CheckpointError, naming the file, where it cannot be read, or has another digest than that which is given.
+    """
     read_header(uri)
     try:
-        return safetensors.torch.load(read_bytes(uri))
+        content = read_bytes(uri)
+        tensors = safetensors.torch.load(content)
     except _REASONS as error:
         raise CheckpointError(f"{uri}: cannot be read as safetensors: {_line(error)}") from error
+    if sha256 not in (None, hashlib.sha256(content).hexdigest()):
+        raise CheckpointError(
+            f"{uri}: other bytes than were saved, by weights_sha256 in its card; copy the model again, or take that "
+            "out of the card if they were changed on purpose"
+        )
+    return tensors
 
 
 def read_state(uri: str) -> dict[str, Any]:

@@ -36,6 +36,7 @@ from udaseg.jobs.pseudo_label.tasks import (
     THREADS,
     Work,
     each_once,
+    failed_columns,
     in_order,
     label_entry,
     palette_image,
@@ -280,7 +281,7 @@ class PrototypeActor(Networks):
                     counts[n, k] += len(here)
         if lost := [row["error"] for row in rows if row.get("unreachable")]:
             raise UnreachableError(f"{lost[0]}; prototypes are made of it: run the same again")
-        return {"image_id": [row["image_id"] for row in rows if "error" not in row], "failed_id": [],
+        return {"image_id": [row["image_id"] for row in rows if "error" not in row], **failed_columns(rows),
                 "sum": np.concatenate([s.ravel() for s in sums]), "count": counts.ravel()}  # fmt: skip
 
 

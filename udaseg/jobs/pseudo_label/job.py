@@ -160,9 +160,11 @@ def _do(work: Work, source: str | None, max_failed: float | None) -> None:
     ledger, rules, inference, out = work.ledger, work.rules, work.inference, work.out
     ensure_ray()
     check_nodes([row["image_uri"] for row in ledger.rows(0) if exists(row["image_uri"])][:1], out)
+    lost: list[tuple[str, str, str]] = []  # of the source
     if rules.measure == "prototype":
         assert source is not None
-        work = dataclasses.replace(work, prototypes=source_prototypes(work, source))
+        prototypes, lost = source_prototypes(work, source)
+        work = dataclasses.replace(work, prototypes=prototypes)
     forget_unreachable(ledger, join(out, "manifest.parquet"))
     options, threads = actor_pool(inference)
     limit = FailureLimit(max_failed, ledger)
@@ -175,9 +177,12 @@ def _do(work: Work, source: str | None, max_failed: float | None) -> None:
     else:
         run_phase(ledger, "label", limit, fn=apply_thresholds(work, thresholds), num_cpus=1)
     table, quality = _label_table(work, tally, thresholds, source)
-    failed = [dict(zip(("image_id", "image_uri", "reason"), row, strict=True)) for row in quality.failed]
-    kinds = ["unreachable" if row["image_id"] in tally.unreachable else "unreadable" for row in failed]
-    failed = [row | {"kind": kind} for row, kind in zip(failed, kinds, strict=True)]
+    kinds = ["unreachable" if image_id in tally.unreachable else "unreadable" for image_id, *_ in quality.failed]
+    kinds += ["source"] * len(lost)
+    names = ("image_id", "image_uri", "reason", "kind")
+    failed = [dict(zip(names, (*r, k), strict=True)) for r, k in zip([*quality.failed, *lost], kinds, strict=True)]
+    if lost:
+        print(f"{len(lost)} images of the source could not be read, and are in no prototype; see failed.json")
     write_bytes(join(out, "failed.json"), dump_json(failed, indent=1).encode())
     numbers = quality.to_json(work.classes.names)
     write_bytes(join(out, REPORTS[0]), dump_json(numbers, indent=1).encode())

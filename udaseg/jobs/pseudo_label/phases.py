@@ -19,7 +19,14 @@ from udaseg.data.storage import absolute, join, remove
 from udaseg.errors import DatasetError
 from udaseg.jobs.ledger import Ledger, open_ledger
 from udaseg.jobs.pseudo_label.actors import PrototypeActor
-from udaseg.jobs.pseudo_label.tasks import PredictionTotals, Work, count_failed, tally_chunk, unreachable_blocks
+from udaseg.jobs.pseudo_label.tasks import (
+    PredictionTotals,
+    Prototypes,
+    Work,
+    count_failed,
+    tally_chunk,
+    unreachable_blocks,
+)
 from udaseg.jobs.ray_session import lazily, plain_errors, track
 from udaseg.jobs.resources import actor_pool, waits_told
 
@@ -111,8 +118,12 @@ def class_thresholds(rules: PseudoLabel, histogram: np.ndarray) -> np.ndarray:
     return class_balanced_thresholds(histogram, rules.share, cap=rules.cap, rare_class=rules.rare_class)
 
 
-def source_prototypes(work: Work, source: str) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
-    """Per checkpoint the mean feature of each class of the source, and which classes have one."""
+def source_prototypes(work: Work, source: str) -> tuple[Prototypes, list[tuple[str, str, str]]]:
+    """Per checkpoint the mean feature of each class of the source, and which classes have one.
+
+    Second are id, URI and reason of the images that could not be read, and so are in no mean. Raises DatasetError where
+    none could.
+    """
     source = absolute(source)
     classes = read_classes(source)
     require_same_classes(work.classes, classes, source, of="the checkpoint")
@@ -137,12 +148,17 @@ def source_prototypes(work: Work, source: str) -> tuple[tuple[np.ndarray, np.nda
         **options,
     )
     total, count = 0.0, 0.0
+    failed: list[tuple[str, str, str]] = []
     for block in range(ledger.blocks):  # in order: sums of floats
         entry = ledger.entry("prototypes", block)
         total, count = total + entry["sum"], count + entry["count"]
+        failed += zip(entry["failed_id"], entry.get("failed_uri", []), entry.get("failed_reason", []), strict=False)
+    if len(failed) == ledger.images:
+        raise DatasetError(f"none of the source's images could be read: {failed[0][2]}")
     counts = np.asarray(count).reshape(len(work.checkpoints), -1)
     sums = np.split(np.asarray(total), len(work.checkpoints))
-    return tuple(
+    prototypes = tuple(
         ((s.reshape(len(c), -1) / np.maximum(c, 1)[:, None]).astype(np.float32), c > 0)
         for s, c in zip(sums, counts, strict=True)
     )
+    return prototypes, failed

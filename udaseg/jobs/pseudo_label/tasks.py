@@ -7,7 +7,8 @@ Entries of the ledger:
               unreachable_id, which the next job tries again;
               slot and count: the block's confidence histogram where it is not 0
     label     image_id, height, width; class_pixels (images x K); right (images x 4); reliability (20 x 3)
-    prototypes   sum (per network K x A, in one row), count (networks x K)
+    prototypes   image_id, failed_id, failed_uri, failed_reason; sum (per network K x A, in one row), count (networks
+              x K)
 """
 
 from __future__ import annotations
@@ -45,6 +46,10 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+Prototypes = tuple[tuple[np.ndarray, np.ndarray], ...]
+"""Per checkpoint (K, A) and the (K,) that are present."""
+
+
 EXAMPLES = 4
 """Images at each end of the report's sheet."""
 
@@ -67,8 +72,7 @@ class Work:
     layouts: tuple[export.ExportFormat, ...] = ()
     truth: Classes | None = None
     """How true labels are to be read, where they are to be compared with."""
-    prototypes: tuple[tuple[np.ndarray, np.ndarray], ...] | None = None
-    """Per checkpoint (K, A) and the (K,) that are present."""
+    prototypes: Prototypes | None = None
 
     @property
     def scratch(self) -> str | None:
@@ -182,7 +186,7 @@ def each_once(
 
 def predict_entry(rows: list[dict[str, Any]], done: dict[str, dict[str, Any]], classes: int) -> dict[str, Any]:
     """A block's entry of phase "predict", from what was done of each image that could be read."""
-    good, bad = [row for row in rows if "error" not in row], [row for row in rows if "error" in row]
+    good = [row for row in rows if "error" not in row]
     parts = [done[row["image_id"]] for row in good]
     histogram = sum((p["histogram"] for p in parts), np.zeros((classes, HISTOGRAM_BINS), np.int64)).ravel()
     slot = np.flatnonzero(histogram)
@@ -191,12 +195,20 @@ def predict_entry(rows: list[dict[str, Any]], done: dict[str, dict[str, Any]], c
         "height": np.array([p["size"][0] for p in parts], np.int32),
         "width": np.array([p["size"][1] for p in parts], np.int32),
         "certainty": np.array([p["certainty"] for p in parts], np.float64),
+        **failed_columns(rows),
+        "unreachable_id": [row["image_id"] for row in rows if row.get("unreachable")],
+        "slot": slot.astype(np.int32),
+        "count": histogram[slot],
+    }
+
+
+def failed_columns(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of an entry: the images that could not be read, and why."""
+    bad = [row for row in rows if "error" in row]
+    return {
         "failed_id": [row["image_id"] for row in bad],
         "failed_uri": [row["image_uri"] for row in bad],
         "failed_reason": [row["error"] for row in bad],
-        "unreachable_id": [row["image_id"] for row in bad if row["unreachable"]],
-        "slot": slot.astype(np.int32),
-        "count": histogram[slot],
     }
 
 
