@@ -152,4 +152,4 @@ def test_no_file_of_weights_gives_a_traceback_or_other_weights(checkpoint: Path)
     finally:
         (checkpoint / MODEL_FILE).write_bytes(content)
         (checkpoint / CARD_FILE).write_text(card)
-    assert seen[False] >= 160 and seen[True] >= 5
+    assert seen[False] >= 200
