@@ -55,7 +55,11 @@ RARE = {
     "data.source.rare_min_crop_pixels": 100,
 }
 """Of every row that reads the source, source-only included."""
-HRDA_CROP = (88, 120)
+OWN_NETWORK: dict[str, dict[str, object]] = {
+    "hrda": {"model.detail_crop": (88, 120)},
+    "clan": {"model.head_pair": True},
+}
+"""Of rows whose network has parts that learn with the rest: they begin from a warm start of their own."""
 RECIPE_OF = {
     "source_only": "source_only_small",
     "oracle": "supervised_small",
@@ -73,6 +77,9 @@ RECIPE_OF = {
     "crda": "crda_small",
     "cluda": "cluda_small",
     "hrda": "hrda_small",
+    "advent": "advent_small",
+    "minent": "minent_small",
+    "clan": "clan_small",
 }
 
 
@@ -106,8 +113,7 @@ def recipe_for(name: str, seed: int, weights: Path, warm: str | None) -> Recipe:
     for field, value in own.items():
         if any(hasattr(stage.method, field) for stage in recipe.stages):
             recipe = override(recipe, {f"method.{field}": value})
-    if name == "hrda":
-        recipe = override(recipe, {"model.detail_crop": HRDA_CROP})
+    recipe = override(recipe, OWN_NETWORK.get(name, {}))
     stages = [stage for stage in recipe.stages if stage.name != "source"]
     if name.startswith("bcl"):
         stages = stages[:1]  # in one round
@@ -128,13 +134,11 @@ def run(name: str, seed: int, a: Arguments, commit: str) -> dict[str, object]:
     out = a.work / commit / f"{name}-seed{seed}"
     warm = None
     if name != "oracle":
-        warm_out = a.work / commit / ("warm-hrda" if name == "hrda" else "warm") / f"seed{seed}"
+        warm_out = a.work / commit / (f"warm-{name}" if name in OWN_NETWORK else "warm") / f"seed{seed}"
         warm = str((warm_out / "model").resolve())
         if not exists(f"{warm}/model.json"):
             settings = SETTINGS | RARE | {"model.weights": str(a.weights), "seed": seed, "steps": WARM_STEPS}
-            if name == "hrda":  # its attention learns with the rest
-                settings["model.detail_crop"] = HRDA_CROP
-            recipe = override(RECIPES["source_only_small"](), settings)
+            recipe = override(RECIPES["source_only_small"](), settings | OWN_NETWORK.get(name, {}))
             train(recipe, source=source, target=None, out=str(warm_out), resume=warm_out.exists())
             began = time.monotonic()
     if name == "adabn":  # on top of the whole source-only network, so that both have the same steps

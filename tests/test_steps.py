@@ -327,7 +327,11 @@ def test_probabilities_of_rare_class_sampling(tmp_path: Path) -> None:
         assert probability == pytest.approx([expected[str(c)] for c in range(19)], rel=1e-4)
 
 
-TESTED = ("whole ", "DACS/", "MIC/", "HRDA/", "EMA/", "DAFormer/", "DACS line/", "ProDA/")
+TESTED = (
+    *("whole ", "DACS/", "MIC/", "HRDA/", "EMA/", "DAFormer/", "DACS line/"),
+    *("ADVENT/", "MinEnt/", "CLAN/"),
+    "ProDA/",
+)
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if not name.startswith(TESTED)])

@@ -95,6 +95,8 @@ class Model:
     """Whether the embedding of the head "aspp_gn" is what its dropout has left, as ProDA's prototypes are made of."""
     head_init: HeadInit = "torch"
     """How the context-aware head's weights are drawn: as torch does, or as DAFormer's code does."""
+    head_pair: bool = False
+    """Two such heads, whose logits are added, as CLAN has them."""
     projection: Annotated[int, Range(0, 2**13)] = 0
     """Channels of the embedding's projection head; 0 = none."""
     per_domain: PerDomain = "nothing"

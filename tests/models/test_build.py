@@ -117,6 +117,11 @@ PARAMETERS = {
     "vfm": 305_748_499,
     "proda": 65_067_664,
     "proda_synthia": 65_067_664,
+    "advent": 43_901_068,
+    "minent": 43_901_068,
+    "advent_synthia": 43_901_068,
+    "clan": 45_301_976,  # two heads
+    "clan_synthia": 45_301_976,
 }
 
 

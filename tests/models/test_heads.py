@@ -49,3 +49,25 @@ def test_prodas_features_are_what_dropout_has_left() -> None:
     assert torch.equal(outputs[False, False][1], outputs[True, False][1])
     with pytest.raises(ValueError, match=r"model\.embedding_after_dropout is of the head aspp_gn"):
         small_network(head="aspp", embedding_after_dropout=True)
+
+
+@pytest.mark.parametrize("head", ["aspp", "multilevel"])
+def test_a_pair_of_heads_adds_its_logits_and_sets_them_side_by_side(head: str) -> None:
+    network = small_network(head=head, head_pair=True).eval()
+    pair, levels = network.net.head, network.levels(images(), "target")
+    first, second = pair.first(levels)[0], pair.second(levels)[0]
+    out = network(images())
+    torch.testing.assert_close(out.embedding, torch.cat([first, second], 1))
+    torch.testing.assert_close(out.aux["coarse_logits"], first + second)
+    assert network.embedding_channels == 10 and not torch.equal(first, second)
+    weights = pair.weights()
+    norms = {"aspp": 0, "multilevel": 4 * 16}[head]  # scale and shift of two batch norms
+    assert [len(w) for w in weights] == [
+        sum(p.numel() for p in h.parameters()) - norms for h in (pair.first, pair.second)
+    ]
+    assert all(w.requires_grad for w in weights)
+
+
+def test_hrda_takes_no_pair_of_heads() -> None:
+    with pytest.raises(ValueError, match=r"model\.head_pair"):
+        small_network(head_pair=True, detail_crop=(64, 64))

@@ -13,9 +13,11 @@ from udaseg.components.relation_consistency import CRDA
 from udaseg.config import Data, Model, Optim, Stage, Stream
 from udaseg.data.confidence import encode_distribution
 from udaseg.methods.adabn import AdaBN
+from udaseg.methods.advent import ADVENT
 from udaseg.methods.base import MethodConfig
 from udaseg.methods.bcl import BCL
 from udaseg.methods.classwise import Classwise
+from udaseg.methods.clan import CLAN
 from udaseg.methods.cluda import CLUDA
 from udaseg.methods.dacs import DACS
 from udaseg.methods.daformer import DAFormer
@@ -80,6 +82,8 @@ METHODS: dict[str, MethodConfig] = {
     "proda": ProDA.Config(fill_steps=1, min_cells=2, prototype_momentum=0.9, teacher_momentum=0.9),
     "proda_warm_up": ProDA.Config(phase="warm_up", discriminator_channels=8, adversarial_weight=0.1),
     "proda_distil": ProDA.Config(phase="distil"),
+    "advent": ADVENT.Config(auxiliary_branches=(1, 2), target_weight=0.1, discriminator_channels=4),
+    "clan": CLAN.Config(preheat_steps=0, adversarial_weight=0.1, discriminator_channels=4),
 }
 TWO_RESOLUTIONS = ("cluda_hrda", "cluda_released_hrda")
 
@@ -95,6 +99,7 @@ def make_stage(method: str, /, **optim: object) -> Stage:
             backbone="resnet10t",
             head_channels=16,
             per_domain="stem+statistics" if isinstance(config, BCL.Config) else "nothing",
+            head_pair=isinstance(config, CLAN.Config),
             detail_crop=(32, 32) if method in TWO_RESOLUTIONS else None,
         ),
         data=Data(
@@ -112,7 +117,7 @@ def recipe_stages(name: str) -> list[Stage]:
     stages = []
     for stage in RECIPES[name]().stages:
         own = {"threshold": 0.3, "mix_threshold": 0.3, "things": (1, 2), "long_tail": (2,), "fill_steps": 2}
-        own |= {"contrast_size": 9, "group_size": 2, "place_spread": 1}
+        own |= {"contrast_size": 9, "group_size": 2, "place_spread": 1, "preheat_steps": 0}
         method = replace(stage.method, **{k: v for k, v in own.items() if hasattr(stage.method, k)})
         model = replace(stage.model, detail_crop=stage.model.detail_crop and (32, 32))
         if model.backbone == "test_byobnet":

@@ -15,6 +15,7 @@ from udaseg.models.heads import (
     ContextAwareHead,
     DeepLabV3Head,
     Head,
+    HeadPair,
     MultiLevelHead,
     ProjectionHead,
 )
@@ -44,6 +45,7 @@ def build_segmenter(
     head_norm: bool = False,
     embedding_after_dropout: bool = False,
     head_init: HeadInit = "torch",
+    head_pair: bool = False,
     projection: int = 0,
     per_domain: PerDomain = "nothing",
     frozen_norm_affine: bool = False,
@@ -77,6 +79,7 @@ def build_segmenter(
         head_norm: of the "aspp_gn" head, see there, as for `embedding_after_dropout`.
         head_init: "mmseg" draws the convolutions of the "context_aware" head from Kaiming's normal distribution by
             their outputs, and its classifier with standard deviation 0.01, as lhoyer/DAFormer does.
+        head_pair: two such heads, whose logits are added, see `HeadPair`.
         projection: channels of a projection head for the embedding; 0 = none.
         per_domain: see `Segmenter`.
         frozen_norm_affine: keep the scale and shift of the backbone's batch norms as they are.
@@ -115,7 +118,11 @@ def build_segmenter(
         )
     form: dict[str, Any] = {"channels": head_channels, "init": head_init}
     own: dict[str, Any] = {"norm": head_norm, "embedding_after_dropout": embedding_after_dropout}
-    made = build_head(head, parts.channels, num_classes, branches=head_branches, **form, **own)
+    shape: dict[str, Any] = {"branches": head_branches, **form, **own}
+    first = build_head(head, parts.channels, num_classes, **shape)
+    made: Head | HeadPair = first
+    if head_pair:
+        made = HeadPair(first, build_head(head, parts.channels, num_classes, **shape), num_classes)
     if frozen_norm_affine:
         for module in parts.body.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -144,6 +151,8 @@ def build_segmenter(
         return Segmenter(parts.body, made, **settings)
     if align_corners:
         raise ValueError("model.align_corners: HRDA (model.detail_crop) aligns its resolutions by cells; leave it off")
+    if head_pair:
+        raise ValueError("model.head_pair: HRDA (model.detail_crop) has one head for both resolutions; leave it off")
     # HRDA's attention reads the same levels; its authors' context-aware head for it has no dilated convolutions.
     branches = () if head == "context_aware" else head_branches
     attention = build_head(head, parts.channels, num_classes, branches=branches, **form)

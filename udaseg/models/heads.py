@@ -242,3 +242,31 @@ class ProjectionHead(nn.Module):
 
 
 Head = ASPPHead | ASPPGroupNormHead | ContextAwareHead | DeepLabV3Head | MultiLevelHead
+
+
+class HeadPair(nn.Module):
+    """Two heads of a kind on the same levels, whose logits are added, as CLAN's two classifiers.
+
+    The embedding is both heads' logits side by side, those of the first before those of the second.
+
+    Args:
+        first, second: heads of the same shape.
+        num_classes: K of each.
+    """
+
+    def __init__(self, first: Head, second: Head, num_classes: int) -> None:
+        super().__init__()
+        self.first, self.second = first, second
+        self.embedding_channels = 2 * num_classes
+
+    def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        first, second = self.first(features)[0], self.second(features)[0]
+        return first + second, torch.cat([first, second], 1)
+
+    def weights(self) -> tuple[Tensor, Tensor]:
+        """All weights and biases of each head's convolutions, (N,) and (N,); norms, which begin alike, are left out."""
+        first, second = (
+            torch.cat([p.flatten() for m in head.modules() if isinstance(m, nn.Conv2d) for p in m.parameters()])
+            for head in (self.first, self.second)
+        )
+        return first, second

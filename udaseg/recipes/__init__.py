@@ -35,6 +35,8 @@ MODULES = (
     "crda",
     "cluda",
     "vfm",
+    "advent",
+    "clan",
 )
 
 
