@@ -94,7 +94,8 @@ def test_it_resumes_exactly(name: str, tmp_path: Path) -> None:
     assert all(torch.equal(mine[key], theirs[key]) for key in mine)
 
 
-TWICE = ("source_only_small", "dacs_small", "bcl_paper_small", "hrda_small")  # whose parts test_two_ranks.py has too
+# Their parts are on two ranks elsewhere: in test_two_ranks.py, or in a recipe that is run here.
+TWICE = ("source_only_small", "dacs_small", "bcl_paper_small", "hrda_small", "minent_small")
 
 
 @pytest.mark.parametrize(
