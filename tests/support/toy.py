@@ -16,8 +16,8 @@ from udaseg.methods.adabn import AdaBN
 from udaseg.methods.advent import ADVENT
 from udaseg.methods.base import MethodConfig
 from udaseg.methods.bcl import BCL
-from udaseg.methods.classwise import Classwise
 from udaseg.methods.clan import CLAN
+from udaseg.methods.classwise import Classwise
 from udaseg.methods.cluda import CLUDA
 from udaseg.methods.dacs import DACS
 from udaseg.methods.daformer import DAFormer
