@@ -26,7 +26,8 @@ from udaseg.data.manifest import write_dataset
 from udaseg.data.plan import Plan, StreamPlan
 from udaseg.data.taxonomies import CITYSCAPES_CLASSES
 from udaseg.errors import DatasetError
-from udaseg.jobs.ledger import open_ledger
+from udaseg.jobs.ledger import Ledger, open_ledger
+from udaseg.jobs.pseudo_label import phases
 from udaseg.jobs.pseudo_label.actors import PredictActor, PrototypeActor
 from udaseg.jobs.pseudo_label.job import pseudo_label
 from udaseg.jobs.pseudo_label.tasks import Work, apply_thresholds, label_chunk
@@ -79,6 +80,30 @@ def test_prototypes_are_the_mean_features_of_labelled_cells(tmp_path: Path) -> N
         assert np.array_equal(counts[n], cells.numpy())
         got = np.split(entry["sum"], 2)[n].reshape(3, -1) / counts[n][:, None]
         np.testing.assert_allclose(got, expected.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_source_images_that_cannot_be_read_are_in_no_prototype(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The phase without Ray: five images, of which one is broken, then all."""
+    checkpoint = make_checkpoint(tmp_path / "model", 0)
+    job = work(tmp_path, checkpoint)
+    source = make_dataset(tmp_path / "source", "source", train=5, val=0)
+
+    def here(ledger: Ledger, phase: str, limit: object, *, fn: object, fn_constructor_args: Any) -> None:
+        PrototypeActor(*fn_constructor_args)({"block": np.arange(ledger.blocks)})
+
+    monkeypatch.setattr(phases, "run_phase", here)
+    monkeypatch.setattr(phases, "actor_pool", lambda inference: ({}, 1))
+    (tmp_path / "source" / "images" / "004.png").write_bytes(b"broken")
+    ((prototypes, present),), failed = phases.source_prototypes(job, source)
+    np.testing.assert_allclose(prototypes, loop_prototypes(checkpoint)[0].numpy(), rtol=1e-4, atol=1e-5)
+    assert present.all()
+    ((image_id, uri, reason),) = failed
+    assert image_id == "004" and uri.endswith("source/images/004.png") and "004.png" in reason
+
+    for n in range(4):
+        (tmp_path / "source" / "images" / f"{n:03d}.png").write_bytes(b"broken")
+    with pytest.raises(DatasetError, match=r"none of the source's images could be read: .*000\.png"):
+        phases.source_prototypes(replace(job, out=str(tmp_path / "other")), source)
 
 
 @pytest.mark.full
