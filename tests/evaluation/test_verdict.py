@@ -97,12 +97,21 @@ def test_without_a_source_views_decide() -> None:
     assert verdict(before, better).likeness is None
 
 
-def test_a_class_that_is_forgotten_is_no_help() -> None:
+def test_the_expected_share_of_a_class_corrects_what_is_predicted() -> None:
+    views, styled = np.zeros((1, K, K), np.int64), np.zeros((1, K, K), np.int64)
+    views[0] = np.diag([500, 400, 100])
+    styled[0] = [[100, 100, 0], [0, 100, 0], [0, 0, 50]]  # half of what it calls class 1 is class 0
+    expected = expected_frequency(Judged(views=views, styled=styled))
+    assert expected == pytest.approx(np.array([0.5 * 2, 0.4 * 0.5, 0.1]) / 1.3)
+    assert expected_frequency(Judged(views=views)) is None
+
+
+def test_a_class_that_fades_is_named_and_decides_nothing() -> None:
     before, after = judged(0.5, 0.5), judged(0.8, 0.8)
     after.views[:, 2] = after.views[:, 2] // 8
     found = verdict(before, after)
-    assert found.forgotten == [2] and found.word == "unclear"
-    assert forgotten_classes(np.array([0.6, 0.3995, 0.0005]), np.array([0.9, 0.1, 0.0])) == [1]
+    assert found.faded == [2] and found.word == "helped"
+    assert verdict(before, judged(0.8, 0.8)).faded == []
 
 
 def test_true_labels_are_reported_and_decide_nothing() -> None:

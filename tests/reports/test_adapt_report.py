@@ -59,7 +59,7 @@ def test_page_is_whole(word: str) -> None:
         winner="sdca_small",
         verdicts={"sdca_small": Verdict(word, UP, DOWN, UP)},  # type: ignore[arg-type]
         failed={"dacs_small": "a loss is not <finite>"},
-        frequencies=[None, [0.4, 0.6], [0.2, 0.8]],
+        frequencies=[None, None, [0.4, 0.6], [0.2, 0.8]],
         examples=[Example(image, np.full((8, 12), 255, np.uint8), flat, flat, np.ones((8, 12)))],
         losses={"sdca_small": [{"stage": 0, "step": 1, "ce": 1.0}, {"stage": 0, "step": 2, "ce": 0.5}]},
         to_label=[ToLabel("a/<b>", 0.5, Image.fromarray(image))],

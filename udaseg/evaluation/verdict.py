@@ -65,8 +65,8 @@ class Verdict:
     steadiness: Change
     truth: Change | None
     """The real one, where the held-out target images are labelled; the word was found without it."""
-    forgotten: list[int] = field(default_factory=list)
-    """See `forgotten_classes`."""
+    faded: list[int] = field(default_factory=list)
+    """Classes that are predicted at less than a third of `expected_frequency`: a warning, which decides nothing."""
 
     @property
     def rank(self) -> tuple[int, float]:
@@ -80,7 +80,7 @@ class Verdict:
             name: values[name] and Change(*(float("nan") if value is None else value for value in values[name]))
             for name in ("likeness", "steadiness", "truth")
         }
-        return cls(word=values["word"], forgotten=values["forgotten"], **changes)
+        return cls(word=values["word"], faded=values["faded"], **changes)
 
 
 def strong_view(image: Tensor, key: int) -> Tensor:
@@ -130,6 +130,20 @@ def _mean_iou(counts: np.ndarray, labelled: bool) -> np.ndarray:
     return np.divide((values * counted).sum(1), counted.sum(1), out=np.full(len(hit), np.nan), where=counted.any(1))
 
 
+def expected_frequency(before: Judged) -> np.ndarray | None:
+    """(K,) the share of each class in the target, as the source-only network's predictions suggest; None without a source.
+
+    What it predicts is corrected by its errors on labelled images that look like the target: a class that it finds at
+    precision P and recall R is P / R times as frequent as predicted.
+    """
+    if before.styled is None:
+        return None
+    counts = before.styled.sum(0)
+    hit, predicted, true = np.diag(counts), counts.sum(0), counts.sum(1)
+    share = before.frequency() * np.divide(true, predicted, out=np.ones(len(hit)), where=(predicted > 0) & (hit > 0))
+    return share / share.sum()
+
+
 def verdict(before: Judged, after: Judged) -> Verdict:
     """What can be said of an adapted network against the source-only one, judged on the same images."""
     steadiness = change(before.views, after.views, labelled=False)
@@ -139,27 +153,15 @@ def verdict(before: Judged, after: Judged) -> Verdict:
     truth = None
     if before.truth is not None and after.truth is not None:
         truth = change(before.truth, after.truth, labelled=True)
-    forgotten = forgotten_classes(before.frequency(), after.frequency())
-    return Verdict(_word(likeness, steadiness, bool(forgotten)), likeness, steadiness, truth, forgotten)
+    expected = expected_frequency(before)
+    faded = [] if expected is None else np.flatnonzero(after.frequency() < expected / 3).tolist()
+    return Verdict(_word(likeness, steadiness), likeness, steadiness, truth, faded)
 
 
-def _word(likeness: Change | None, steadiness: Change, forgotten: bool) -> Word:
-    """Both figures must speak, and alike; of one that cannot be had or is silent, the other decides for harm alone."""
+def _word(likeness: Change | None, steadiness: Change) -> Word:
+    """Both figures must speak, and alike, for help; for harm one is enough that the other does not contradict."""
     figures = [figure for figure in (likeness, steadiness) if figure is not None]
     better, worse = [figure.low > 0 for figure in figures], [figure.high < 0 for figure in figures]
     if any(worse) and not any(better):
         return "harmed"
-    return "helped" if all(better) and not forgotten else "unclear"
-
-
-def forgotten_classes(before: np.ndarray, after: np.ndarray) -> list[int]:
-    """Classes that the adapted network predicts at less than a third of before, of those of 0.1 % or more.
-
-    Such a class has lost recall unless fewer than a third of its pixels were right before, which source-only training
-    seldom leaves it at: nothing of what is no longer predicted can be found.
-
-    Args:
-        before: (K,) share of each class among the source-only network's predictions.
-        after: the same of the adapted one's.
-    """
-    return np.flatnonzero((before >= 0.001) & (after < before / 3)).tolist()
+    return "helped" if all(better) else "unclear"

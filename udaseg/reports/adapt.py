@@ -56,9 +56,9 @@ def verdict_lines(winner: str, verdicts: Mapping[str, Verdict], names: Sequence[
         if verdict.likeness is not None:
             lines.append(f"  source images in the look of the target  {points(verdict.likeness)}")
         lines.append(f"  two views of a target image               {points(verdict.steadiness)}")
-        if verdict.forgotten:
-            lost = ", ".join(names[k] for k in verdict.forgotten)
-            lines.append(f"  predicted at less than a third of before  {lost}")
+        if verdict.faded:
+            faded = ", ".join(names[k] for k in verdict.faded)
+            lines.append(f"  seldom predicted, look at the sheet       {faded}")
         if verdict.truth is not None:
             lines.append(f"  {right_text(verdict)}")
     return [*lines, f"verdict: {verdicts[winner].word} ({winner}). {MEANING[verdicts[winner].word]}"]
@@ -96,7 +96,8 @@ def adapt_page(
         winner: the best candidate.
         verdicts: of each candidate.
         failed: why others could not be trained.
-        frequencies: (K,) shares of pixels in the source's labels (None without), by source-only, by the winner.
+        frequencies: (K,) shares of pixels: in the source's labels, as expected in the target (None without a source), as
+            source-only predicts, as the winner.
         examples: held-out target images, predicted by source-only and the winner.
         losses: per run its rows of metrics.jsonl with "step" counted over all its stages.
         to_label: the images to label next.

@@ -27,7 +27,7 @@ from udaseg.data.storage import absolute, join, write_bytes
 from udaseg.data.strict_json import dump_json
 from udaseg.errors import TrainingError
 from udaseg.evaluation.to_label import label_next
-from udaseg.evaluation.verdict import Verdict, verdict
+from udaseg.evaluation.verdict import Verdict, expected_frequency, verdict
 from udaseg.job_config import Adapt, Cluster
 from udaseg.jobs.adapt.candidates import candidate, recipe_names, source_only, warm_start
 from udaseg.jobs.adapt.choice import Choice, Machine, choose
@@ -97,25 +97,21 @@ def adapt(told: Adapt) -> Outcome:
             journal.phase("warm start", train_run, plan.warm, plan.inputs, warm, told.cluster)
             for name, recipe in plan.runs.items():
                 take_over(warm, recipe, run_directory(out, name))
-        failed = journal.phase("runs", train_all, plan.runs, plan.inputs, out, told.cluster)
-        trained = [name for name in names if name not in failed]
-        if SOURCE_ONLY in failed or not trained:
-            raise TrainingError("; ".join(f"{name}: {why}" for name, why in failed.items()))
-
+        failed = journal.phase("runs", _train_runs, plan, names, told, out)
         before = plan.before or model_of(out, SOURCE_ONLY)
-        found = journal.phase("judge", _judge, before, {name: model_of(out, name) for name in trained}, plan, told)
+        after = {name: model_of(out, name) for name in names if name not in failed}
+        found = journal.phase("judge", _judge, before, after, plan, told)
         verdicts = {name: Verdict.from_json(values) for name, values in found["verdicts"].items()}
         winner = max(verdicts, key=lambda name: verdicts[name].rank)
         harmed = verdicts[winner].word == "harmed"
-        chosen = before if harmed else model_of(out, winner)
-        copy_model(chosen, join(out, "model"))
+        copy_model(before if harmed else after[winner], join(out, "model"))
+        to_label = journal.phase("label next", _label_next, after[winner], plan, told)
         write_bytes(join(out, "verdict.json"), dump_json(found | {"winner": winner}, indent=1).encode())
-        ids = journal.phase("label next", _label_next, model_of(out, winner), plan.inputs, _inference(told))
-        write_bytes(join(out, "label_next.json"), dump_json(ids, indent=1).encode())
+        write_bytes(join(out, "label_next.json"), dump_json(to_label, indent=1).encode())
         write_report(
             out,
             before=before,
-            after=model_of(out, winner),
+            after=after[winner],
             winner=winner,
             verdicts=verdicts,
             frequency=found["frequency"],
@@ -123,7 +119,7 @@ def adapt(told: Adapt) -> Outcome:
             inputs=plan.inputs,
             choice=plan.choice,
             runs=plan.runs,
-            to_label=ids,
+            to_label=to_label,
             seconds=journal.seconds(),
         )
         for line in verdict_lines(winner, verdicts, read_classes(plan.inputs.target).names):
@@ -162,13 +158,21 @@ def _plan(told: Adapt, names: list[str], inputs: Inputs, machine: Machine) -> _P
     begun = None
     if checkpoint is not None:
         card = check_checkpoint(checkpoint)
-        begun = card.model, card.short_side
+        begun = dataclasses.replace(card.model, pretrained=False, weights=None), card.short_side
     choice = choose(told, machine, measure(inputs), begun)
     pixels = None if inputs.source is None else class_pixels(inputs.source)
     runs = {} if inputs.source is None else {SOURCE_ONLY: source_only(choice, told.seed, checkpoint)}
     runs |= {name: candidate(name, choice, pixels, told.seed, checkpoint) for name in names}
     warm = None if checkpoint is not None else warm_start(choice, told.seed)
     return _Plan(inputs, choice, warm, runs, checkpoint if inputs.source is None else None)
+
+
+def _train_runs(plan: _Plan, names: list[str], told: Adapt, out: str) -> dict[str, str]:
+    """Train source-only and the candidates; why some failed, by name. TrainingError where nothing is left to judge."""
+    failed = train_all(plan.runs, plan.inputs, out, told.cluster)
+    if SOURCE_ONLY in failed or failed.keys() >= set(names):
+        raise TrainingError("; ".join(f"{name}: {why}" for name, why in failed.items()))
+    return failed
 
 
 def _inference(told: Adapt) -> Inference:
@@ -182,13 +186,17 @@ def _judge(before: str, after: Mapping[str, str], plan: _Plan, told: Adapt) -> d
     names = [SOURCE_ONLY, *after]
     shares = {name: judged.frequency().tolist() for name, judged in zip(names, (first, *others), strict=True)}
     verdicts = {name: verdict(first, judged) for name, judged in zip(after, others, strict=True)}
-    return {"verdicts": {name: dataclasses.asdict(v) for name, v in verdicts.items()}, "frequency": shares}
+    expected = expected_frequency(first)
+    return {
+        "verdicts": {name: dataclasses.asdict(v) for name, v in verdicts.items()},
+        "frequency": shares | {"expected": None if expected is None else expected.tolist()},
+    }
 
 
-def _label_next(model: str, inputs: Inputs, inference: Inference) -> list[dict[str, Any]]:
+def _label_next(model: str, plan: _Plan, told: Adapt) -> list[dict[str, Any]]:
     """The target images to label next: id, address and entropy, the least certain first."""
-    found = survey(model, inputs, images=_SURVEYED, inference=inference)
-    index = open_index(inputs.target)
+    found = survey(model, plan.inputs, images=_SURVEYED, inference=_inference(told))
+    index = open_index(plan.inputs.target)
     return [
         {
             "image_id": index.table["image_id"][int(found["row"][i])].as_py(),

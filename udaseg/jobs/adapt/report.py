@@ -37,7 +37,7 @@ def write_report(
     after: str,
     winner: str,
     verdicts: Mapping[str, Verdict],
-    frequency: Mapping[str, Sequence[float]],
+    frequency: Mapping[str, Sequence[float] | None],
     failed: Mapping[str, str],
     inputs: Inputs,
     choice: Choice,
@@ -56,7 +56,7 @@ def write_report(
         winner=winner,
         verdicts=verdicts,
         failed=failed,
-        frequencies=[source, frequency["source_only"], frequency[winner]],
+        frequencies=[source, *(frequency[name] for name in ("expected", "source_only", winner))],
         examples=_examples(before, after, inputs.target),
         losses={name: _losses(recipe, run_directory(out, name)) for name, recipe in runs.items() if name not in failed},
         to_label=[
