@@ -15,7 +15,7 @@ from udaseg.evaluation.verdict import (
     Judged,
     Verdict,
     change,
-    forgotten_classes,
+    expected_frequency,
     in_the_look_of,
     strong_view,
     verdict,
@@ -80,11 +80,11 @@ def test_classes_without_a_label_do_not_count() -> None:
         (judged(0.8, 0.8), "helped"),
         (judged(0.3, 0.3), "harmed"),
         (judged(0.3, 0.5), "harmed"),
-        (judged(0.3, 0.8), "unclear"),
+        (judged(0.3, 0.8), "harmed"),
         (judged(0.5, 0.5), "unclear"),
         (judged(0.8, 0.5), "unclear"),
         (judged(0.5, 0.2), "harmed"),
-        (judged(0.8, 0.2), "unclear"),
+        (judged(0.8, 0.2), "harmed"),
     ],
 )
 def test_the_word(after: Judged, word: str) -> None:

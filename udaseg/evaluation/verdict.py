@@ -131,7 +131,7 @@ def _mean_iou(counts: np.ndarray, labelled: bool) -> np.ndarray:
 
 
 def expected_frequency(before: Judged) -> np.ndarray | None:
-    """(K,) the share of each class in the target, as the source-only network's predictions suggest; None without a source.
+    """(K,) share of each class in the target, as the source-only network's predictions suggest; None without a source.
 
     What it predicts is corrected by its errors on labelled images that look like the target: a class that it finds at
     precision P and recall R is P / R times as frequent as predicted.
@@ -159,9 +159,9 @@ def verdict(before: Judged, after: Judged) -> Verdict:
 
 
 def _word(likeness: Change | None, steadiness: Change) -> Word:
-    """Both figures must speak, and alike, for help; for harm one is enough that the other does not contradict."""
+    """For help both figures must speak. For harm one is enough: source-only is at hand, and a loss is seen by no other
+    means, be it of what the source taught (likeness) or of the target's images as they are (steadiness)."""
     figures = [figure for figure in (likeness, steadiness) if figure is not None]
-    better, worse = [figure.low > 0 for figure in figures], [figure.high < 0 for figure in figures]
-    if any(worse) and not any(better):
+    if any(figure.high < 0 for figure in figures):
         return "harmed"
-    return "helped" if all(better) else "unclear"
+    return "helped" if all(figure.low > 0 for figure in figures) else "unclear"

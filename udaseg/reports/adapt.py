@@ -96,8 +96,8 @@ def adapt_page(
         winner: the best candidate.
         verdicts: of each candidate.
         failed: why others could not be trained.
-        frequencies: (K,) shares of pixels: in the source's labels, as expected in the target (None without a source), as
-            source-only predicts, as the winner.
+        frequencies: (K,) shares of pixels: in the source's labels, as expected in the target (None without a source),
+            as source-only predicts, as the winner.
         examples: held-out target images, predicted by source-only and the winner.
         losses: per run its rows of metrics.jsonl with "step" counted over all its stages.
         to_label: the images to label next.
