@@ -82,7 +82,7 @@ class MovingPrototypes(nn.Module):
     """Prototypes of classes that follow the mean features of single images, those of all ranks in the samples' order.
 
     A class's first ones are the plain mean of images; then each image moves it by an exponential average.
-    Source: ProDA (2101.10979), eq. 6; `update_objective_SingleVector` of microsoft/ProDA.
+    Source: ProDA (2101.10979), its online prototypes; `update_objective_SingleVector` of microsoft/ProDA.
 
     Args:
         num_classes, channels: K and A.
