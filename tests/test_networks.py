@@ -44,7 +44,7 @@ def filled(network: Segmenter, name: Callable[[str], str], *, train: bool = Fals
 
 def evaluated(network: Segmenter, picture: Tensor, **named: Any) -> Any:
     with torch.no_grad():
-        return network(picture, **named)
+        return network(picture, detail="everywhere", **named)
 
 
 def daformer(case: dict[str, Any], picture: Tensor) -> None:

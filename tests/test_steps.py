@@ -52,7 +52,7 @@ class Given(nn.Module):
         self.left, self.feature = list(logits), feature
         self.mean = torch.zeros(1, 3, 1, 1)
 
-    def forward(self, *_: object) -> SegOutput:
+    def forward(self, *_: object, **named: object) -> SegOutput:
         logits = self.left.pop(0)
         features = () if self.feature is None else (self.feature,)
         return SegOutput(logits=logits, embedding=logits, features=features, aux={"coarse_logits": logits})

@@ -21,7 +21,7 @@ from udaseg.ranges import (
     check_numbers,
     naming,
 )
-from udaseg.types import Blend, Domain, HeadInit, HeadName, InputForm, NetworkRole, PerDomain
+from udaseg.types import Blend, Domain, HeadInit, HeadName, InputForm, NetworkRole, PerDomain, Resample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +94,7 @@ class Model:
     embedding_after_dropout: bool = False
     """Whether the embedding of the head "aspp_gn" is what its dropout has left, as ProDA's prototypes are made of."""
     head_init: HeadInit = "torch"
-    """How the context-aware head's weights are drawn: as torch does, or as DAFormer's code does."""
+    """How the head's first weights are drawn: see `udaseg.models.heads.draw`."""
     head_pair: bool = False
     """Two such heads, whose logits are added, as CLAN has them."""
     projection: Annotated[int, Range(0, 2**13)] = 0
@@ -130,6 +130,8 @@ class Stream:
     """Pixels of the drawn class that a crop should have; redrawn at most ten times."""
     short_side: Pixels | None = None
     """Pixels of an image's short side after the resize, where it is not the stage's `data.short_side`."""
+    resample: Resample | None = None
+    """How images are resized, where it is not the stage's `data.resample`."""
     max_class_share: Annotated[float, Range(0, 1, "(]")] = 1.0
     """Below 1 a crop is redrawn, at most nine times, until it shows two classes or more and none holds as large a share
     of its labelled pixels as this; 0.75 in DAFormer and its line (`cat_max_ratio`). Needs labels."""
@@ -149,6 +151,9 @@ class Data:
     """Consecutive samples that a method couples; a worker holds whole groups."""
     short_side: Pixels = 720
     """Pixels of an image's short side after the resize, in evaluation too."""
+    resample: Resample = "antialias"
+    """How images are resized, in evaluation too. "antialias": bilinear, averaged where it shrinks (Pillow's);
+    "bilinear": of the four nearest pixels (OpenCV's, DAFormer and its line); "bicubic": Pillow's (ADVENT and its)."""
     scale: tuple[Positive, Positive] = (1.0, 1.0)
     """Range of the random factor on `short_side`."""
     crop: tuple[Pixels, Pixels] = (512, 512)

@@ -17,8 +17,10 @@ IGNORE = 255
 Domain = Literal["source", "target"]
 HeadName = Literal["aspp", "aspp_gn", "deeplabv3", "multilevel", "context_aware"]
 InputForm = Literal["imagenet", "caffe", "unit"]
-HeadInit = Literal["torch", "mmseg"]
+HeadInit = Literal["torch", "mmseg", "deeplab"]
+Resample = Literal["antialias", "bilinear", "bicubic"]
 PerDomain = Literal["nothing", "stem", "stem+statistics"]
+Detail = Literal["random", "entropy", "everywhere"]
 Blend = Literal["mean", "taper"]
 NetworkRole = Literal["predictor", "student", "teacher"]
 

@@ -55,7 +55,7 @@ def test_the_nearest_prototype_classifies() -> None:
     class Colours(nn.Module):
         num_classes = 9
 
-        def forward(self, image: Tensor, domain: str = "target") -> Any:
+        def forward(self, image: Tensor, domain: str = "target", detail: str = "") -> Any:
             return SimpleNamespace(embedding=image)
 
     image = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0.1, 1]]).T.reshape(1, 3, 1, 3)

@@ -7,7 +7,7 @@ import torch
 from networks import images, small_network
 from torch import Tensor, nn
 
-from udaseg.models.heads import ASPPGroupNormHead
+from udaseg.models.heads import ASPPGroupNormHead, ContextAwareHead, DeepLabV3Head, draw
 
 
 def test_the_context_aware_head_joins_levels_before_it_looks_around() -> None:
@@ -71,3 +71,68 @@ def test_a_pair_of_heads_adds_its_logits_and_sets_them_side_by_side(head: str) -
 def test_hrda_takes_no_pair_of_heads() -> None:
     with pytest.raises(ValueError, match=r"model\.head_pair"):
         small_network(head_pair=True, detail_crop=(64, 64))
+
+
+def spread(convolution: nn.Module) -> float:
+    """Deviation of a convolution's weights about 0."""
+    assert isinstance(convolution, nn.Conv2d)
+    return float(convolution.weight.square().mean().sqrt())
+
+
+def kaiming(convolution: nn.Module) -> float:
+    """sqrt(2 / fan out), what follows a convolution being a ReLU."""
+    assert isinstance(convolution, nn.Conv2d)
+    return float((2 / (convolution.out_channels * convolution.weight[0, 0].numel())) ** 0.5)
+
+
+@pytest.mark.parametrize("branches", [(1, 6, 12), ()], ids=["daformer", "segformer"])
+def test_the_context_aware_head_is_drawn_as_mmcv_does(branches: tuple[int, ...]) -> None:
+    options = {"head": "context_aware", "head_channels": 64, "head_branches": branches, "detail_crop": (64, 64)}
+    network = small_network(head_init="mmseg", **options)
+    for head in (network.net.head, network.net.attention):
+        assert isinstance(head, ContextAwareHead)
+        drawn = [module for part in (head.branches, head.fuse) for module in part.modules()]
+        drawn = [module for module in drawn if isinstance(module, nn.Conv2d)]
+        assert [spread(module) for module in drawn] == pytest.approx([kaiming(module) for module in drawn], rel=0.05)
+        assert spread(head.classify) == pytest.approx(0.01, rel=0.15)
+        assert not head.classify.bias.any()  # type: ignore[union-attr]
+        assert all(layer.bias.any() for layer in head.project)  # type: ignore[union-attr]
+    plain = small_network(**options)
+    for mine, theirs in zip(network.net.head.project, plain.net.head.project, strict=True):  # type: ignore[union-attr, arg-type]
+        assert spread(mine) == pytest.approx(spread(theirs), rel=0.1), "linear layers there, as torch draws them"
+
+
+@pytest.mark.parametrize(("init", "biased"), [("mmseg", False), ("torch", True), ("deeplab", True)])
+def test_deeplabv2_is_drawn_from_a_normal_distribution(init: str, biased: bool) -> None:
+    """Of deviation 0.01. The biases are 0 in DAFormer's line and torch's in ADVENT's."""
+    network = small_network(head="aspp", head_init=init, detail_crop=(64, 64))
+    for head in (network.net.head, network.net.attention):
+        for branch in head.branches:  # type: ignore[union-attr]
+            assert spread(branch) == pytest.approx(0.01, rel=0.05)
+            assert bool(branch.bias.any()) == biased
+
+
+def test_deeplabv3_is_drawn_as_mmseg_does() -> None:
+    head = DeepLabV3Head([64], 5, channels=32)
+    before = spread(head.context.convs[1][0])
+    draw(head, "mmseg")
+    drawn = [head.context.convs[0][0], head.context.convs[1][0], head.context.convs[4][1], head.fuse[0]]
+    drawn.append(head.context.project[0])
+    assert [spread(module) for module in drawn] == pytest.approx([kaiming(module) for module in drawn], rel=0.08)
+    assert before != pytest.approx(spread(drawn[1]), rel=0.08)
+    assert spread(head.classify) == pytest.approx(0.01, rel=0.2) and not head.classify.bias.any()  # type: ignore[union-attr]
+
+
+def test_prodas_head_is_drawn_from_a_normal_distribution() -> None:
+    """All convolutions but those of the channel attention, which are linear layers there."""
+    head = ASPPGroupNormHead([64], 7, channels=64)
+    attention = head.bottleneck[0].state_dict()
+    kept = {name: tensor.clone() for name, tensor in attention.items()}
+    draw(head, "deeplab")
+    drawn = [*(branch[0] for branch in head.branches), head.bottleneck[1], head.classify]  # type: ignore[index]
+    assert [spread(module) for module in drawn] == pytest.approx([0.01] * len(drawn), rel=0.1)
+    assert not head.bottleneck[1].bias.any() and head.branches[0][0].bias.any()  # type: ignore[union-attr, index, operator]
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in attention.items())
+    for name, init in (("aspp_gn", "mmseg"), ("context_aware", "deeplab")):
+        with pytest.raises(ValueError, match=rf"model\.head_init '{init}' is not of a"):
+            small_network(head=name, head_channels=32, head_init=init)

@@ -56,7 +56,7 @@ def test_one_crop_is_blended_where_it_lies_and_nowhere_else() -> None:
     assert torch.equal(out.aux["detail_embedding"].abs().sum(1) > 0, inside[:, 0] > 0)
 
 
-def test_without_an_index_crops_cover_the_image() -> None:
+def test_everywhere_crops_cover_the_image() -> None:
     net, image = network(), images()
     total, count = torch.zeros(2, CLASSES, 16, 24), torch.zeros(1, 1, 16, 24)
     for i in (0, 16, 32):
@@ -65,7 +65,7 @@ def test_without_an_index_crops_cover_the_image() -> None:
             total[here] += net.run(image[..., i : i + 32, j : j + 48], "target")[1]
             count[here] += 1
     expected = blended(net, image, total / count, torch.ones(2, 1, 16, 24))
-    torch.testing.assert_close(net(image).logits, expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(net(image, detail="everywhere").logits, expected, atol=1e-5, rtol=1e-4)
 
 
 def test_places_are_keyed_by_sample_domain_and_seed_and_whole_cells() -> None:
@@ -90,17 +90,22 @@ def test_the_least_certain_crop_is_found() -> None:
     context[:, 0] = 9  # certain, but for one corner each
     context[0, :, 4:, 6:], context[1, :, 2:6, :6] = 0, 0
     assert net._most_uncertain(context, (32, 48)).tolist() == [[32, 48], [16, 0]]
-    out = net(images(), "target", torch.arange(2), "entropy")
+    out = net(images(), "target", detail="entropy")
     context = net.run(F.interpolate(images(), scale_factor=0.5, mode="bilinear"), "target")[1]
     assert torch.equal(out.aux["detail_at"], net._most_uncertain(context, (32, 48)))
+
+
+def test_a_random_crop_without_the_sample_s_index_is_refused() -> None:
+    with pytest.raises(ValueError, match=r'HRDA.*index.*detail="everywhere"'):
+        network()(images())
 
 
 @pytest.mark.parametrize("size", [(65, 71), (40, 30), (20, 24)])
 def test_any_size_of_image_is_taken(size: tuple[int, int]) -> None:
     """Also one that is smaller than the detail crop."""
     net, image = network(), images(size=size)
-    for index in (None, torch.arange(2)):
-        assert net(image, "target", index).logits.shape == (2, CLASSES, *size)
+    for detail in ("everywhere", "random", "entropy"):
+        assert net(image, "target", torch.arange(2), detail).logits.shape == (2, CLASSES, *size)
 
 
 def test_a_crop_of_broken_cells_is_refused() -> None:
@@ -119,7 +124,7 @@ def test_every_head_gives_logits_and_attention(head: str) -> None:
 
 def test_the_levels_are_the_context_s() -> None:
     net, image = network(), images()
-    for mine, theirs in zip(net.levels(image, "target"), net(image).features, strict=True):
+    for mine, theirs in zip(net.levels(image, "target"), net(image, detail="everywhere").features, strict=True):
         assert torch.equal(mine, theirs)
 
 

@@ -18,7 +18,7 @@ class Pointwise(nn.Module):
 
     num_classes = 3
 
-    def forward(self, image: Tensor, domain: str = "target") -> Any:
+    def forward(self, image: Tensor, domain: str = "target", detail: str = "") -> Any:
         return SimpleNamespace(logits=torch.stack([image[:, 0], image[:, 1] * 2, image[:, 2] * 3], 1))
 
 
@@ -27,7 +27,7 @@ class Mean(nn.Module):
 
     num_classes = 1
 
-    def forward(self, image: Tensor, domain: str = "target") -> Any:
+    def forward(self, image: Tensor, domain: str = "target", detail: str = "") -> Any:
         return SimpleNamespace(logits=image.mean((1, 2, 3), keepdim=True).expand(-1, 1, *image.shape[2:]))
 
 
@@ -78,7 +78,7 @@ class Position(nn.Module):
 
     num_classes = 2
 
-    def forward(self, image: Tensor, domain: str = "target") -> Any:
+    def forward(self, image: Tensor, domain: str = "target", detail: str = "") -> Any:
         ramp = torch.linspace(-2, 2, image.shape[-1]).expand(len(image), 1, *image.shape[-2:])
         return SimpleNamespace(logits=torch.cat([ramp, -ramp], 1))
 

@@ -41,7 +41,9 @@ class Says(nn.Module):
         self.register_buffer("mean", torch.tensor([0.1, 0.2, 0.3]).view(1, 3, 1, 1))
         self.seen: list[Tensor] = []
 
-    def forward(self, image: Tensor, domain: str = "target", index: Tensor | None = None) -> SegOutput:
+    def forward(
+        self, image: Tensor, domain: str = "target", index: Tensor | None = None, detail: str = ""
+    ) -> SegOutput:
         self.seen.append(image)
         return SegOutput(logits=self.logits, embedding=self.logits)
 

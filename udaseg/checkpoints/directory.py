@@ -24,7 +24,7 @@ from udaseg.errors import CheckpointError
 from udaseg.models.build import build_segmenter
 from udaseg.models.image_sizes import ImageSizes
 from udaseg.models.segmenter import Segmenter
-from udaseg.types import NetworkRole
+from udaseg.types import NetworkRole, Resample
 
 MODEL_FILE, CARD_FILE, STATE_FILE = "model.safetensors", "model.json", "state.pt"
 
@@ -46,10 +46,16 @@ class ModelCard:
     recipe: str
     stage: str
     step: int
+    resample: Resample = "antialias"
+    """How images are brought to that size, see `udaseg.config.Data`."""
     image_sizes: ImageSizes | None = None
     """Which sizes its backbone takes; None = to be found by trial."""
     weights_sha256: str | None = None
     """Of the file of weights, in hexadecimal, as it was written; None = not compared."""
+
+    def size(self) -> dict[str, Any]:
+        """The arguments of `udaseg.models.inference.predict` that say in what size the network sees images."""
+        return {"short_side": self.short_side, "resample": self.resample}
 
 
 def save_model(directory: Path, network: Segmenter, card: ModelCard) -> None:

@@ -4,52 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from udaseg.checkpoints.format import Format, Misfit, Names, State, Window, count_of, resnet_of, tensor_of
 from udaseg.config import Model
-
-State = Mapping[str, Tensor]
-Window = tuple[int, int] | None
-Names = tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Format:
-    """How the checkpoints of some repositories are read."""
-
-    signs: tuple[str, ...]
-    """Patterns of names; a file of the format has one of each."""
-    settings: Callable[[State], Model]
-    """The network, of the shapes of the tensors."""
-    names: Names
-    """Patterns in the authors' names and what becomes of them, one after the other."""
-    arrange: Callable[[State], dict[str, Tensor]] = dict
-    """What must be done with values, before names change."""
-    dropped: str = r"(?!)"
-    """Pattern of names that have no counterpart and are not needed."""
-    view: Callable[[State], tuple[int, Window]] = lambda state: (512, None)
-    """Short side of Cityscapes' images and height and width of windows, as the authors evaluate."""
-
-
-class Misfit(ValueError):
-    """What a file has that its format does not, or the reverse."""
-
-
-def _of(state: State, name: str) -> Tensor:
-    if name not in state:
-        raise Misfit(f"it lacks {name}")
-    return state[name]
-
-
-def _count(state: State, pattern: str) -> int:
-    """One more than the largest number in the names that begin like a pattern with one group."""
-    found = (re.match(pattern, name) for name in state)
-    return max((int(match[1]) + 1 for match in found if match), default=0)
-
+from udaseg.types import Resample
 
 # --- DAFormer's line: mmseg 0.16 ------------------------------------------------------------------------------------
 
@@ -62,22 +23,13 @@ _MIT = {
     (64, 40): "mit_b5",
 }
 """Channels of the first level, blocks of the third."""
-_RESNETS = {6: "resnet50", 23: "resnet101"}
-"""By the blocks of the third stage."""
 
 
 def _mit(state: State) -> str:
-    key = len(_of(state, "backbone.patch_embed1.proj.weight")), _count(state, r"backbone\.block3\.(\d+)\.")
+    key = len(tensor_of(state, "backbone.patch_embed1.proj.weight")), count_of(state, r"backbone\.block3\.(\d+)\.")
     if key not in _MIT:
         raise Misfit(f"its backbone has {key[0]} channels and {key[1]} blocks, as none of mit_b0 to mit_b5 has")
     return _MIT[key]
-
-
-def _resnet(state: State, prefix: str = "") -> str:
-    blocks = _count(state, rf"{prefix}layer3\.(\d+)\.")
-    if blocks not in _RESNETS:
-        raise Misfit(f"{prefix}layer3 has {blocks} blocks; 6 (ResNet-50) and 23 (ResNet-101) are known")
-    return _RESNETS[blocks]
 
 
 def _mmseg(state: State) -> Model:
@@ -85,15 +37,15 @@ def _mmseg(state: State) -> Model:
     part = "decode_head.head." if hrda else "decode_head."
     detail_crop = (512, 512) if hrda else None
     if any(name.startswith("backbone.stem.") for name in state):
-        branches = (6, 12, 18, 24)[: _count(state, rf"{re.escape(part)}aspp_modules\.(\d)\.")]
-        backbone = f"{_resnet(state, 'backbone.')}c"
+        branches = (6, 12, 18, 24)[: count_of(state, rf"{re.escape(part)}aspp_modules\.(\d)\.")]
+        backbone = f"{resnet_of(state, 'backbone.')}c"
         return Model(backbone=backbone, output_stride=8, head="aspp", head_branches=branches, detail_crop=detail_crop)
-    branches = (1, 6, 12, 18)[: _count(state, rf"{re.escape(part)}fuse_layer\.aspp_modules\.(\d)\.")]
+    branches = (1, 6, 12, 18)[: count_of(state, rf"{re.escape(part)}fuse_layer\.aspp_modules\.(\d)\.")]
     return Model(
         backbone=_mit(state),
         head="context_aware",
         head_branches=branches,
-        head_channels=len(_of(state, f"{part}embed_layers.0.proj.weight")),
+        head_channels=len(tensor_of(state, f"{part}embed_layers.0.proj.weight")),
         detail_crop=detail_crop,
     )
 
@@ -149,16 +101,22 @@ def _head_tensors(state: State, number: int) -> dict[str, Tensor]:
 
 def _deeplab(state: State) -> Model:
     return Model(
-        backbone=_resnet(state),
+        backbone=resnet_of(state),
         output_stride=8,
         caffe=True,
         input_form="caffe",
         align_corners=True,
         head="aspp",
-        head_branches=(6, 12, 18, 24)[: _count(state, r"layer5\.conv2d_list\.(\d)\.")],
+        head_branches=(6, 12, 18, 24)[: count_of(state, r"layer5\.conv2d_list\.(\d)\.")],
         per_domain="stem" if any(name.startswith("target_") for name in state) else "nothing",
         frozen_norm_affine=True,
     )
+
+
+def _of_the_line(state: State) -> Resample:
+    """ADVENT and CLAN, whose heads are two, resize by Pillow's bicubic filter; DACS and DSP, at evaluation, by SciPy's
+    `imresize`, which is Pillow's bilinear one."""
+    return "bicubic" if _head_tensors(state, 6) else "antialias"
 
 
 def _proda(state: State) -> Model:
@@ -166,8 +124,8 @@ def _proda(state: State) -> Model:
         _deeplab(state),
         input_form="unit",
         head="aspp_gn",
-        head_branches=(6, 12, 18, 24)[: _count(state, r"layer5\.conv2d_list\.(\d)\.") - 1],
-        head_channels=len(_of(state, "layer5.conv2d_list.0.0.weight")),
+        head_branches=(6, 12, 18, 24)[: count_of(state, r"layer5\.conv2d_list\.(\d)\.") - 1],
+        head_channels=len(tensor_of(state, "layer5.conv2d_list.0.0.weight")),
         head_norm=any(name.startswith("bn_pretrain.") for name in state),  # stages 2 and 3
         embedding_after_dropout=True,
         frozen_norm_affine=False,
@@ -206,11 +164,11 @@ def _segformer(state: State) -> dict[str, Tensor]:
             name = re.sub(pattern, replacement, name)
         out[name] = tensor
     for name in [name for name in out if ".attn.key." in name]:
-        value = _of(out, name.replace(".key.", ".value."))
+        value = tensor_of(out, name.replace(".key.", ".value."))
         out[name.replace(".key.", ".kv.")] = torch.cat([out.pop(name), value])
         del out[name.replace(".key.", ".value.")]
     fuse = "decode_head.linear_fuse.conv.weight"
-    out[fuse] = torch.cat(_of(out, fuse).chunk(4, 1)[::-1], 1)
+    out[fuse] = torch.cat(tensor_of(out, fuse).chunk(4, 1)[::-1], 1)
     return out
 
 
@@ -219,7 +177,7 @@ def _segformer_model(state: State) -> Model:
         backbone=_mit(state),
         head="context_aware",
         head_branches=(),
-        head_channels=len(_of(state, "decode_head.linear_c1.proj.weight")),
+        head_channels=len(tensor_of(state, "decode_head.linear_c1.proj.weight")),
     )
 
 
@@ -262,13 +220,13 @@ _SEGFORMER_NAMES: Names = (
 def _deeplabv3(state: State) -> Model:
     if "backbone.0.0.weight" in state:
         raise Misfit("its backbone is torchvision's MobileNetV3, which dilates other convolutions than timm's")
-    branches = (12, 24, 36)[: _count(state, r"classifier\.0\.convs\.(\d)\.") - 2]  # beside the 1x1 and the mean
+    branches = (12, 24, 36)[: count_of(state, r"classifier\.0\.convs\.(\d)\.") - 2]  # beside the 1x1 and the mean
     return Model(
-        backbone=_resnet(state, "backbone."),
+        backbone=resnet_of(state, "backbone."),
         output_stride=8,
         head="deeplabv3",
         head_branches=branches,
-        head_channels=len(_of(state, "classifier.1.weight")),
+        head_channels=len(tensor_of(state, "classifier.1.weight")),
     )
 
 
@@ -288,6 +246,7 @@ FORMATS = {
         names=_MMSEG_NAMES,
         dropped=_SEPICOS_PROJECTION,
         view=_mmseg_view,
+        resample=lambda state: "bilinear",
     ),
     "hrda": Format(
         signs=(r"^decode_head\.head\.", r"^decode_head\.scale_attention\."),
@@ -295,6 +254,7 @@ FORMATS = {
         names=_MMSEG_NAMES,
         dropped=_SEPICOS_PROJECTION,
         view=_mmseg_view,
+        resample=lambda state: "bilinear",
     ),
     "mic": Format(
         signs=(r"^decode_head\.(embed_layers|scale_attention)\.",),
@@ -302,6 +262,7 @@ FORMATS = {
         names=_MMSEG_NAMES,
         dropped=_SEPICOS_PROJECTION,
         view=_mmseg_view,
+        resample=lambda state: "bilinear",
     ),
     "dlv2-mmseg": Format(
         signs=(r"^backbone\.stem\.", r"^decode_head\.aspp_modules\."),
@@ -309,6 +270,7 @@ FORMATS = {
         names=_MMSEG_NAMES,
         dropped=_SEPICOS_PROJECTION,
         view=_mmseg_view,
+        resample=lambda state: "bilinear",
     ),
     "deeplabv2": Format(
         signs=(r"^layer[56]\.conv2d_list\.0\.weight$",),
@@ -316,6 +278,7 @@ FORMATS = {
         names=_DEEPLAB_NAMES,
         arrange=_one_head,
         dropped=r"^c1\.",  # what DSP's MMD compares
+        resample=_of_the_line,
     ),
     "proda": Format(
         signs=(r"^layer5\.conv2d_list\.0\.0\.weight$", r"^layer5\.bottleneck\."),
@@ -329,6 +292,7 @@ FORMATS = {
         names=_SEGFORMER_NAMES,
         arrange=_segformer,
         dropped=r"^decode_head\.conv_seg\.",
+        resample=lambda state: "bilinear",
         view=lambda state: (1024, (1024, 1024)),
     ),
     "deeplabv3": Format(

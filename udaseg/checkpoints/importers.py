@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from udaseg.checkpoints.directory import ModelCard
-from udaseg.checkpoints.formats import FORMATS, Format, Misfit, State, Window
+from udaseg.checkpoints.format import Format, Misfit, State, Window
+from udaseg.checkpoints.formats import FORMATS
 from udaseg.checkpoints.tensor_files import read_safetensors, read_torch, require_finite
 from udaseg.config import Model
 from udaseg.data.classes import Classes
@@ -72,7 +73,15 @@ def import_checkpoint(
     notes += [f"left out: {', '.join(parts)}"] if parts else []
     side, window = form.view(state)
     require_finite(network.state_dict(), uri)
-    card = ModelCard(model=model, classes=classes, short_side=short_side or side, recipe="import", stage=format, step=0)
+    card = ModelCard(
+        model=model,
+        classes=classes,
+        short_side=short_side or side,
+        resample=form.resample(state),
+        recipe="import",
+        stage=format,
+        step=0,
+    )
     return Imported(network=network, card=card, format=format, window=window, notes=tuple(notes))
 
 

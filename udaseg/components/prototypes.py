@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from udaseg.distributed import rank, sum_over_ranks, world_size
 from udaseg.losses.contrastive import masked_average_pool
 from udaseg.models.segmenter import Segmenter
-from udaseg.types import IGNORE, Domain, SegOutput
+from udaseg.types import IGNORE, Detail, Domain, SegOutput
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class PrototypeClassifier:
     def largest(self) -> tuple[int, int] | None:
         return self.network.largest
 
-    def __call__(self, image: Tensor, domain: Domain) -> SegOutput:
+    def __call__(self, image: Tensor, domain: Domain, detail: Detail = "everywhere") -> SegOutput:
         """The network's output with other logits, (B, K, H, W)."""
-        out = self.network(image, domain)
+        out = self.network(image, domain, detail=detail)
         count = len(image)
         coarse = prototype_logits(
             out.embedding,

@@ -13,8 +13,9 @@ from PIL import Image
 
 from udaseg.data.confidence import decode_distribution, distribution_size, encode_distribution
 from udaseg.data.index import open_index
+from udaseg.data.resampling import Box, resample
 from udaseg.rng import keyed, permute
-from udaseg.types import IGNORE
+from udaseg.types import IGNORE, Resample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,8 @@ class StreamPlan:
     rare_min_crop_pixels: int = 1500
     short_side: int | None = None
     """In place of the plan's."""
+    resample: Resample | None = None
+    """In place of the plan's."""
     max_class_share: float = 1.0
     """Of a crop's labelled pixels that one class may hold; below 1 it must show two classes too."""
 
@@ -55,6 +58,7 @@ class Plan:
     short_side: int
     """Pixels of the short side after the resize, before the random scale."""
     scale: tuple[float, float]
+    resample: Resample = "antialias"
     streams: Mapping[str, StreamPlan]
 
     def load(self, index: int) -> dict[str, np.ndarray]:
@@ -77,12 +81,12 @@ class Plan:
                     break
                 if int((cropped == rare).sum()) >= stream.rare_min_crop_pixels:
                     break
-            sample[f"{name}_image"] = np.asarray(_resize(image, box, self.crop, Image.Resampling.BILINEAR))
+            sample[f"{name}_image"] = resample(image, box, self.crop, stream.resample or self.resample)
             if cropped is not None:
                 sample[f"{name}_label"] = cropped
             if stream.soft:
                 confidence = Image.fromarray(dataset.confidence(row))
-                sample[f"{name}_confidence"] = np.asarray(_resize(confidence, box, self.crop, Image.Resampling.NEAREST))
+                sample[f"{name}_confidence"] = _resized(confidence, box, self.crop)
             if stream.distribution:
                 sample[f"{name}_distribution"] = self._crop_distribution(dataset.distribution(row), image.size, box)
         return sample
@@ -102,7 +106,7 @@ class Plan:
         return sample
 
     def _crop_distribution(
-        self, code: np.ndarray, size: tuple[int, int], box: tuple[float, float, float, float]
+        self, code: np.ndarray, size: tuple[int, int], box: Box
     ) -> np.ndarray:
         """The (K, h, w) codes of a crop of an image of that width and height, interpolated between probabilities."""
         columns, rows = code.shape[2] / size[0], code.shape[1] / size[1]
@@ -110,18 +114,18 @@ class Plan:
         right, bottom = min(box[2] * columns, code.shape[2]), min(box[3] * rows, code.shape[1])
         cells = distribution_size(*self.crop)
         planes = [Image.fromarray(plane) for plane in decode_distribution(code)]
-        crops = [_resize(plane, (left, top, right, bottom), cells, Image.Resampling.BILINEAR) for plane in planes]
-        return encode_distribution(np.stack([np.asarray(crop) for crop in crops]))
+        crops = [_resized(plane, (left, top, right, bottom), cells, Image.Resampling.BILINEAR) for plane in planes]
+        return encode_distribution(np.stack(crops))
 
     def _draw_crop(
         self, size: tuple[int, int], label: Image.Image | None, stream: StreamPlan, rng: np.random.Generator
-    ) -> tuple[tuple[float, float, float, float], np.ndarray | None]:
+    ) -> tuple[Box, np.ndarray | None]:
         """The box of a random crop and its label; drawn again, nine times at most, while one class holds too much."""
         for _ in range(10):
             box = self._crop_box(size, stream.short_side or self.short_side, rng)
             if label is None:
                 return box, None
-            cropped = np.asarray(_resize(label, box, self.crop, Image.Resampling.NEAREST))
+            cropped = _resized(label, box, self.crop)
             if stream.max_class_share >= 1:
                 break
             pixels = np.bincount(cropped.ravel(), minlength=IGNORE + 1)[:IGNORE]
@@ -129,9 +133,7 @@ class Plan:
                 break
         return box, cropped
 
-    def _crop_box(
-        self, size: tuple[int, int], short_side: int, rng: np.random.Generator
-    ) -> tuple[float, float, float, float]:
+    def _crop_box(self, size: tuple[int, int], short_side: int, rng: np.random.Generator) -> Box:
         """A random crop of a random scale, in pixels of the original image, never larger than the image."""
         width, height = size
         factor = rng.uniform(*self.scale) * short_side / min(width, height)
@@ -157,7 +159,7 @@ def draw_row(stream: StreamPlan, index: int, seed: int, name: str) -> tuple[int,
     return int(rows[chosen][rng.integers(len(rows[chosen]))]), chosen
 
 
-def _resize(
-    image: Image.Image, box: tuple[float, float, float, float], crop: tuple[int, int], resample: Image.Resampling
-) -> Image.Image:
-    return image.resize((crop[1], crop[0]), resample=resample, box=box)
+def _resized(
+    plane: Image.Image, box: Box, crop: tuple[int, int], how: Image.Resampling = Image.Resampling.NEAREST
+) -> np.ndarray:
+    return np.asarray(plane.resize((crop[1], crop[0]), resample=how, box=box))

@@ -17,6 +17,7 @@ from udaseg.evaluation.model_selection import image_sums, scores
 from udaseg.models.inference import predict
 from udaseg.models.segmenter import Segmenter
 from udaseg.rng import keyed
+from udaseg.types import Resample
 
 _VIEW: dict[str, Any] = {"seed": 0, "purpose": "score", "jitter_probability": 1.0, "blur_probability": 1.0}
 
@@ -37,13 +38,16 @@ class Scoring:
     """Height and width of sliding windows in pixels; None = whole images."""
 
 
-def score(network: Segmenter, scoring: Scoring, *, short_side: int, device: torch.device) -> dict[str, float]:
+def score(
+    network: Segmenter, scoring: Scoring, *, short_side: int, resample: Resample = "antialias", device: torch.device
+) -> dict[str, float]:
     """The scores of `evaluation.model_selection`, and "miou" where the images are labelled. Ranks share the images.
 
     Args:
         network: left as it is.
         scoring: the images.
         short_side: pixels of the short side that the network sees.
+        resample: how images are brought to that size.
         device: of the network.
     """
     network = copy.deepcopy(network).eval()  # a prediction may leave its mode and cached tensors behind
@@ -57,7 +61,8 @@ def score(network: Segmenter, scoring: Scoring, *, short_side: int, device: torc
     for row in rows[rank() :: world_size()].tolist():
         image = torch.tensor(index.image(row)).to(device).permute(2, 0, 1)[None].float() / 255
         view = strong(image, torch.tensor([row], device=device), **_VIEW)
-        first, second = (predict(network, x, short_side=short_side, window=scoring.window)[0] for x in (image, view))
+        seen: dict[str, Any] = {"short_side": short_side, "resample": resample, "window": scoring.window}
+        first, second = (predict(network, x, **seen)[0] for x in (image, view))
         size = first[0].numel()
         sums += image_sums(first, second, keyed(row, "score").choice(size, min(size, _PIXELS), replace=False))
         if labelled:

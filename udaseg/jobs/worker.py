@@ -198,7 +198,8 @@ def _run(
         due = state.step % job.checkpoint_every == 0 or last
         if due and job.scoring is not None:
             # before the checkpoint counts: what is done again after a loss is scored again too
-            scores = score(state.method.predictor, job.scoring, short_side=data.short_side, device=device)
+            seen: dict[str, Any] = {"short_side": data.short_side, "resample": data.resample}
+            scores = score(state.method.predictor, job.scoring, device=device, **seen)
             report({"event": "score", "step": state.step, **scores})
         if not noticed and state.step % job.log_every == 0:
             # a node is about to be taken away: save once, and go on until it is; all ranks hear the same
@@ -272,6 +273,7 @@ def _checkpoint(state: RunState, history: list[dict[str, Any]], job: WorkerJob, 
         model=job.stage.model,
         classes=job.classes,
         short_side=job.stage.data.short_side,
+        resample=job.stage.data.resample,
         recipe=job.recipe,
         stage=job.stage.name,
         step=state.step,

@@ -38,7 +38,9 @@ class AdaBN(Method):
 
     def losses(self, batches: Mapping[str, Batch], step: int, total_steps: int) -> Iterator[tuple[Loss, ...]]:
         with torch.no_grad():
-            confidence = self.student(batches["target"].image, "target").logits.softmax(1).amax(1).mean()
+            confidence = (
+                self.student(batches["target"].image, "target", detail="everywhere").logits.softmax(1).amax(1).mean()
+            )
         yield (Loss("confidence", confidence, weight=0),)
 
     def optimizers(self, optim: Optim) -> list[Optimizer]:

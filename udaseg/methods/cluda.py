@@ -97,7 +97,7 @@ class CLUDA(Method):
         yield tuple(losses)
 
         mixed = c.mix(self.teacher, source, target, seed=self.seed, thresholds=self.thresholds)
-        out = self.student(mixed.image, "target", target.index, "entropy" if step >= c.seek_from else "random")
+        out = self.student(mixed.image, "target", target.index, detail="entropy" if step >= c.seek_from else "random")
         yield (
             Loss("mixed_ce", output_cross_entropy(out, mixed.label, mixed.weight, reduction=c.reduction)),
             Loss("mixed_contrast", self._contrast(out, mixed.label, mixed.weight), c.contrast_weight),

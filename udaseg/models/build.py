@@ -18,6 +18,7 @@ from udaseg.models.heads import (
     HeadPair,
     MultiLevelHead,
     ProjectionHead,
+    draw,
 )
 from udaseg.models.hrda import HRDA
 from udaseg.models.image_sizes import ImageSizes, find_image_sizes
@@ -77,8 +78,7 @@ def build_segmenter(
         head_branches: dilations of all heads but "multilevel".
         head_channels: width of all heads but "aspp".
         head_norm: of the "aspp_gn" head, see there, as for `embedding_after_dropout`.
-        head_init: "mmseg" draws the convolutions of the "context_aware" head from Kaiming's normal distribution by
-            their outputs, and its classifier with standard deviation 0.01, as lhoyer/DAFormer does.
+        head_init: whose first weights the head gets, and HRDA's attention; see `udaseg.models.heads.draw`.
         head_pair: two such heads, whose logits are added, see `HeadPair`.
         projection: channels of a projection head for the embedding; 0 = none.
         per_domain: see `Segmenter`.
@@ -191,6 +191,15 @@ _ONE_SIZE = "backbone {!r} takes images of one size alone: set model.input_size 
 
 
 def build_head(
+    name: HeadName, in_channels: Sequence[int], num_classes: int, *, init: HeadInit = "torch", **settings: Any
+) -> Head:
+    """A head by name, with its first weights; its settings are `branches`, `channels` and what it has of its own."""
+    made = _new_head(name, in_channels, num_classes, **settings)
+    draw(made, init)
+    return made
+
+
+def _new_head(
     name: HeadName,
     in_channels: Sequence[int],
     num_classes: int,
@@ -199,9 +208,7 @@ def build_head(
     channels: int,
     norm: bool = False,
     embedding_after_dropout: bool = False,
-    init: HeadInit = "torch",
 ) -> Head:
-    """A head by name; `init` is of the context-aware one."""
     for setting, on in (("head_norm", norm), ("embedding_after_dropout", embedding_after_dropout)):
         if on and name != "aspp_gn":
             raise ValueError(f"model.{setting} is of the head aspp_gn, and the head is {name}")
@@ -219,8 +226,5 @@ def build_head(
     if name == "deeplabv3":
         return DeepLabV3Head(in_channels, num_classes, branches=branches, channels=channels)
     if name == "context_aware":
-        made = ContextAwareHead(in_channels, num_classes, branches=branches, channels=channels)
-        if init == "mmseg":
-            made.draw_as_mmseg()
-        return made
+        return ContextAwareHead(in_channels, num_classes, branches=branches, channels=channels)
     return MultiLevelHead(in_channels, num_classes, channels=channels)

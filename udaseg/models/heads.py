@@ -10,6 +10,8 @@ from timm.layers import ConvNormAct, SEModule
 from torch import Tensor, nn
 from torchvision.models.segmentation.deeplabv3 import ASPP
 
+from udaseg.types import HeadInit
+
 
 class ASPPHead(nn.Module):
     """DeepLabV2's atrous spatial pyramid: the sum of one 3x3 classifier a dilation, on the last level.
@@ -171,16 +173,6 @@ class ContextAwareHead(nn.Module):
         self.classify = nn.Conv2d(channels, num_classes, 1)
         self.embedding_channels = channels
 
-    def draw_as_mmseg(self) -> None:
-        """Draw the weights as the authors' framework does (`ConvModule` of mmcv, `conv_seg` of mmseg)."""
-        for part in (self.branches, self.fuse):
-            for module in part.modules():
-                if isinstance(module, nn.Conv2d):
-                    nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        nn.init.normal_(self.classify.weight, std=0.01)
-        if self.classify.bias is not None:
-            nn.init.zeros_(self.classify.bias)
-
     def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         joined = torch.cat(_to_finest(self.project, features), 1)
         if self.branches:
@@ -270,3 +262,32 @@ class HeadPair(nn.Module):
             for head in (self.first, self.second)
         )
         return first, second
+
+
+def draw(head: Head, init: HeadInit) -> None:
+    """Draw a head's first weights as a line of papers does, in place. See `HeadInit` of `udaseg.config.Model`.
+
+    "torch": as the heads are built: torch's defaults, but DeepLabV2's branches from N(0, 0.01), which are ADVENT's too.
+    "mmseg": DAFormer's line. The classifier, and each of DeepLabV2's branches, from N(0, 0.01) with bias 0 (`init_cfg`
+    there); every convolution that a norm follows from Kaiming's normal distribution by its outputs (`ConvModule` of
+    mmcv); the projections of levels, linear layers there, as torch does. SegFormer's own code leaves its classifier as
+    torch draws it, mmseg's does not.
+    "deeplab": ProDA's, which draws every convolution from N(0, 0.01) when all is built, and before it sets the
+    bottleneck's bias to 0; the channel attention, linear layers there, as torch does.
+
+    Raises ValueError where the line has no such head.
+    """
+    if init == "torch" or (init == "deeplab" and isinstance(head, ASPPHead)):
+        return
+    if (init == "deeplab") != isinstance(head, ASPPGroupNormHead):
+        raise ValueError(f"model.head_init {init!r} is not of a {type(head).__name__}; set it to torch")
+    classifiers = list(head.branches) if isinstance(head, ASPPHead) else [head.classify]
+    for name, module in head.named_modules():
+        if not isinstance(module, nn.Conv2d) or name.startswith(("project.", "bottleneck.0.")):
+            continue
+        if init == "deeplab" or module in classifiers:
+            nn.init.normal_(module.weight, std=0.01)
+        else:
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        if module.bias is not None and (init == "mmseg" or name == "bottleneck.1"):
+            nn.init.zeros_(module.bias)

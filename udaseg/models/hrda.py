@@ -10,18 +10,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from udaseg.models.image_sizes import pad
-from udaseg.models.segmenter import DetailCropBy, Segmenter
+from udaseg.models.segmenter import Segmenter
 from udaseg.models.windows import window_starts
 from udaseg.rng import uniforms
-from udaseg.types import Domain, SegOutput
+from udaseg.types import Detail, Domain, SegOutput
 
 
 class HRDA(Segmenter):
     """A `Segmenter` that sees the whole image at half its resolution, and crops of it in full detail.
 
-    With a sample's `index`, one detail crop is seen: in training, where memory is short. Without, overlapping crops
-    cover the image: for pseudo-labels and evaluation. The attention says, per class and cell of the context, how far
-    the detail is to be trusted; outside the crop that is not at all. Both resolutions share all weights.
+    In training, where memory is short, one detail crop is seen, at random or where the context is least certain. For
+    pseudo-labels and evaluation (`detail="everywhere"`) overlapping crops cover the image. The attention says, per
+    class and cell of the context, how far the detail is to be trusted; outside the crop that is not at all. Both
+    resolutions share all weights.
 
     `features` and `embedding` of the output are the context's. `aux` adds, where one crop was seen, "detail_logits" (B,
     K, h, w) of the crop alone at its own size, "detail_at" (B, 2), its top left corner in pixels, and
@@ -65,9 +66,9 @@ class HRDA(Segmenter):
         image: Tensor,
         domain: Domain = "target",
         index: Tensor | None = None,
-        detail_crop_by: DetailCropBy = "random",
+        detail: Detail = "random",
     ) -> SegOutput:
-        """See `Segmenter`. `detail_crop_by` places the crop at random or where the context's entropy is highest."""
+        """See `Segmenter`. Raises ValueError where a crop is to be drawn at random without `index`."""
         height, width = image.shape[-2:]
         image = self._padded(image)
         size = (min(self.detail_crop[0], image.shape[2]), min(self.detail_crop[1], image.shape[3]))
@@ -75,19 +76,17 @@ class HRDA(Segmenter):
         assert attention is not None
         shape = (image.shape[2] // self.stride, image.shape[3] // self.stride)
         aux: dict[str, Tensor] = {}
-        if index is None:
-            detail = self._everywhere(image, size, domain, shape)
+        if detail == "everywhere":
+            seen = self._everywhere(image, size, domain, shape)
             share = attention.sigmoid()
         else:
             at = (
-                self._most_uncertain(context, size)
-                if detail_crop_by == "entropy"
-                else self._random(image, size, domain, index)
+                self._most_uncertain(context, size) if detail == "entropy" else self._random(image, size, domain, index)
             )
             crop = torch.stack([x[:, i : i + size[0], j : j + size[1]] for x, (i, j) in zip(image, at, strict=True)])
             _, logits, crop_embedding, _ = self.run(crop, domain)
             cells = at // self.stride
-            detail = _placed(logits, cells, shape)
+            seen = _placed(logits, cells, shape)
             inside = _placed(torch.ones_like(logits[:, :1]), cells, shape)[..., ::2, ::2]
             share = attention.sigmoid() * inside
             aux = {
@@ -95,7 +94,7 @@ class HRDA(Segmenter):
                 "detail_at": at,
                 "detail_embedding": _placed(crop_embedding, cells, shape),
             }
-        fused = _double((1 - share) * context) + _double(share) * detail
+        fused = _double((1 - share) * context) + _double(share) * seen
         logits = F.interpolate(fused, size=image.shape[-2:], mode="bilinear", align_corners=False)
         return SegOutput(
             logits=logits[..., :height, :width],
@@ -132,7 +131,9 @@ class HRDA(Segmenter):
             count[here] += 1
         return total / count
 
-    def _random(self, image: Tensor, size: tuple[int, int], domain: Domain, index: Tensor) -> Tensor:
+    def _random(self, image: Tensor, size: tuple[int, int], domain: Domain, index: Tensor | None) -> Tensor:
+        if index is None:
+            raise ValueError('HRDA draws a detail crop by the sample\'s index: give it, or detail="everywhere"')
         drawn = torch.from_numpy(uniforms(self.seed, index.cpu().numpy(), f"detail.{domain}", 2)).to(image.device)
         places = [(whole - part) // self.unit + 1 for whole, part in zip(image.shape[2:], size, strict=True)]
         return (drawn * torch.tensor(places, device=image.device)).long() * self.unit

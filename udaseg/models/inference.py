@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from udaseg.models.windows import window_starts
-from udaseg.types import Blend, Domain, SegOutput
+from udaseg.types import Blend, Detail, Domain, Resample, SegOutput
 
 Key = TypeVar("Key")
 
@@ -23,7 +23,7 @@ class Classifier(Protocol):
     @property
     def num_classes(self) -> int: ...
 
-    def __call__(self, image: Tensor, domain: Domain, /) -> SegOutput: ...
+    def __call__(self, image: Tensor, domain: Domain, /, *, detail: Detail) -> SegOutput: ...
 
 
 @torch.inference_mode()
@@ -32,6 +32,7 @@ def predict(
     image: Tensor,
     *,
     short_side: int,
+    resample: Resample = "antialias",
     window: tuple[int, int] | None = None,
     overlap: float = 0.5,
     blend: Blend = "mean",
@@ -45,6 +46,7 @@ def predict(
         network: in evaluation mode.
         image: (B, 3, H, W) in [0, 1].
         short_side: pixels of the short side that the network sees.
+        resample: how the image is brought to that size, as in training; see `udaseg.config.Data`.
         window: height and width in pixels of sliding windows; None = the whole image at once, or windows of the
             largest size that the network takes.
         overlap: share of a window that the next one covers again, in [0, 1).
@@ -62,15 +64,13 @@ def predict(
     total: Tensor | None = None
     views = list(product(scales, (False, True) if flip else (False,)))
     for scale, mirrored in views:
-        factor = scale * short_side / min(height, width)
-        view = image.flip(-1) if mirrored else image
-        if factor != 1:
-            size = (max(1, round(height * factor)), max(1, round(width * factor)))
-            view = F.interpolate(view, size=size, mode="bilinear", align_corners=False, antialias=True)
+        view = resized(image.flip(-1) if mirrored else image, scale * short_side, resample)
         logits = (
-            network(view, domain).logits if window is None else _slide(network, view, window, overlap, domain, blend)
+            network(view, domain, detail="everywhere").logits
+            if window is None
+            else _slide(network, view, window, overlap, domain, blend)
         )
-        if factor != 1:
+        if logits.shape[-2:] != (height, width):
             aligned = bool(getattr(network, "align_corners", False))
             logits = F.interpolate(logits, size=(height, width), mode="bilinear", align_corners=aligned)
         probability = logits.softmax(1)
@@ -78,6 +78,18 @@ def predict(
         total = probability if total is None else total.add_(probability)
     assert total is not None
     return total if len(views) == 1 else total.div_(len(views))
+
+
+def resized(image: Tensor, short_side: float, resample: Resample) -> Tensor:
+    """(B, 3, H, W) images in [0, 1] with a short side of so many pixels, the same image where it has them."""
+    height, width = image.shape[-2:]
+    factor = short_side / min(height, width)
+    if factor == 1:
+        return image
+    size = (max(1, round(height * factor)), max(1, round(width * factor)))
+    mode = "bicubic" if resample == "bicubic" else "bilinear"
+    out = F.interpolate(image, size=size, mode=mode, align_corners=False, antialias=resample != "bilinear")
+    return out.clamp(0, 1) if resample == "bicubic" else out
 
 
 def _slide(
@@ -94,7 +106,7 @@ def _slide(
     for top in window_starts(height, window[0], overlap):
         for left in window_starts(width, window[1], overlap):
             here = (..., slice(top, top + window[0]), slice(left, left + window[1]))
-            total[here] += network(image[here], domain).logits * weight
+            total[here] += network(image[here], domain, detail="everywhere").logits * weight
             count[here] += weight
     return total / count
 

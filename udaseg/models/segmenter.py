@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from udaseg.models.image_sizes import ImageSizes, crop, pad
-from udaseg.types import Domain, PerDomain, SegOutput
-
-DetailCropBy = Literal["random", "entropy"]
+from udaseg.types import Detail, Domain, PerDomain, SegOutput
 
 
 class Segmenter(nn.Module):
@@ -81,7 +78,7 @@ class Segmenter(nn.Module):
         image: Tensor,
         domain: Domain = "target",
         index: Tensor | None = None,
-        detail_crop_by: DetailCropBy = "random",
+        detail: Detail = "random",
     ) -> SegOutput:
         """The output for images of one domain.
 
@@ -89,7 +86,8 @@ class Segmenter(nn.Module):
             image: (B, 3, H, W) in [0, 1].
             domain: whose parts of the network are used.
             index: (B,) global sample indices, keys of what the network draws for a sample; only `HRDA` draws.
-            detail_crop_by: how `HRDA` chooses its detail crop.
+            detail: what `HRDA` sees in full detail: one crop a sample, at random or where the prediction is least
+                certain, as a student does in training; or everything, for labels and evaluation.
         """
         features, coarse, embedding, _ = self.run(image, domain)
         aux = {"coarse_logits": coarse}

@@ -71,7 +71,7 @@ class EMATeacher(nn.Module):
     @torch.no_grad()
     def forward(self, image: Tensor, domain: str = "target") -> SegOutput:
         """The teacher's output, without gradient."""
-        output: SegOutput = self.network(image, domain)
+        output: SegOutput = self.network(image, domain, detail="everywhere")
         return output
 
     def label(self, image: Tensor) -> tuple[Tensor, Tensor]:

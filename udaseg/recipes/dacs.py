@@ -19,7 +19,12 @@ def dacs() -> Recipe:
         method=DACS.Config(evaluate="student"),
         steps=250_000,
         model=replace(CAFFE_DEEPLAB, head_branches=(6, 12)),
-        data=Data(batch_size=2, short_side=512, crop=(512, 512), source=Stream(labels="true", short_side=720)),
+        data=Data(
+            batch_size=2,
+            short_side=512,
+            crop=(512, 512),
+            source=Stream(labels="true", short_side=720, resample="bicubic"),
+        ),
         optim=Optim(lr=2.5e-4),
     )
     return Recipe(name="dacs", stages=(stage,), checkpoint_every=2000)

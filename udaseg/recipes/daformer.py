@@ -31,6 +31,7 @@ def daformer() -> Recipe:
             batch_size=2,
             group_size=2,
             short_side=512,
+            resample="bilinear",
             crop=(512, 512),
             source=rare_source(short_side=704, share=0.5),
         ),

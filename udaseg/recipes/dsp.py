@@ -16,7 +16,7 @@ def dsp() -> Recipe:
     DACS's network and schedule, with a template and a long-tail image a sample; the authors start from COCO weights.
     """
     stage = dacs().stages[0]
-    template = Stream(labels="true", short_side=720)
+    template = Stream(labels="true", short_side=720, resample="bicubic")
     rare = replace(template, sampling="rare_class")
     data = replace(stage.data, group_size=2, template=template, rare=rare)
     return Recipe(

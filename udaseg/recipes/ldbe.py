@@ -15,10 +15,11 @@ def ldbe() -> Recipe:
     Source-free: it takes `--target` alone. The source model, a `source_only` run's or any other with this head, is
     `--stages.0.init-from`. Two rounds of an epoch in each phase; the shares of the labels grow from 10 to 15 %.
     """
-    model = replace(CAFFE_DEEPLAB, head="aspp_gn", head_channels=256)
+    model = replace(CAFFE_DEEPLAB, head="aspp_gn", head_channels=256, head_init="deeplab")
     data = Data(
         batch_size=3,
         short_side=720,
+        resample="bicubic",
         scale=(0.5, 1.5),
         crop=(600, 600),
         source=None,

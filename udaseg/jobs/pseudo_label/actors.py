@@ -46,7 +46,7 @@ from udaseg.jobs.pseudo_label.tasks import (
     write_png,
 )
 from udaseg.losses.contrastive import downscale_label
-from udaseg.models.inference import by_size, predict, to_pixels
+from udaseg.models.inference import by_size, predict, resized, to_pixels
 from udaseg.models.segmenter import Segmenter
 
 
@@ -190,7 +190,7 @@ class PredictActor(Networks):
         views = self.work.inference.views()
 
         def one(number: int) -> Tensor:
-            return predict(self.classifiers[number], pixels, short_side=self.loaded[number][1].short_side, **views)
+            return predict(self.classifiers[number], pixels, **self.loaded[number][1].size(), **views)
 
         total = one(0)
         first = total.max(1).indices  # argmax takes six times as long on a CPU
@@ -273,7 +273,7 @@ class PrototypeActor(Networks):
             label = torch.from_numpy(np.stack([read_truth(row, self.work.truth) for row in batch])).to(self.device)
             pixels = to_pixels(images, self.device)
             for n, (network, card) in enumerate(self.loaded):
-                feature = _features(network, pixels, card.short_side)
+                feature = _features(network, pixels, card)
                 cells = downscale_label(label.long(), (feature.shape[2], feature.shape[3]))
                 for k in range(classes):
                     here = feature.movedim(1, -1)[cells == k].double()
@@ -286,10 +286,6 @@ class PrototypeActor(Networks):
 
 
 @torch.inference_mode()
-def _features(network: Segmenter, pixels: Tensor, short_side: int) -> Tensor:
+def _features(network: Segmenter, pixels: Tensor, card: ModelCard) -> Tensor:
     """(B, A, h, w) features of source images at the size of training."""
-    height, width = pixels.shape[-2:]
-    factor = short_side / min(height, width)
-    size = (round(height * factor), round(width * factor))
-    scaled = torch.nn.functional.interpolate(pixels, size=size, mode="bilinear", align_corners=False, antialias=True)
-    return network(scaled, "source").embedding
+    return network(resized(pixels, card.short_side, card.resample), "source", detail="everywhere").embedding
