@@ -86,6 +86,7 @@ def test_daformer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     network, card = load_model(str(out))
     assert_like(network(picture).logits, case["eval/logits"])
     assert (card.short_side, card.model.backbone, card.recipe, card.stage) == (512, "mit_b0", "import", "daformer")
+    assert card.resample == "bilinear", "OpenCV's"
     assert "--inference.window" not in capsys.readouterr().out
 
 
@@ -147,6 +148,7 @@ def test_deeplabv2_of_advent(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     network, card = load_model(str(tmp_path / "model"))
     assert_like(network(picture).logits, case["eval/main_upsampled_align_corners"])
     assert (card.short_side, card.model.input_form, card.model.align_corners) == (512, "caffe", True)
+    assert card.resample == "bicubic"
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Crops that one class does not fill."""
+"""Crops that one class does not fill, and images as a filter makes them."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 from tiny import make_dataset
 
+from udaseg.config import Data, Stage, Stream
 from udaseg.data.confidence import decode_distribution, encode_distribution
 from udaseg.data.plan import Plan, StreamPlan
-from udaseg.types import IGNORE
+from udaseg.jobs.train import make_plan
+from udaseg.methods.supervised import Supervised
+from udaseg.types import IGNORE, Resample
 
 
 @pytest.fixture(scope="module")
@@ -53,3 +56,21 @@ def test_a_distribution_is_cropped_with_its_image(plan: Plan) -> None:
     np.testing.assert_allclose(decode_distribution(code), expected, atol=2e-3)  # a step between cells is 0.02
     whole = wide._crop_distribution(encode_distribution(stored), (70, 50), (0.0, 0.0, 70.0, 50.0 + 1e-9))
     assert whole.shape == (2, 3, 4)
+
+
+def test_images_are_resized_as_the_stage_and_the_stream_say(tmp_path: Path) -> None:
+    """The same crops by other filters; a stream's own stands above the stage's."""
+    directory = make_dataset(tmp_path, "source")
+    stream = Stream(labels="true")
+
+    def loaded(resample: Resample, own: Resample | None) -> list[np.ndarray]:
+        data = Data(short_side=20, crop=(16, 16), resample=resample, source=replace(stream, resample=own), target=None)
+        stage = Stage(name="s", method=Supervised.Config(), steps=2, data=data)
+        plan = make_plan(stage, {"source": directory}, seed=5)
+        return [plan.load(i)["source_image"] for i in range(4)]
+
+    nearest, averaged, cubic = (loaded(how, None) for how in ("bilinear", "antialias", "bicubic"))
+    for one, other, third in zip(nearest, averaged, cubic, strict=True):
+        assert one.shape == other.shape == (16, 16, 3)
+        assert one.std() > other.std() and not np.array_equal(other, third), "noise is averaged, or not"
+    assert all(map(np.array_equal, loaded("antialias", "bilinear"), nearest))

@@ -47,7 +47,7 @@ def test_bilinear_weighs_the_four_nearest_pixels(box: Box, size: tuple[int, int]
     pixels = picture()
     found = resample(Image.fromarray(pixels), box, size, "bilinear").astype(int)
     off = np.abs(found - four_nearest(pixels, box, size))
-    assert off.max() <= 1 and (off > 0).mean() < 0.001, "but for ties of single and double precision"
+    assert off.max() <= 1 and (off > 0).mean() < 0.02, "but for near ties, in single precision here"
 
 
 @pytest.mark.parametrize("how", ["antialias", "bilinear", "bicubic"])

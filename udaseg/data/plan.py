@@ -105,9 +105,7 @@ class Plan:
                 sample[f"{name}_distribution"] = np.zeros((classes, *distribution_size(*self.crop)), np.uint16)
         return sample
 
-    def _crop_distribution(
-        self, code: np.ndarray, size: tuple[int, int], box: Box
-    ) -> np.ndarray:
+    def _crop_distribution(self, code: np.ndarray, size: tuple[int, int], box: Box) -> np.ndarray:
         """The (K, h, w) codes of a crop of an image of that width and height, interpolated between probabilities."""
         columns, rows = code.shape[2] / size[0], code.shape[1] / size[1]
         left, top = box[0] * columns, box[1] * rows
