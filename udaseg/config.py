@@ -77,8 +77,7 @@ class Model:
     """Height and width, for backbones such as Hiera that take images of one size alone."""
     output_stride: Literal[8, 16, 32] = 32
     caffe: bool = False
-    """A ResNet's graph as Caffe's weights need it, that of the DeepLabV2 of ADVENT, DACS, BCL and their line: see
-    `udaseg.models.build.build_segmenter`."""
+    """A ResNet's graph as Caffe's weights need it: see `udaseg.models.build.build_segmenter`."""
     input_form: InputForm = "imagenet"
     """"imagenet": less mean, over standard deviation, as the backbone's weights have it. "caffe": BGR of 0
     to 255 less Caffe's mean. "unit": 0 to 1 as it is."""
@@ -152,8 +151,7 @@ class Data:
     short_side: Pixels = 720
     """Pixels of an image's short side after the resize, in evaluation too."""
     resample: Resample = "antialias"
-    """How images are resized, in evaluation too. "antialias": bilinear, averaged where it shrinks (Pillow's);
-    "bilinear": of the four nearest pixels (OpenCV's, DAFormer and its line); "bicubic": Pillow's (ADVENT and its)."""
+    """How images are resized, in evaluation too: see `udaseg.data.resampling.resample`."""
     scale: tuple[Positive, Positive] = (1.0, 1.0)
     """Range of the random factor on `short_side`."""
     crop: tuple[Pixels, Pixels] = (512, 512)

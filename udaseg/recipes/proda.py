@@ -21,6 +21,7 @@ _MODEL = Model(
     head="aspp_gn",
     head_channels=256,
     embedding_after_dropout=True,
+    head_init="deeplab",
 )
 _LONG_SIDE = 2200 / 2048
 """Of a training image before its random scale, in Cityscapes' own."""
