@@ -22,7 +22,12 @@ def advent() -> Recipe:
         steps=120_000,
         model=CAFFE_DEEPLAB,
         data=Data(
-            batch_size=1, short_side=512, crop=(512, 1024), flip=0.0, source=Stream(labels="true", short_side=720)
+            batch_size=1,
+            short_side=512,
+            resample="bicubic",
+            crop=(512, 1024),
+            flip=0.0,
+            source=Stream(labels="true", short_side=720),
         ),
         optim=Optim(lr=2.5e-4, horizon=250 / 120),
     )
