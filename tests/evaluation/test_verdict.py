@@ -91,6 +91,15 @@ def test_the_word(after: Judged, word: str) -> None:
     assert verdict(judged(0.5, 0.5), after).word == word
 
 
+def test_candidates_are_ranked_by_the_word_then_by_steadiness() -> None:
+    before = judged(0.5, 0.5)
+    helped, steadier, harmed = (
+        verdict(before, after) for after in (judged(0.9, 0.7), judged(0.7, 0.9), judged(0.3, 0.9))
+    )
+    assert max((helped, steadier, harmed), key=lambda v: v.rank) is steadier
+    assert min((helped, steadier, harmed), key=lambda v: v.rank) is harmed
+
+
 def test_without_a_source_views_decide() -> None:
     before, better, worse = (Judged(views=counts(right)) for right in (0.5, 0.8, 0.2))
     assert verdict(before, better).word == "helped" and verdict(before, worse).word == "harmed"

@@ -6,6 +6,8 @@ import contextlib
 import io
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,7 @@ from udaseg.jobs.adapt.judging import judged_here
 from udaseg.jobs.adapt.runs import model_of, run_directory, train_all
 from udaseg.recipes import RECIPES
 
+ROOT = Path(__file__).parents[2]
 TOLD = Adapt(out="out", source="source", target="target", cluster=Cluster(gpu=False))
 IMAGES = Images(short_side=720, long_side=1280, count=3000)
 CPU = Machine(memory=None, cores=2, hub=True)
@@ -405,6 +408,27 @@ def test_bare_folders_to_a_verdict_and_resumed(
     report = (out / "model" / "model.safetensors").read_bytes()
     assert run(out, *words, "--candidates", "sdca,dacs", "--resume")[0] == 0
     assert (out / "model" / "model.safetensors").read_bytes() == report
+
+
+SIDE_BY_SIDE = """
+import sys
+from udaseg.jobs.ray_session import ensure_ray
+from pipelines.adapt import main
+ensure_ray(num_cpus=6)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.full
+def test_runs_are_trained_side_by_side_where_there_is_room(tmp_path: Path) -> None:
+    source, target = (make_dataset(tmp_path / name, name) for name in ("source", "target"))
+    out = tmp_path / "out"
+    words = ("--source", source, "--target", target, "--out", str(out), "--candidates", "dacs", *TINY)
+    words += ("--backbone", "resnet10t", "--warm-steps", "2", "--cluster.threads", "1")
+    done = subprocess.run([sys.executable, "-c", SIDE_BY_SIDE, *words], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "2 runs, 2 side by side: source_only, dacs_small" in done.stdout
+    check_result(out, done.stdout, "dacs_small")
 
 
 def test_from_python(tmp_path: Path) -> None:

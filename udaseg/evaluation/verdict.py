@@ -70,8 +70,8 @@ class Verdict:
 
     @property
     def rank(self) -> tuple[int, float]:
-        """What candidates are ranked by: the word, and among those of the same word the first figure."""
-        return WORDS.index(self.word), (self.likeness or self.steadiness).mean
+        """What candidates are ranked by: the word, then steadiness, which ranked better than likeness (docs/log.md)."""
+        return WORDS.index(self.word), self.steadiness.mean
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Verdict:
