@@ -15,14 +15,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from udaseg.components.feature_distance import feature_distance, majority_label
+from udaseg.components.feature_distance import feature_distance, majority_cells, majority_label
 from udaseg.components.prototypes import ClassGaussians, prototype_distance
 from udaseg.components.thresholds import union_pseudo_label
 from udaseg.losses.adversarial import binary_cross_entropy, disagreement, self_information
 from udaseg.losses.consistency import relation_consistency
-from udaseg.losses.contrastive import bidirectional_contrast, distribution_contrast
+from udaseg.losses.contrastive import (
+    bidirectional_contrast,
+    distribution_contrast,
+    labelled_cells,
+    mean_feature_regulariser,
+    prototype_contrast,
+)
 from udaseg.losses.feature import mmd
 from udaseg.losses.pixel_pair import multi_resolution_contrast, pixel_contrast
 from udaseg.losses.segmentation import (
@@ -131,6 +138,32 @@ def _distribution(temperature: float) -> Result:
     return {"value": value.detach(), "grad_l2": {"feat": feature.grad.norm()}}
 
 
+def _centres() -> Result:
+    gaussians, feature, label = _gaussians()
+    centres = F.normalize(gaussians.mean, dim=1)
+    return {"value": prototype_contrast(F.normalize(feature, dim=1), label, centres, temperature=50)}
+
+
+def _prototypes() -> Result:
+    prototypes, values = T((32, 19), 0.61).T, []
+    source, target = Y((2, 6, 8), 19), Y((2, 6, 8), 19, 11)
+    source[:, :2] = IGNORE
+    for feature, label in ((T((2, 32, 6, 8), 0.37), source), (T((2, 32, 6, 8), 0.53, 1), target)):
+        cells = labelled_cells(F.normalize(feature, dim=1), label)
+        values.append(prototype_contrast(*cells, prototypes, temperature=100))
+    return {"value": sum(values)}
+
+
+def _projected_distribution() -> Result:
+    label = Y((2, 1, 4, 4), 19)[:, 0].repeat_interleave(2, 1).repeat_interleave(2, 2)
+    label[:, :2] = IGNORE
+    small = majority_cells(label, (4, 4), 2, num_classes=19, min_share=0.75)
+    cells = labelled_cells(F.normalize(T((2, 16, 4, 4), 0.37), dim=1), small)
+    mean, variance = T((19, 16), 0.61), T((19, 16), 0.83).abs()
+    value = distribution_contrast(*cells, mean, variance, temperature=100, normalise=False)
+    return {"value": value + mean_feature_regulariser(*cells, mean, temperature=100)}
+
+
 def _cluda(batch: int) -> tuple[Tensor, Tensor, Tensor]:
     shape = (batch, 16, 6, 6)
     return T(shape, 0.37).requires_grad_(), T(shape, 0.53, 1).requires_grad_(), Y((batch, 1, 6, 6), 9)[:, 0]
@@ -192,6 +225,9 @@ IMPLEMENTED: dict[str, Callable[[], Result]] = {
     "SDCA/mean": lambda: {"tensor": _gaussians()[0].mean},
     "SDCA/var": lambda: {"tensor": _gaussians()[0].variance},
     **{f"SDCA/loss tau={t}": partial(_distribution, t) for t in (100, 1)},
+    "ProCA/loss": _centres,
+    "SPCL/loss": _prototypes,
+    "SePiCo/dist_contrastive": _projected_distribution,
     **{f"CLUDA/multi_resolution_cl B={b}": partial(_multi_resolution, b) for b in (1, 2)},
     **{f"CLUDA/contrastive_loss B={b}": partial(_pixel_contrast, b) for b in (1, 2)},
     "ADVENT/entropy_loss": lambda: {"value": self_information(3 * T((2, 19, 6, 8), 0.29)).sum(1).mean()},

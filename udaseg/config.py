@@ -129,6 +129,8 @@ class Stream:
     """Pixels of the drawn class that a crop should have; redrawn at most ten times."""
     short_side: Pixels | None = None
     """Pixels of an image's short side after the resize, where it is not the stage's `data.short_side`."""
+    crop: tuple[Pixels, Pixels] | None = None
+    """Height and width in pixels, where they are not those of the stage's `data.crop`."""
     resample: Resample | None = None
     """How images are resized, where it is not the stage's `data.resample`."""
     max_class_share: Annotated[float, Range(0, 1, "(]")] = 1.0

@@ -36,6 +36,14 @@ def mean_over_ranks(value: Tensor) -> Tensor:
     return sum_over_ranks(value) / world_size()
 
 
+def joined_mean(value: Tensor) -> Tensor:
+    """The mean of `value` over all ranks, in place of a rank's own where a loss is no sum over samples.
+
+    Its gradient is that of the rank's own value, so that the average over ranks is the gradient of the mean.
+    """
+    return value + (mean_over_ranks(value) - value).detach()
+
+
 def _average_flat(tensors: list[Tensor]) -> None:
     """Average tensors in place over ranks, one all-reduce per (dtype, device)."""
     kinds: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from udaseg.components.augment import strong, weak
+from udaseg.components.augment import balanced_crop, strong, weak
 from udaseg.rng import uniforms
 from udaseg.types import IGNORE, Batch
 
@@ -169,3 +171,35 @@ def test_blur_smooths_and_keeps_the_mean() -> None:
     assert (out[2:].var((2, 3)) < image[2:].var((2, 3))).all()
     torch.testing.assert_close(out.mean((2, 3)), image.mean((2, 3)), rtol=0.05, atol=0.02)
     torch.testing.assert_close(out[1], image[1])
+
+
+def _halves() -> Batch:
+    """Images whose pixels say where they are, class 0 on the left and class 1 on the right."""
+    row, column = torch.meshgrid(torch.arange(20.0), torch.arange(40.0), indexing="ij")
+    label = (column >= 20).long().expand(30, -1, -1)
+    image = torch.stack([row, column, row]).expand(30, -1, -1, -1)
+    return Batch(image=image, index=torch.arange(30), label=label, weight=column.expand(30, -1, -1))
+
+
+def test_a_balanced_crop_shows_two_classes_of_which_none_fills_it() -> None:
+    batch = _halves()
+    out = balanced_crop(batch, batch.labels, size=(8, 12), max_class_share=0.75, seed=1)
+    assert out.image.shape == (30, 3, 8, 12) and out.label is not None and out.weight is not None
+    share = (out.label == 0).float().mean((1, 2))
+    share = torch.maximum(share, 1 - share)
+    assert (share < 0.75).float().mean() > 0.8, "ten draws, a sixth of which are good, mostly find one"
+    rows, columns = out.image[:, 0], out.image[:, 1]
+    assert torch.equal(out.label, (columns >= 20).long()) and torch.equal(out.weight, columns)
+    assert (rows.diff(dim=1) == 1).all() and (columns.diff(dim=2) == 1).all()
+    assert len({(int(r[0, 0]), int(c[0, 0])) for r, c in zip(rows, columns, strict=True)}) > 10
+    alone = replace(batch, image=batch.image[7:8], index=batch.index[7:8], label=batch.labels[7:8], weight=None)
+    single = balanced_crop(alone, alone.labels, size=(8, 12), max_class_share=0.75, seed=1)
+    assert torch.equal(single.image[0], out.image[7])
+
+
+def test_a_crop_of_one_class_is_taken_where_there_is_no_other_and_none_that_is_too_large() -> None:
+    batch = _halves()
+    one = torch.zeros_like(batch.labels)
+    assert balanced_crop(batch, one, size=(20, 40), max_class_share=0.75, seed=1).image.equal(batch.image)
+    with pytest.raises(ValueError, match=r"\(21, 40\) do not fit into images of \(20, 40\)"):
+        balanced_crop(batch, one, size=(21, 40), max_class_share=0.75, seed=1)

@@ -12,7 +12,13 @@ from draws import labels, normal
 from torch import Tensor, nn
 from two_ranks import TwoRanks
 
-from udaseg.components.prototypes import ClassGaussians, MovingPrototypes, class_means, prototype_distance
+from udaseg.components.prototypes import (
+    ClassGaussians,
+    ClassPrototypes,
+    MovingPrototypes,
+    class_means,
+    prototype_distance,
+)
 from udaseg.models.inference import predict
 
 
@@ -31,6 +37,25 @@ def test_gaussians_are_those_of_everything_seen() -> None:
         assert bank.mean[c].tolist() == pytest.approx(mine.mean(0), rel=1e-4, abs=1e-6)
         assert bank.variance[c].tolist() == pytest.approx(mine.var(0), rel=1e-4)
     assert not bank.count[3] and not bank.mean[3].any() and not bank.variance[3].any()
+
+
+@pytest.mark.parametrize("decay_absent", [False, True])
+def test_prototypes_follow_the_means_of_steps(decay_absent: bool) -> None:
+    classes = ClassPrototypes(4, 4, momentum=0.1, decay_absent=decay_absent)
+    expected = np.zeros((4, 4))
+    seen = np.zeros(4, dtype=bool)
+    for part in (slice(0, 3), slice(3, 5), slice(5, 90)):
+        feature, label = _features(part)
+        classes.update(feature, label)
+        for c in range(4):
+            mine = feature[label == c].double().numpy()
+            if decay_absent:
+                expected[c] = 0.1 * expected[c] + 0.9 * (mine.mean(0) if len(mine) else 0)
+            elif len(mine):
+                expected[c] = 0.1 * expected[c] + 0.9 * mine.mean(0) if seen[c] else mine.mean(0)
+            seen[c] |= len(mine) > 0
+        np.testing.assert_allclose(classes.prototypes.numpy(), expected, rtol=1e-5, atol=1e-6)
+    assert classes.seen.tolist() == seen.tolist() == [True, True, True, False]
 
 
 def _bank(rank: int | None) -> list[np.ndarray]:

@@ -49,12 +49,12 @@ def test_a_distribution_is_cropped_with_its_image(plan: Plan) -> None:
     stored = np.stack([0.3 + 0.02 * columns + 0 * rows[:, None], 0.7 - 0.03 * rows[:, None] + 0 * columns])
     wide = replace(plan, crop=(24, 32))
     left, top = 14.0, 13.0
-    code = wide._crop_distribution(encode_distribution(stored), (70, 50), (left, top, left + 40, top + 30))
+    code = wide._crop_distribution(encode_distribution(stored), (70, 50), (left, top, left + 40, top + 30), wide.crop)
     assert code.shape == (2, 3, 4)
     x, y = left + 40 * (np.arange(4) + 0.5) / 4, top + 30 * (np.arange(3) + 0.5) / 3
     expected = np.stack([0.3 + 0.02 * x * 9 / 70 + 0 * y[:, None], 0.7 - 0.03 * y[:, None] * 7 / 50 + 0 * x])
     np.testing.assert_allclose(decode_distribution(code), expected, atol=2e-3)  # a step between cells is 0.02
-    whole = wide._crop_distribution(encode_distribution(stored), (70, 50), (0.0, 0.0, 70.0, 50.0 + 1e-9))
+    whole = wide._crop_distribution(encode_distribution(stored), (70, 50), (0.0, 0.0, 70.0, 50.0 + 1e-9), wide.crop)
     assert whole.shape == (2, 3, 4)
 
 
@@ -74,3 +74,12 @@ def test_images_are_resized_as_the_stage_and_the_stream_say(tmp_path: Path) -> N
         assert one.shape == other.shape == (16, 16, 3)
         assert one.std() > other.std() and not np.array_equal(other, third), "noise is averaged, or not"
     assert all(map(np.array_equal, loaded("antialias", "bilinear"), nearest))
+
+
+def test_a_stream_may_have_a_crop_of_its_own(plan: Plan) -> None:
+    wide = replace(plan.streams["source"], crop=(16, 24))
+    both = replace(plan, streams={"source": plan.streams["source"], "target": wide})
+    for sample in (both.load(3), both.empty()):
+        assert sample["source_image"].shape == (12, 12, 3) and sample["source_label"].shape == (12, 12)
+        assert sample["target_image"].shape == (16, 24, 3) and sample["target_label"].shape == (16, 24)
+    assert np.array_equal(both.load(3)["source_image"], plan.load(3)["source_image"])

@@ -12,12 +12,16 @@ from draws import labels, normal
 from torch import Tensor
 
 from udaseg.losses.contrastive import (
+    bank_contrast,
     bidirectional_contrast,
     cell_label_counts,
     distribution_contrast,
     downscale_label,
+    labelled_cells,
     masked_average_pool,
+    mean_feature_regulariser,
     pixel_prototype_contrast,
+    prototype_contrast,
 )
 from udaseg.types import IGNORE
 
@@ -183,3 +187,85 @@ def test_distribution_contrast_gradient_and_emptiness() -> None:
     nothing = distribution_contrast(feature, torch.full((6,), IGNORE), mean, variance)
     nothing.backward()
     assert nothing.item() == 0 and feature.grad is not None and not feature.grad.any()
+
+
+def test_a_cell_goes_with_the_label_at_its_place() -> None:
+    feature, label = normal(2, 3, 2, 4), labels(2, 6, 8, classes=4)
+    cells, small = labelled_cells(feature, label)
+    for n, i, j in np.ndindex(2, 2, 4):
+        place = (n * 2 + i) * 4 + j
+        assert torch.equal(cells[place], feature[n, :, i, j]) and small[place] == label[n, 3 * i, 2 * j]
+
+
+def test_prototype_contrast_is_the_loop_over_pixels_of_any_length() -> None:
+    feature, label, prototypes = normal(40, 5).requires_grad_(), labels(40, classes=4), normal(4, 5, seed=1)
+    found = []
+    for f, y in zip(feature, label.tolist(), strict=True):
+        if y != IGNORE:
+            exps = [math.exp(float(f.detach() @ p) / 0.5) for p in prototypes]
+            found.append(-math.log(exps[y] / sum(exps)))
+    value = prototype_contrast(feature, label, prototypes, temperature=0.5)
+    assert value.item() == pytest.approx(sum(found) / len(found), rel=1e-9)
+    assert torch.autograd.gradcheck(lambda f: prototype_contrast(f, label, prototypes, temperature=0.5), feature)
+
+
+def test_distributions_may_be_taken_as_they_are() -> None:
+    feature, label = normal(30, 5), labels(30, classes=3)
+    mean, variance = normal(3, 5, seed=1), normal(3, 5, seed=2).square()
+    found = []
+    for f, y in zip(feature, label.tolist(), strict=True):
+        if y != IGNORE:
+            logits = [float(f @ m + f.square() @ v / 4) / 2 for m, v in zip(mean, variance, strict=True)]
+            own = float(f.square() @ variance[y]) / 8
+            found.append(math.log(sum(map(math.exp, logits))) - logits[y] + own)
+    value = distribution_contrast(feature, label, mean, variance, temperature=2, normalise=False)
+    assert value.item() == pytest.approx(sum(found) / len(found), rel=1e-9)
+    units = (F.normalize(x, dim=1) for x in (feature, mean, variance))
+    unit, mean_, variance_ = units
+    as_is = distribution_contrast(unit, label, mean_, variance_, temperature=2, normalise=False)
+    torch.testing.assert_close(as_is, distribution_contrast(feature, label, mean, variance, temperature=2))
+
+
+def test_bank_contrast_is_the_loop_over_entries() -> None:
+    feature, label = normal(40, 5).requires_grad_(), labels(40, classes=3)
+    bank, filled = normal(4, 6, 5, seed=1), torch.tensor([6, 2, 4, 1])
+    bank = (
+        bank * (torch.arange(6) < filled[:, None])[..., None] + 99.0 * (torch.arange(6) >= filled[:, None])[..., None]
+    )
+    found = []
+    for f, y in zip(feature.detach(), label.tolist(), strict=True):
+        if y != IGNORE:
+            similar = [[float(f @ e) / 0.7 for e in bank[c, : filled[c]]] for c in range(4)]
+            negative = sum(math.exp(sum(s) / len(s)) for c, s in enumerate(similar) if c != y)
+            each = [-math.log(math.exp(s) / (math.exp(s) + negative)) for s in similar[y]]
+            found.append(sum(each) / len(each))
+    value = bank_contrast(feature, label, bank, filled, temperature=0.7)
+    assert value.item() == pytest.approx(sum(found) / len(found), rel=1e-9)
+    assert torch.autograd.gradcheck(lambda f: bank_contrast(f, label, bank, filled, temperature=0.7), feature)
+
+
+def test_the_regulariser_is_lowest_where_the_mean_pixel_is_of_one_class() -> None:
+    feature, label, prototypes = normal(20, 4).requires_grad_(), labels(20, classes=3), normal(3, 4, seed=1)
+    mean = feature.detach()[label != IGNORE].mean(0)
+    exps = [math.exp(float(mean @ p) / 0.3) for p in prototypes]
+    expected = sum(math.log(e / sum(exps)) for e in exps) / (3 * math.log(3))
+    value = mean_feature_regulariser(feature, label, prototypes, temperature=0.3)
+    assert value.item() == pytest.approx(expected, rel=1e-9) and value.item() < -1
+    same = prototypes[:1].expand(3, -1)
+    assert mean_feature_regulariser(feature, label, same, temperature=0.3).item() == pytest.approx(-1)
+    assert torch.autograd.gradcheck(lambda f: mean_feature_regulariser(f, label, prototypes, temperature=0.3), feature)
+
+
+@pytest.mark.parametrize("name", ["prototype", "bank", "regulariser"])
+def test_without_a_labelled_pixel_a_contrast_is_zero_with_finite_gradients(name: str) -> None:
+    feature, label = normal(6, 4).requires_grad_(), torch.full((6,), IGNORE)
+    prototypes = normal(3, 4, seed=1)
+    value = {
+        "prototype": lambda: prototype_contrast(feature, label, prototypes, temperature=1.0),
+        "bank": lambda: bank_contrast(
+            feature, label, prototypes[:, None], torch.ones(3, dtype=torch.long), temperature=1.0
+        ),
+        "regulariser": lambda: mean_feature_regulariser(feature, label, prototypes, temperature=1.0),
+    }[name]()
+    value.backward()
+    assert value.item() == 0 and feature.grad is not None and not feature.grad.any()

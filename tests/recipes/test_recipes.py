@@ -95,7 +95,15 @@ def test_it_resumes_exactly(name: str, tmp_path: Path) -> None:
 
 
 # Their parts are on two ranks elsewhere: in test_two_ranks.py, or in a recipe that is run here.
-TWICE = ("source_only_small", "dacs_small", "bcl_paper_small", "hrda_small", "minent_small")
+TWICE = (
+    "source_only_small",
+    "dacs_small",
+    "bcl_paper_small",
+    "hrda_small",
+    "minent_small",
+    "sepico_bank_small",
+    "sepico_prototype_small",
+)
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,11 @@ from udaseg.methods.dacs import DACS
 from udaseg.methods.daformer import DAFormer
 from udaseg.methods.dsp import DSP
 from udaseg.methods.ldbe import LDBE
+from udaseg.methods.proca import ProCA
 from udaseg.methods.proda import ProDA
 from udaseg.methods.sdca import SDCA
+from udaseg.methods.sepico import SePiCo
+from udaseg.methods.spcl import SPCL
 from udaseg.methods.supervised import Supervised
 from udaseg.methods.vfm import VFM
 from udaseg.models.segmenter import Segmenter
@@ -48,6 +51,15 @@ _CLUDA = CLUDA.Config(
     contrast_size=9,
     attention_channels=16,
     seek_from=2,
+)
+_SEPICO = SePiCo.Config(
+    threshold=0.3,
+    temperature=1.0,
+    min_share=0.5,
+    contrast_from=0,
+    projection_channels=8,
+    ignore_top=3,
+    ignore_bottom=5,
 )
 _TEMPLATES: dict[str, Stream | None] = {"template": _TRUE, "rare": _TRUE}
 DATA: dict[type[MethodConfig], dict[str, Stream | None]] = {
@@ -84,6 +96,10 @@ METHODS: dict[str, MethodConfig] = {
     "proda_distil": ProDA.Config(phase="distil"),
     "advent": ADVENT.Config(auxiliary_branches=(1, 2), target_weight=0.1, discriminator_channels=4),
     "clan": CLAN.Config(preheat_steps=0, adversarial_weight=0.1, discriminator_channels=4),
+    "spcl": SPCL.Config(temperature=1.0),
+    "proca": ProCA.Config(temperature=0.5, threshold=0.3),
+    "sepico": _SEPICO,
+    "sepico_bank": replace(_SEPICO, contrast="bank", bank_length=2, levels="last", crop=(64, 64)),
 }
 TWO_RESOLUTIONS = ("cluda_hrda", "cluda_released_hrda")
 
@@ -117,7 +133,7 @@ def recipe_stages(name: str) -> list[Stage]:
     stages = []
     for stage in RECIPES[name]().stages:
         own = {"threshold": 0.3, "mix_threshold": 0.3, "things": (1, 2), "long_tail": (2,), "fill_steps": 2}
-        own |= {"contrast_size": 9, "group_size": 2, "place_spread": 1, "preheat_steps": 0}
+        own |= {"contrast_size": 9, "group_size": 2, "place_spread": 1, "preheat_steps": 0, "contrast_from": 2}
         method = replace(stage.method, **{k: v for k, v in own.items() if hasattr(stage.method, k)})
         model = replace(stage.model, detail_crop=stage.model.detail_crop and (32, 32))
         if model.backbone == "test_byobnet":

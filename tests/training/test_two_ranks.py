@@ -38,6 +38,9 @@ BY_A_RECIPE = (
     "ldbe_enhancement",
     "dsp",
     "proda_distil",
+    "spcl",
+    "proca",
+    "sepico",
 )
 """What a recipe's own contract tests."""
 

@@ -53,6 +53,42 @@ def weak(batch: Batch, *, seed: int, purpose: str, flip: float = 0.5, rotation: 
     return replace(batch, **planes)  # type: ignore[arg-type] # the image is never None
 
 
+def balanced_crop(batch: Batch, label: Tensor, *, size: tuple[int, int], max_class_share: float, seed: int) -> Batch:
+    """A random crop of each image; one that shows a single class, or one too much, is drawn anew, nine times at most.
+
+    Source: SePiCo (2204.08808), which judges crops of the target by the teacher's labels.
+
+    Args:
+        batch: images (B, 3, H, W) at least as large as the crop; label and weight may be None.
+        label: (B, H, W) int64 train ids that judge, 255 = ignore.
+        size: height and width of the crop in pixels.
+        max_class_share: share of the labelled pixels of a crop that a class must stay below, in (0, 1].
+        seed: key of the run and stage.
+    """
+    rows, columns = (whole - part for whole, part in zip(label.shape[-2:], size, strict=True))
+    if rows < 0 or columns < 0:
+        raise ValueError(f"crops of {size} do not fit into images of {tuple(label.shape[-2:])}")
+    places = []
+    for sample, number in zip(label, batch.index.tolist(), strict=True):
+        rng = keyed(seed, number, "balanced_crop")
+        for _ in range(10):
+            top, left = int(rng.integers(rows + 1)), int(rng.integers(columns + 1))
+            seen = sample[top : top + size[0], left : left + size[1]].flatten().bincount(minlength=IGNORE + 1)[:IGNORE]
+            if (seen > 0).sum() > 1 and seen.max() < max_class_share * seen.sum():
+                break
+        places.append((top, left))
+
+    def cropped(plane: Tensor | None) -> Tensor | None:
+        if plane is None:
+            return None
+        parts = (x[..., i : i + size[0], j : j + size[1]] for x, (i, j) in zip(plane, places, strict=True))
+        return torch.stack(list(parts))
+
+    image = cropped(batch.image)
+    assert image is not None
+    return replace(batch, image=image, label=cropped(batch.label), weight=cropped(batch.weight))
+
+
 def _warp(plane: Tensor, matrix: Tensor, *, is_label: bool) -> Tensor:
     """Images bilinearly, maps by nearest neighbour; labels are shifted by one so that the outside reads 255."""
     image = plane.ndim == 4

@@ -23,11 +23,17 @@ def thing_distance(
     """
     reference = beginning.levels(source.image, "source")[-1]
     scale, classes = beginning.network.feature_stride, beginning.network.num_classes
-    bottom, right = (c * scale - s for c, s in zip(feature.shape[-2:], source.labels.shape[-2:], strict=True))
-    label = F.pad(source.labels, (0, right, 0, bottom), value=IGNORE)  # the last cells reach beyond the image
-    cells = majority_label(label, scale, num_classes=classes, min_share=min_share)
+    size = (feature.shape[2], feature.shape[3])
+    cells = majority_cells(source.labels, size, scale, num_classes=classes, min_share=min_share)
     mask = torch.isin(cells, torch.tensor(things, device=cells.device))
     return feature_distance(feature, reference, mask)
+
+
+def majority_cells(label: Tensor, size: tuple[int, int], scale: int, *, num_classes: int, min_share: float) -> Tensor:
+    """`majority_label` (B, h, w) at the size (h, w) of a feature map, whose last cells may reach beyond the image."""
+    bottom, right = (cells * scale - side for cells, side in zip(size, label.shape[-2:], strict=True))
+    label = F.pad(label, (0, right, 0, bottom), value=IGNORE)
+    return majority_label(label, scale, num_classes=num_classes, min_share=min_share)
 
 
 def majority_label(label: Tensor, scale: int, *, num_classes: int, min_share: float = 0.75) -> Tensor:

@@ -83,5 +83,11 @@ def soft_paste(mask: Tensor, over: Tensor, under: Tensor, *, blend: float) -> Te
 
 
 def paste(mask: Tensor, over: Tensor, under: Tensor) -> Tensor:
-    """`over` where the (B, H, W) bool mask is set, `under` elsewhere; both (B, H, W) or (B, C, H, W)."""
+    """`over` where the (B, H, W) bool mask is set, `under` elsewhere; both (B, H, W) or (B, C, H, W).
+
+    Raises ValueError where they differ in size.
+    """
+    if over.shape[-2:] != under.shape[-2:]:
+        sizes = tuple(over.shape[-2:]), tuple(under.shape[-2:])
+        raise ValueError(f"images of {sizes[0]} and {sizes[1]} cannot be mixed: their streams need one data.crop")
     return torch.where(mask if over.ndim == 3 else mask[:, None], over, under)

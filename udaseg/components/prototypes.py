@@ -117,6 +117,56 @@ class MovingPrototypes(nn.Module):
             self.count.add_(has)
 
 
+@torch.no_grad()
+def pooled_means(feature: Tensor, label: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Each class's pixels on all ranks: their number (K,) float64, and their mean (K, A), zero for absent classes.
+
+    Args:
+        feature: (N, A).
+        label: (N,) int64 train ids, 255 = ignore.
+        num_classes: K.
+    """
+    labelled = label < num_classes
+    x, y = feature[labelled], label[labelled]
+    count = sum_over_ranks(torch.bincount(y, minlength=num_classes).to(torch.float64))
+    total = sum_over_ranks(x.new_zeros(num_classes, x.shape[1]).index_add_(0, y, x))
+    return count, total / count.clamp_min(1).to(x.dtype)[:, None]
+
+
+class ClassPrototypes(nn.Module):
+    """A prototype of each class, which moves toward the mean of each step's pixels: p <- m p + (1 - m) mean.
+
+    Source: SPCL (2111.12358).
+
+    Args:
+        num_classes, channels: K and A.
+        momentum: m in [0, 1).
+        decay_absent: whether the mean of a class that a step does not show counts as zero, as in BinhuiXie/SPCL, so
+            that its prototype shrinks; otherwise it stays, and a class that is new takes the mean itself.
+    """
+
+    prototypes: Tensor
+    seen: Tensor
+
+    def __init__(self, num_classes: int, channels: int, *, momentum: float, decay_absent: bool = False) -> None:
+        super().__init__()
+        self.momentum, self.decay_absent = momentum, decay_absent
+        self.register_buffer("prototypes", torch.zeros(num_classes, channels))
+        self.register_buffer("seen", torch.zeros(num_classes, dtype=torch.bool))
+
+    @torch.no_grad()
+    def update(self, feature: Tensor, label: Tensor) -> None:
+        """Take in a step's pixels of all ranks: feature (N, A), label (N,) int64 train ids, 255 = ignore."""
+        count, mean = pooled_means(feature.to(self.prototypes.dtype), label, len(self.prototypes))
+        shown = count > 0
+        moved = self.momentum * self.prototypes + (1 - self.momentum) * mean
+        if not self.decay_absent:
+            moved = torch.where(self.seen[:, None], moved, mean)
+            moved = torch.where(shown[:, None], moved, self.prototypes)
+        self.prototypes.copy_(moved)
+        self.seen |= shown
+
+
 class ClassGaussians(nn.Module):
     """Mean and diagonal variance of all features of each class ever seen, on all ranks: pooled exactly, no momentum.
 
@@ -138,9 +188,8 @@ class ClassGaussians(nn.Module):
         """Take in the pixels of all ranks: feature (N, A), label (N,) int64 train ids, 255 = ignore."""
         labelled = label < len(self.count)
         x, y = feature[labelled].to(self.mean.dtype), label[labelled]
-        count = sum_over_ranks(torch.bincount(y, minlength=len(self.count)).to(self.count.dtype))
+        count, mean = pooled_means(x, y, len(self.count))
         divisor = count.clamp_min(1).to(x.dtype)[:, None]
-        mean = sum_over_ranks(torch.zeros_like(self.mean).index_add_(0, y, x)) / divisor
         variance = sum_over_ranks(torch.zeros_like(self.mean).index_add_(0, y, (x - mean[y]).square())) / divisor
         share = (count / (count + self.count).clamp_min(1)).to(x.dtype)[:, None]
         shift = mean - self.mean

@@ -38,6 +38,8 @@ class StreamPlan:
     rare_min_crop_pixels: int = 1500
     short_side: int | None = None
     """In place of the plan's."""
+    crop: tuple[int, int] | None = None
+    """In place of the plan's."""
     resample: Resample | None = None
     """In place of the plan's."""
     max_class_share: float = 1.0
@@ -74,43 +76,47 @@ class Plan:
             dataset = open_index(stream.directory)
             image = Image.fromarray(dataset.image(row))
             label = Image.fromarray(dataset.train_ids(row)) if stream.labelled else None
-            rng = keyed(self.seed, index, f"{name}.crop")
+            rng, crop = keyed(self.seed, index, f"{name}.crop"), stream.crop or self.crop
             for attempt in range(10):
                 box, cropped = self._draw_crop(image.size, label, stream, rng)
                 if rare is None or cropped is None or attempt == 9:
                     break
                 if int((cropped == rare).sum()) >= stream.rare_min_crop_pixels:
                     break
-            sample[f"{name}_image"] = resample(image, box, self.crop, stream.resample or self.resample)
+            sample[f"{name}_image"] = resample(image, box, crop, stream.resample or self.resample)
             if cropped is not None:
                 sample[f"{name}_label"] = cropped
             if stream.soft:
                 confidence = Image.fromarray(dataset.confidence(row))
-                sample[f"{name}_confidence"] = _resized(confidence, box, self.crop)
+                sample[f"{name}_confidence"] = _resized(confidence, box, crop)
             if stream.distribution:
-                sample[f"{name}_distribution"] = self._crop_distribution(dataset.distribution(row), image.size, box)
+                code = dataset.distribution(row)
+                sample[f"{name}_distribution"] = self._crop_distribution(code, image.size, box, crop)
         return sample
 
     def empty(self) -> dict[str, np.ndarray]:
         """A row that only fills the last block; its index is -1."""
         sample: dict[str, np.ndarray] = {"index": np.int64(-1)}  # type: ignore[dict-item]
         for name, stream in self.streams.items():
-            sample[f"{name}_image"] = np.zeros((*self.crop, 3), np.uint8)
+            crop = stream.crop or self.crop
+            sample[f"{name}_image"] = np.zeros((*crop, 3), np.uint8)
             if stream.labelled:
-                sample[f"{name}_label"] = np.full(self.crop, IGNORE, np.uint8)
+                sample[f"{name}_label"] = np.full(crop, IGNORE, np.uint8)
             if stream.soft:
-                sample[f"{name}_confidence"] = np.zeros(self.crop, np.uint16)
+                sample[f"{name}_confidence"] = np.zeros(crop, np.uint16)
             if stream.distribution:
                 classes = len(open_index(stream.directory).classes)
-                sample[f"{name}_distribution"] = np.zeros((classes, *distribution_size(*self.crop)), np.uint16)
+                sample[f"{name}_distribution"] = np.zeros((classes, *distribution_size(*crop)), np.uint16)
         return sample
 
-    def _crop_distribution(self, code: np.ndarray, size: tuple[int, int], box: Box) -> np.ndarray:
+    def _crop_distribution(
+        self, code: np.ndarray, size: tuple[int, int], box: Box, crop: tuple[int, int]
+    ) -> np.ndarray:
         """The (K, h, w) codes of a crop of an image of that width and height, interpolated between probabilities."""
         columns, rows = code.shape[2] / size[0], code.shape[1] / size[1]
         left, top = box[0] * columns, box[1] * rows
         right, bottom = min(box[2] * columns, code.shape[2]), min(box[3] * rows, code.shape[1])
-        cells = distribution_size(*self.crop)
+        cells = distribution_size(*crop)
         planes = [Image.fromarray(plane) for plane in decode_distribution(code)]
         crops = [_resized(plane, (left, top, right, bottom), cells, Image.Resampling.BILINEAR) for plane in planes]
         return encode_distribution(np.stack(crops))
@@ -119,11 +125,12 @@ class Plan:
         self, size: tuple[int, int], label: Image.Image | None, stream: StreamPlan, rng: np.random.Generator
     ) -> tuple[Box, np.ndarray | None]:
         """The box of a random crop and its label; drawn again, nine times at most, while one class holds too much."""
+        crop = stream.crop or self.crop
         for _ in range(10):
-            box = self._crop_box(size, stream.short_side or self.short_side, rng)
+            box = self._crop_box(size, stream.short_side or self.short_side, crop, rng)
             if label is None:
                 return box, None
-            cropped = _resized(label, box, self.crop)
+            cropped = _resized(label, box, crop)
             if stream.max_class_share >= 1:
                 break
             pixels = np.bincount(cropped.ravel(), minlength=IGNORE + 1)[:IGNORE]
@@ -131,12 +138,12 @@ class Plan:
                 break
         return box, cropped
 
-    def _crop_box(self, size: tuple[int, int], short_side: int, rng: np.random.Generator) -> Box:
+    def _crop_box(self, size: tuple[int, int], short_side: int, crop: tuple[int, int], rng: np.random.Generator) -> Box:
         """A random crop of a random scale, in pixels of the original image, never larger than the image."""
         width, height = size
         factor = rng.uniform(*self.scale) * short_side / min(width, height)
-        factor = max(factor, self.crop[0] / height, self.crop[1] / width)
-        box_height, box_width = self.crop[0] / factor, self.crop[1] / factor
+        factor = max(factor, crop[0] / height, crop[1] / width)
+        box_height, box_width = crop[0] / factor, crop[1] / factor
         top, left = rng.uniform(0, height - box_height + 1e-9), rng.uniform(0, width - box_width + 1e-9)
         return left, top, min(left + box_width, width), min(top + box_height, height)
 

@@ -110,11 +110,13 @@ def check(recipe: Recipe, directories: dict[str, str | None], cluster: Cluster) 
 def _check_crop(stage: Stage, network: Segmenter) -> None:
     """Raise ValueError where crops are larger than the one size that the backbone takes."""
     limit = network.largest
-    if limit is not None and any(side > most for side, most in zip(stage.data.crop, limit, strict=True)):
-        raise ValueError(
-            f"data.crop {stage.data.crop} is larger than the {limit} that {stage.model.backbone!r} takes: "
-            "set model.input_size to that of the crops"
-        )
+    own = {f"data.{name}.crop": stream.crop for name, stream in stage.data.streams().items() if stream.crop}
+    for name, crop in {"data.crop": stage.data.crop, **own}.items():
+        if limit is not None and any(side > most for side, most in zip(crop, limit, strict=True)):
+            raise ValueError(
+                f"{name} {crop} is larger than the {limit} that {stage.model.backbone!r} takes: "
+                "set model.input_size to that of the crops"
+            )
 
 
 def check_resumable(directories: Sequence[str]) -> None:

@@ -231,6 +231,7 @@ def make_plan(stage: Stage, directories: dict[str, str | None], seed: int) -> Pl
             rare_min_pixels=stream.rare_min_pixels,
             rare_min_crop_pixels=stream.rare_min_crop_pixels,
             short_side=stream.short_side,
+            crop=stream.crop,
             resample=stream.resample,
             max_class_share=stream.max_class_share,
         )

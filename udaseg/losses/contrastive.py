@@ -1,12 +1,14 @@
-"""Contrastive losses between pixels and what is known of their classes: prototypes, or distributions."""
+"""Contrastive losses between pixels and what is known of their classes: prototypes, distributions, banks of means."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from udaseg.distributed import mean_over_ranks
+from udaseg.distributed import joined_mean, mean_over_ranks
 from udaseg.types import IGNORE
 
 
@@ -52,6 +54,12 @@ def masked_average_pool(feature: Tensor, label: Tensor, num_classes: int) -> tup
 def downscale_label(label: Tensor, size: tuple[int, int]) -> Tensor:
     """(B, H, W) int64 labels at (h, w), nearest."""
     return F.interpolate(label[:, None].float(), size=size, mode="nearest")[:, 0].long()
+
+
+def labelled_cells(feature: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    """(N, A) cells of a (B, A, h, w) map, and their (N,) labels of (B, H, W) ones, nearest."""
+    small = downscale_label(label, (feature.shape[2], feature.shape[3]))
+    return feature.movedim(1, -1).flatten(0, 2), small.flatten()
 
 
 def pixel_prototype_contrast(
@@ -128,32 +136,120 @@ def bidirectional_contrast(
     return forward, backward
 
 
+def prototype_contrast(feature: Tensor, label: Tensor, prototypes: Tensor, *, temperature: float) -> Tensor:
+    """Cross-entropy of pixels whose logits are f . p_c / temperature, with one prototype p_c for each class.
+
+    Source: SPCL (2111.12358), with unit features; ProCA (2207.06654), with unit features and unit prototypes; ProtoCL
+    of SePiCo (2204.08808). Checked against `PixelCLLoss` of BinhuiXie/SPCL, which adds up source and target,
+    `PrototypeContrastiveLoss` of jiangzhengkai/ProCA and `proto_contrastive` of BIT-DA/SePiCo.
+
+    Args:
+        feature: (N, A) pixels; neither they nor the prototypes are brought to unit length here.
+        label: (N,) int64 train ids, 255 = ignore.
+        prototypes: (K, A).
+        temperature: > 0.
+
+    Returns:
+        Scalar, the mean over labelled pixels of all ranks; 0 where there is none.
+    """
+    labelled = label != IGNORE
+    logits = feature[labelled] @ prototypes.T / temperature
+    return _mean(F.cross_entropy(logits, label[labelled], reduction="sum"), labelled)
+
+
 def distribution_contrast(
-    feature: Tensor, label: Tensor, mean: Tensor, variance: Tensor, *, temperature: float = 100.0
+    feature: Tensor,
+    label: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    *,
+    temperature: float = 100.0,
+    normalise: bool = True,
 ) -> Tensor:
     """Contrast of pixels with Gaussian classes: the upper bound of InfoNCE with infinitely many samples of each class.
 
-    With q the pixel's unit vector and m, v the rows of `mean` and `variance` at unit length, the logit of class c is
+    With q the pixel and m, v the rows of `mean` and `variance`, the logit of class c is
     (q . m_c + q^2 . v_c / (2 t)) / t, and the loss the mean over labelled pixels of all ranks of
     cross-entropy(logits, y) + q^2 . v_y / (2 t^2).
 
-    Source: SDCA (2105.05013); checked against `PixelContrastiveLoss` of BIT-DA/SDCA. At the authors' temperature of 100
-    the logits span +-0.01, so the value stays near ln K and gradients are a hundredth of those at 1.
+    Source: SDCA (2105.05013); checked against `PixelContrastiveLoss` of BIT-DA/SDCA. DistCL of SePiCo (2204.08808);
+    checked against `dist_contrastive` of BIT-DA/SePiCo. At the authors' temperature of 100 the logits span +-0.01, so
+    the value stays near ln K and gradients are a hundredth of those at 1.
 
     Args:
         feature: (N, A) pixels.
         label: (N,) int64 train ids, 255 = ignore.
         mean, variance: (K, A), variance >= 0.
         temperature: > 0.
+        normalise: bring q, m and v to unit length first, as SDCA does. SePiCo takes them as they are, its features
+            being unit vectors already.
 
     Returns:
         Scalar, 0 where no pixel is labelled.
     """
     labelled = label != IGNORE
-    unit, y = F.normalize(feature[labelled], dim=1), label[labelled]
-    mean, variance = F.normalize(mean, dim=1), F.normalize(variance, dim=1)
+    unit, y = feature[labelled], label[labelled]
+    if normalise:
+        unit, mean, variance = (F.normalize(x, dim=1) for x in (unit, mean, variance))
     spread = unit.square() @ variance.T
     logits = (unit @ mean.T + spread / (2 * temperature)) / temperature
     own = spread.gather(1, y[:, None]).sum() / (2 * temperature**2)
-    total = F.cross_entropy(logits, y, reduction="sum") + own
+    return _mean(F.cross_entropy(logits, y, reduction="sum") + own, labelled)
+
+
+def bank_contrast(feature: Tensor, label: Tensor, bank: Tensor, filled: Tensor, *, temperature: float) -> Tensor:
+    """Contrast of pixels with all that a bank holds of their class, against the mean similarity to each other class.
+
+    With s_cj = f . bank[c, j] / temperature, a pixel of class y loses, as the mean over the entries j of its class,
+    -log(e^{s_yj} / (e^{s_yj} + sum over c != y of e^{mean_j s_cj})).
+
+    Source: BankCL of SePiCo (2204.08808); checked against `bank_contrastive` of BIT-DA/SePiCo.
+
+    Args:
+        feature: (N, A) pixels, unit vectors.
+        label: (N,) int64 train ids, 255 = ignore.
+        bank: (K, L, A).
+        filled: (K,) int64, how many entries each class has, from its first on; at least 1.
+        temperature: > 0.
+
+    Returns:
+        Scalar, the mean over labelled pixels of all ranks; 0 where there is none.
+    """
+    labelled = label != IGNORE
+    pixel, y = feature[labelled], label[labelled]
+    held = torch.arange(bank.shape[1], device=bank.device) < filled[:, None]
+    means = (bank * held[..., None]).sum(1) / filled[:, None]  # the mean similarity is that to the mean
+    others = (pixel @ means.T / temperature).scatter(1, y[:, None], -math.inf).logsumexp(1)
+    total = pixel.sum() * 0
+    for c in y.unique().tolist():
+        mine = y == c
+        own = pixel[mine] @ bank[c, : int(filled[c])].T / temperature
+        total = total + F.softplus(others[mine, None] - own).mean(1).sum()
+    return _mean(total, labelled)
+
+
+def mean_feature_regulariser(feature: Tensor, label: Tensor, prototypes: Tensor, *, temperature: float) -> Tensor:
+    """sum_c log softmax_c(f . p_c / temperature) / (K ln K), with f the mean of all labelled pixels of all ranks.
+
+    It is -1 where the mean pixel is as near to every class, and lower elsewhere. Source: SePiCo (2204.08808); checked
+    against `proto_reg` of BIT-DA/SePiCo, whose sign this is.
+
+    Args:
+        feature: (N, A) pixels, unit vectors.
+        label: (N,) int64 train ids, 255 = ignore: such pixels do not count.
+        prototypes: (K, A), K >= 2.
+        temperature: > 0.
+
+    Returns:
+        Scalar, 0 where no pixel is labelled.
+    """
+    labelled = label != IGNORE
+    count, classes = mean_over_ranks(labelled.sum().to(feature.dtype)), len(prototypes)
+    mean = joined_mean(feature[labelled].sum(0) / count.clamp_min(1))
+    logs = (prototypes @ mean / temperature).log_softmax(0)
+    return logs.sum() / (classes * math.log(classes)) * (count > 0)
+
+
+def _mean(total: Tensor, labelled: Tensor) -> Tensor:
+    """A rank's sum over the labelled pixels of all ranks."""
     return total / mean_over_ranks(labelled.sum().to(total.dtype)).clamp_min(1)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from udaseg.components.prototypes import ClassGaussians
-from udaseg.losses.contrastive import distribution_contrast, downscale_label
+from udaseg.losses.contrastive import distribution_contrast, labelled_cells
 from udaseg.losses.segmentation import lovasz_softmax, output_cross_entropy
 from udaseg.methods.base import Method
 from udaseg.models.segmenter import Segmenter
@@ -69,12 +69,14 @@ class SDCA(Method):
 
     def _update(self, out: SegOutput, label: Tensor) -> None:
         for classes, level in zip((self.feature_classes, self.output_classes), _levels(out), strict=True):
-            classes.update(*_pixels(level.detach(), label))
+            classes.update(*labelled_cells(level.detach(), label))
 
     def _contrast(self, domain: str, out: SegOutput, label: Tensor, step: int) -> tuple[Loss, ...]:
         c = self.config
         feature, output = (
-            distribution_contrast(*_pixels(level, label), classes.mean, classes.variance, temperature=c.temperature)
+            distribution_contrast(
+                *labelled_cells(level, label), classes.mean, classes.variance, temperature=c.temperature
+            )
             for classes, level in zip((self.feature_classes, self.output_classes), _levels(out), strict=True)
         )
         on = float(step >= c.fill_steps)
@@ -86,9 +88,3 @@ class SDCA(Method):
 
 def _levels(out: SegOutput) -> tuple[Tensor, Tensor]:
     return out.features[-1], out.aux["coarse_logits"]
-
-
-def _pixels(level: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-    """(N, A) features and their (N,) labels, nearest."""
-    small = downscale_label(label, (level.shape[2], level.shape[3]))
-    return level.movedim(1, -1).flatten(0, 2), small.flatten()

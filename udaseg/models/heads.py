@@ -233,6 +233,29 @@ class ProjectionHead(nn.Module):
         return self.layers(embedding)
 
 
+class LevelProjection(nn.Module):
+    """SePiCo's projection (2204.08808): levels of the backbone -> unit vectors (B, channels, h, w).
+
+    The levels, side by side at the size of the first, go through two 1x1 convolutions with batch norm and ReLU, the
+    first of which has as many outputs as a level has channels on average.
+
+    Args:
+        in_channels: channels of each level that is read.
+        channels: width of the unit vectors.
+    """
+
+    def __init__(self, in_channels: Sequence[int], channels: int) -> None:
+        super().__init__()
+        joined = sum(in_channels)
+        between = joined // len(in_channels)
+        self.layers = nn.Sequential(ConvNormAct(joined, between, 1), ConvNormAct(between, channels, 1))
+
+    def forward(self, levels: Sequence[Tensor]) -> Tensor:
+        size = levels[0].shape[-2:]
+        joined = torch.cat([F.interpolate(x, size=size, mode="bilinear", align_corners=False) for x in levels], 1)
+        return F.normalize(self.layers(joined), dim=1)
+
+
 Head = ASPPHead | ASPPGroupNormHead | ContextAwareHead | DeepLabV3Head | MultiLevelHead
 
 

@@ -12,6 +12,13 @@ from udaseg.models.segmenter import Segmenter
 from udaseg.types import Domain, SegOutput
 
 
+@torch.no_grad()
+def follow(average: nn.Module, module: nn.Module, momentum: float) -> None:
+    """Move the parameters of an average toward a module's: average <- momentum * average + (1 - momentum) * module."""
+    for mine, new in zip(average.parameters(), module.parameters(), strict=True):
+        mine.lerp_(new.to(mine.dtype), 1 - momentum)
+
+
 class EMATeacher(nn.Module):
     """An exponential moving average of a student: teacher <- a * teacher + (1 - a) * student, a = min(1 - 1/(t+1), m).
 
@@ -57,12 +64,15 @@ class EMATeacher(nn.Module):
                 module.eval()
         return self
 
+    @property
+    def next_momentum(self) -> float:
+        """a of the next update."""
+        return min(1 - 1 / (int(self.updates) + 1), self.momentum) if self.ramp else self.momentum
+
     @torch.no_grad()
     def update(self, student: nn.Module) -> None:
         """One step toward the student. The first update copies it, where a ramps up."""
-        momentum = min(1 - 1 / (int(self.updates) + 1), self.momentum) if self.ramp else self.momentum
-        for mine, new in zip(self.network.parameters(), student.parameters(), strict=True):
-            mine.lerp_(new.to(mine.dtype), 1 - momentum)
+        follow(self.network, student, self.next_momentum)
         if self.statistics == "student":
             for buffer, new_buffer in zip(self.network.buffers(), student.buffers(), strict=True):
                 buffer.copy_(new_buffer)

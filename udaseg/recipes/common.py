@@ -11,6 +11,14 @@ DEEPLAB = Model(backbone="resnet101", pretrained=True, output_stride=8, head="as
 CAFFE_DEEPLAB = replace(DEEPLAB, caffe=True, input_form="caffe", align_corners=True)
 """DeepLabV2 as ADVENT has it, and DACS, DSP, BCL and LDBE after it. Their authors start from Caffe's weights, which
 `--model.weights FILE --model.no-pretrained` takes as they are; ImageNet's of timm, brought to this input, here."""
+WHOLE_IMAGES = Data(
+    batch_size=4,
+    short_side=512,
+    crop=(512, 1024),
+    flip=0.0,
+    source=Stream(labels="true", short_side=720, crop=(720, 1280)),
+)
+"""4 + 4 images as SDCA's line takes them: 1280x720 of GTA5, of whose 1310 columns a part is cut off, and 1024x512."""
 DAFORMER = Model(
     backbone="mit_b5",
     pretrained=True,

@@ -1,0 +1,43 @@
+"""What a contrastive loss remembers of each class beyond the present step."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from udaseg.components.prototypes import pooled_means
+
+
+class MemoryBank(nn.Module):
+    """The last means of each class, one a step in which it was seen; a new one takes the place of the oldest.
+
+    Each class begins with one zero vector, an entry like any other until it is the oldest. A step's pixels are those of
+    all ranks, which therefore hold the same.
+
+    Source: SePiCo (2204.08808); checked against `ProtoEstimator` of BIT-DA/SePiCo.
+
+    Args:
+        num_classes, channels: K and A.
+        length: L, the most entries of a class.
+    """
+
+    entries: Tensor
+    pushed: Tensor
+
+    def __init__(self, num_classes: int, channels: int, length: int) -> None:
+        super().__init__()
+        self.register_buffer("entries", torch.zeros(num_classes, length, channels))
+        self.register_buffer("pushed", torch.ones(num_classes, dtype=torch.int64))
+
+    @property
+    def filled(self) -> Tensor:
+        """(K,) int64: how many of a class's L entries there are, which are its first ones."""
+        return self.pushed.clamp_max(self.entries.shape[1])
+
+    @torch.no_grad()
+    def update(self, feature: Tensor, label: Tensor) -> None:
+        """Take in a step's pixels of all ranks: feature (N, A), label (N,) int64 train ids, 255 = ignore."""
+        count, mean = pooled_means(feature.to(self.entries.dtype), label, len(self.entries))
+        shown = count.nonzero()[:, 0]
+        self.entries[shown, self.pushed[shown] % self.entries.shape[1]] = mean[shown]
+        self.pushed[shown] += 1
