@@ -57,6 +57,12 @@ def test_the_range_is_that_of_the_paired_bootstrap() -> None:
     assert (low, high) == pytest.approx(np.quantile(gains, (0.05, 0.95)), abs=0.003)
 
 
+def test_of_few_images_nothing_is_certain() -> None:
+    before, after = counts(0.1, images=9), counts(0.9, images=9)
+    assert change(before, after, labelled=True)[1:] == (-1, 1)
+    assert verdict(Judged(views=before, styled=before), Judged(views=after, styled=after)).word == "unclear"
+
+
 def test_a_network_that_forgets_a_class_does_not_win_by_it() -> None:
     before = counts(0.9)
     forgetful = np.zeros_like(before)

@@ -201,7 +201,7 @@ def test_a_tenth_is_held_out_in_runs_of_neighbours(tmp_path: Path) -> None:
     told = replace(TOLD, source=None, checkpoint=make_checkpoint(tmp_path / "model", 0), target=directory)
     made = make_inputs(told, str(tmp_path / "out")).target
     index = open_index(made)
-    assert {name: stop - start for name, (start, stop) in index.splits.items()} == {"train": 18, "val": 2}
+    assert {name: stop - start for name, (start, stop) in index.splits.items()} == {"train": 16, "val": 4}
     assert index.image(index.rows("val")[0]).shape == (40, 56, 3), "images are found where they are"
     assert digests(tmp_path / "t") == before
     table = read_manifest(directory)
@@ -315,7 +315,7 @@ def test_a_harmed_network_is_not_handed_back(
     code, printed = run(out, *words, "--candidates", "sdca,dacs")
     assert code == 0 and no_ray == ["warm_start", "source_only", "sdca_small", "dacs_small"]
     assert "verdict: unclear (sdca_small)" in printed, "all networks are the same"
-    assert "+0.0 (+0.0 to +0.0): which the verdict left open" in printed
+    assert "+0.0 (-100.0 to +100.0): which the verdict left open" in printed, "of four images"
     check_result(out, printed, "sdca_small")
 
     monkeypatch.setattr(job, "verdict", lambda before, after: replace(verdict(before, after), word="harmed"))

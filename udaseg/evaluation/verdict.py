@@ -26,6 +26,8 @@ Word = Literal["helped", "unclear", "harmed"]
 WORDS: tuple[Word, ...] = ("harmed", "unclear", "helped")
 _DRAWS = 1000
 _TAIL = 0.05
+_FEWEST = 10
+"""Of fewer images the bootstrap's range is too narrow to mean anything, so that it is taken to be all there is."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ def change(before: np.ndarray, after: np.ndarray, *, labelled: bool) -> Change:
     weights = np.concatenate([np.ones((1, len(before)), np.int64), weights])
     first, last = (np.tensordot(weights, counts, 1) for counts in (before, after))
     gains = _mean_iou(last, labelled) - _mean_iou(first, labelled)
-    low, high = np.nanquantile(gains[1:], (_TAIL, 1 - _TAIL))
+    low, high = np.nanquantile(gains[1:], (_TAIL, 1 - _TAIL)) if len(before) >= _FEWEST else (-1.0, 1.0)
     return Change(float(gains[0]), float(low), float(high))
 
 

@@ -98,7 +98,7 @@ def _dataset(directory: str, domain: str, told: Adapt, out: str, classes: str | 
 
 
 def hold_out(manifest: pa.Table, directory: str) -> pa.Table:
-    """The manifest of a dataset directory with a tenth of its training images, one at least, as "val".
+    """The manifest of a dataset directory with a tenth of its training images as "val"; of fewer than 100 a fifth.
 
     Raises DatasetError where there are fewer than two.
     """
@@ -107,7 +107,8 @@ def hold_out(manifest: pa.Table, directory: str) -> pa.Table:
     if len(train) < 2:
         raise DatasetError(f"{directory}: {len(train)} train images; there must be two at least, one is held out")
     runs = min(len(train), _RUNS)
-    held = np.arange(len(train)) * runs // len(train) % 10 == 9
+    every = 10 if len(train) >= 100 else 5
+    held = np.arange(len(train)) * runs // len(train) % every == every - 1
     held[-1] |= not held.any()
     for row, out in zip(train, held.tolist(), strict=True):
         row["split"] = HELD_OUT if out else "train"
