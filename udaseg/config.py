@@ -118,8 +118,7 @@ class Stream:
 
     labels: Literal["true", "pseudo", "soft", "distribution", "none"]
     """Which labels the stage reads. True labels of a target are read by oracles alone; "soft" are pseudo-labels whose
-    pixels weigh as much in the cross-entropy as they are certain; "distribution" are pseudo-labels and what they come
-    from, the probabilities of all classes, see `PseudoLabel.distribution`."""
+    pixels weigh as much as they are certain; "distribution" adds all classes' probabilities to pseudo-labels."""
     sampling: Literal["uniform", "rare_class"] = "uniform"
     rare_temperature: Positive = 0.01
     """T of rare-class sampling, P(c) ~ exp((1 - f_c) / T)."""

@@ -167,8 +167,8 @@ def test_detail_crops_fall_on_whole_cells(family: str, unit: int) -> None:
     network = network_of(family, detail_crop=(64, 64))
     assert isinstance(network, HRDA) and network.unit == unit
     for size in ((97, 131), (40, 50)):
-        for index in (None, torch.arange(2)):
-            out = network(image_of(*size), "target", index)
+        for index, detail in ((None, "everywhere"), (torch.arange(2), "random")):
+            out = network(image_of(*size), "target", index, detail)
             assert out.logits.shape == (2, 5, *size) and out.logits.isfinite().all()
     with pytest.raises(ValueError, match=rf"model\.detail_crop.*multiples of {unit}"):
         network_of(family, detail_crop=(unit // 2 * 3, 64))
