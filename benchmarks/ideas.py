@@ -74,6 +74,7 @@ IDEAS: dict[str, dict[str, Any]] = {
     "lovasz_both": {"method.source_lovasz": 0.75, "method.target_lovasz": 0.75},
     "balance": {"method.balance": 0.5},
     "source_prior": {"method.source_prior": 0.5},
+    "whole_source_prior": {"method.source_prior": 1.0},
     "teacher_prior": {"method.teacher_prior": 0.3},
     "align": {"method.align": 0.5},
     "share_0.3": {"method.share": 0.3},

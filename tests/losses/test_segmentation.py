@@ -14,12 +14,13 @@ from udaseg.losses.segmentation import (
     cross_entropy,
     entropy,
     focal_cross_entropy,
+    logit_adjusted,
     lovasz_softmax,
     negative_learning,
     reverse_cross_entropy,
     uniform_divergence,
 )
-from udaseg.types import IGNORE
+from udaseg.types import IGNORE, SegOutput
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -185,3 +186,16 @@ def test_uniform_divergence_is_least_for_predictions_without_a_preference() -> N
     assert uniform_divergence(logits).item() == pytest.approx(expected, rel=1e-9)
     assert uniform_divergence(torch.zeros(1, 4, 2, 2)).item() == pytest.approx(math.log(4))
     assert uniform_divergence(3 * logits) > uniform_divergence(logits) > math.log(4)
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
+def test_adjusted_logits_are_raised_by_the_power_of_the_share(power: float) -> None:
+    logits, detail, shares = normal(2, 3, 4, 5), normal(2, 3, 2, 2), torch.tensor([0.7, 0.25, 0.05])
+    out = SegOutput(logits=logits, embedding=logits, aux={"detail_logits": detail, "coarse_logits": detail})
+    adjusted = logit_adjusted(out, shares, power)
+    probability, before = adjusted.logits.softmax(1), logits.softmax(1)
+    for b, i, j in np.ndindex(2, 4, 5):
+        raised = [float(before[b, c, i, j]) * float(shares[c]) ** power for c in range(3)]
+        assert probability[b, :, i, j].tolist() == pytest.approx([r / sum(raised) for r in raised], rel=1e-5)
+    assert torch.allclose(adjusted.aux["detail_logits"] - detail, power * shares.log()[:, None, None].double())
+    assert adjusted.aux["coarse_logits"] is detail, "what predicts stays as it is"

@@ -13,6 +13,7 @@ from udaseg.components.augment import strong
 from udaseg.components.class_thresholds import BINS, ClassThresholds
 from udaseg.methods.classwise import Classwise
 from udaseg.methods.dacs import DACS
+from udaseg.types import IGNORE
 
 
 def test_the_target_s_loss_is_the_loop_over_reliable_pixels() -> None:
@@ -39,6 +40,23 @@ def test_the_target_s_loss_is_the_loop_over_reliable_pixels() -> None:
     losses = {loss.name: loss for terms in method.losses(batches, 0, 10) for loss in terms}
     assert losses["coverage"].value.item() == pytest.approx(kept / label.size, abs=0.01)  # a bin's width of ties
     assert losses["target_ce"].value.item() == pytest.approx(total / label.size, rel=0.02)
+
+
+def test_the_source_s_loss_sees_logits_raised_by_the_frequencies_of_its_labels() -> None:
+    stage = make_stage("classwise")
+    state, batches = make_state(stage), make_batches(stage)
+    method, source = state.method.eval(), batches["source"]
+    label = source.labels
+    with torch.no_grad():
+        logits = method.student(source.image, "source", source.index).logits.double()
+    share = torch.bincount(label[label != IGNORE], minlength=CLASSES) / (label != IGNORE).sum()
+    total = 0.0
+    for b, i, j in np.ndindex(*label.shape):
+        if label[b, i, j] != IGNORE:
+            raised = logits[b, :, i, j].exp() * share.double() ** method.config.prior
+            total -= float((raised[label[b, i, j]] / raised.sum()).log())
+    losses = {loss.name: loss for terms in method.losses(batches, 0, 10) for loss in terms}
+    assert losses["source_ce"].value.item() == pytest.approx(total / int((label != IGNORE).sum()), rel=1e-4)
 
 
 def test_source_and_target_are_two_graphs_and_the_teacher_learns_by_following_alone() -> None:

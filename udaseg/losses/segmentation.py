@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import kornia
@@ -65,6 +66,26 @@ def output_cross_entropy(
     label = _crops(label, at, logits.shape[-2:], IGNORE)
     weight = None if weight is None else _crops(weight, at, logits.shape[-2:], 0)
     return (1 - DETAIL_SHARE) * whole + DETAIL_SHARE * cross_entropy(logits, label, weight, reduction=reduction)
+
+
+def logit_adjusted(out: SegOutput, shares: Tensor, power: float) -> SegOutput:
+    """An output whose logits are raised by power * log(share of their class), for the loss it learns by alone.
+
+    A network trained so predicts as if each class had share ** (1 - power) of the pixels that it has: with 0 the
+    frequencies of its labels stay in its predictions, with 1 all classes are alike to it.
+
+    Source: logit adjustment (Menon et al., 2007.07314), eq. 10, there with power 1.
+
+    Args:
+        out: of a `Segmenter`.
+        shares: (K,) > 0, of the classes in the labels.
+        power: tau, >= 0.
+    """
+    shift = power * shares.log()[:, None, None]
+    aux = dict(out.aux)
+    if "detail_logits" in aux:
+        aux["detail_logits"] = aux["detail_logits"] + shift
+    return replace(out, logits=out.logits + shift, aux=aux)
 
 
 def _crops(plane: Tensor, at: Tensor, size: Sequence[int], fill: float) -> Tensor:

@@ -1,7 +1,8 @@
 """Class-wise self-training: a mean teacher whose reliable pixels are told class by class. Ours, of parts of others.
 
 The thresholds are those of class-balanced self-training (CBST, 1810.07911) with SDCA's share and cap (2105.05013), kept
-while the network trains; the strong view and the teacher are those of the DACS line (2007.08702), without ClassMix.
+while the network trains; the strong view and the teacher are those of the DACS line (2007.08702), without ClassMix; the
+source's logits are adjusted as in 2007.07314.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from udaseg.components.augment import strong
+from udaseg.components.class_frequencies import ClassFrequencies
 from udaseg.components.class_thresholds import ClassThresholds
 from udaseg.distributed import mean_over_ranks
-from udaseg.losses.segmentation import output_cross_entropy
+from udaseg.losses.segmentation import logit_adjusted, output_cross_entropy
 from udaseg.methods.base import Method
 from udaseg.models.segmenter import Segmenter
 from udaseg.models.teacher import EMATeacher
@@ -23,7 +25,7 @@ from udaseg.types import Batch, Loss
 class Classwise(Method):
     """The student learns the teacher's most certain pixels of every class from a strong view of the target.
 
-    1. source cross-entropy;
+    1. source cross-entropy of logits adjusted by the classes' frequencies, so that rare ones are not given up;
     2. the teacher labels the target; pixels that reach the running threshold of their class are reliable;
     3. cross-entropy of the target's strong view with these labels, reliable pixels with weight 1, others with 0;
     4. the teacher follows the student.
@@ -35,6 +37,8 @@ class Classwise(Method):
         """Most certain share of each class's predicted pixels that is reliable."""
         cap: Share = 0.9
         """Confidence from which a pixel is reliable whatever the share."""
+        prior: Share = 0.5
+        """Power of the source's class frequencies that its logits are raised by in its loss; 0 = not at all."""
         target_weight: NonNegative = 1.0
         """Of the target's cross-entropy, whose mean is over all pixels."""
         teacher_momentum: Share = 0.99
@@ -51,6 +55,7 @@ class Classwise(Method):
         self.config, self.seed = config, seed
         self.student = student
         self.teacher = EMATeacher(student, momentum=config.teacher_momentum)
+        self.frequencies = ClassFrequencies(student.num_classes)
         self.thresholds = ClassThresholds(student.num_classes, share=config.share, cap=config.cap)
 
     @property
@@ -60,7 +65,9 @@ class Classwise(Method):
     def losses(self, batches: Mapping[str, Batch], step: int, total_steps: int) -> Iterator[tuple[Loss, ...]]:
         c, source, target = self.config, batches["source"], batches["target"]
         out = self.student(source.image, "source", source.index)
-        yield (Loss("source_ce", output_cross_entropy(out, source.labels)),)
+        self.frequencies.update(source.labels)
+        adjusted = logit_adjusted(out, self.frequencies.shares(), c.prior)
+        yield (Loss("source_ce", output_cross_entropy(adjusted, source.labels)),)
 
         confidence, label = self.teacher.label(target.image)
         self.thresholds.update(confidence, label)
