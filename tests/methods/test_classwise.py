@@ -63,7 +63,10 @@ def test_source_and_target_are_two_graphs_and_the_teacher_learns_by_following_al
     stage = make_stage("classwise")
     state = make_state(stage)
     terms = list(state.method.train().losses(make_batches(stage), 0, 10))
-    assert [[loss.name for loss in losses] for losses in terms] == [["source_ce"], ["target_ce", "coverage"]]
+    assert [[loss.name for loss in losses] for losses in terms] == [
+        ["source_ce", "source_lovasz"],
+        ["target_ce", "coverage"],
+    ]
     assert all(p.grad is None for p in state.method.teacher.parameters())
 
 

@@ -2,7 +2,7 @@
 
 The thresholds are those of class-balanced self-training (CBST, 1810.07911) with SDCA's share and cap (2105.05013), kept
 while the network trains; the strong view and the teacher are those of the DACS line (2007.08702), without ClassMix; the
-source's logits are adjusted as in 2007.07314.
+source's logits are adjusted as in 2007.07314, and its Lovasz-softmax is SDCA's.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from udaseg.components.augment import strong
 from udaseg.components.class_frequencies import ClassFrequencies
 from udaseg.components.class_thresholds import ClassThresholds
 from udaseg.distributed import mean_over_ranks
-from udaseg.losses.segmentation import logit_adjusted, output_cross_entropy
+from udaseg.losses.segmentation import logit_adjusted, lovasz_softmax, output_cross_entropy
 from udaseg.methods.base import Method
 from udaseg.models.segmenter import Segmenter
 from udaseg.models.teacher import EMATeacher
@@ -25,7 +25,8 @@ from udaseg.types import Batch, Loss
 class Classwise(Method):
     """The student learns the teacher's most certain pixels of every class from a strong view of the target.
 
-    1. source cross-entropy of logits adjusted by the classes' frequencies, so that rare ones are not given up;
+    1. source cross-entropy of logits adjusted by the classes' frequencies, so that rare ones are not given up, and
+       Lovasz-softmax;
     2. the teacher labels the target; pixels that reach the running threshold of their class are reliable;
     3. cross-entropy of the target's strong view with these labels, reliable pixels with weight 1, others with 0;
     4. the teacher follows the student.
@@ -39,6 +40,8 @@ class Classwise(Method):
         """Confidence from which a pixel is reliable whatever the share."""
         prior: Share = 0.5
         """Power of the source's class frequencies that its logits are raised by in its loss; 0 = not at all."""
+        lovasz_weight: NonNegative = 0.75
+        """Of the source's Lovasz-softmax, as in SDCA."""
         target_weight: NonNegative = 1.0
         """Of the target's cross-entropy, whose mean is over all pixels."""
         teacher_momentum: Share = 0.99
@@ -67,7 +70,10 @@ class Classwise(Method):
         out = self.student(source.image, "source", source.index)
         self.frequencies.update(source.labels)
         adjusted = logit_adjusted(out, self.frequencies.shares(), c.prior)
-        yield (Loss("source_ce", output_cross_entropy(adjusted, source.labels)),)
+        yield (
+            Loss("source_ce", output_cross_entropy(adjusted, source.labels)),
+            Loss("source_lovasz", lovasz_softmax(out.logits, source.labels), c.lovasz_weight),
+        )
 
         confidence, label = self.teacher.label(target.image)
         self.thresholds.update(confidence, label)
