@@ -50,6 +50,9 @@ class Optim:
     """Factor of the first step's rate, in [0, 1]; None = 1 / (warmup_steps + 1). DAFormer and its line have 1e-6."""
     clip: NonNegative = 0.0
     """Largest norm of the averaged gradient; 0 = not clipped."""
+    fused: bool | None = None
+    """Whether one kernel updates all parameters, which also skips a step that is not finite without asking the host;
+    None = on a GPU. The sums are the same in another order, so that results differ in the last bits."""
 
     def lr_factor(self, step: int, total_steps: int) -> float:
         """What every learning rate is multiplied with at `step` in [0, total_steps)."""

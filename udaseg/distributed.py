@@ -57,21 +57,24 @@ def _average_flat(tensors: list[Tensor]) -> None:
             tensor.copy_(mean.view_as(tensor))
 
 
-def average_gradients(parameters: Iterable[nn.Parameter]) -> bool:
+def average_gradients(parameters: Iterable[nn.Parameter]) -> Tensor:
     """Replace each gradient by its mean over ranks; a missing one becomes zero, so that all ranks hold the same set.
 
-    Returns whether any parameter had a gradient on any rank.
+    Args:
+        parameters: at least one that requires a gradient.
+
+    Returns:
+        Scalar tensor: the share of the ranks on which any parameter had a gradient.
     """
     learning = [parameter for parameter in parameters if parameter.requires_grad]
     found = any(parameter.grad is not None for parameter in learning)
     for parameter in learning:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-    if world_size() == 1 or not learning:
-        return found
     share = torch.full_like(learning[0].flatten()[:1], float(found), requires_grad=False)
-    _average_flat([*(parameter.grad for parameter in learning if parameter.grad is not None), share])
-    return bool(share > 0)
+    if world_size() > 1:
+        _average_flat([*(parameter.grad for parameter in learning if parameter.grad is not None), share])
+    return share[0]
 
 
 def average_batch_norm(module: nn.Module) -> None:

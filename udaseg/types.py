@@ -32,7 +32,8 @@ class Batch:
     image: Tensor
     """(B, 3, H, W) float in [0, 1]."""
     index: Tensor
-    """(B,) int64, the global sample index; random draws for a sample are keyed by it."""
+    """(B,) int64, the global sample index; random draws for a sample are keyed by it. It stays on the CPU, where they
+    are made, so that no draw waits for the device."""
     label: Tensor | None = None
     """(B, H, W) int64 train ids, 255 = ignore."""
     weight: Tensor | None = None
@@ -59,11 +60,10 @@ class Batch:
         return self.distribution
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch with every tensor on `device`."""
+        """The same batch with all but its index on `device`."""
         return replace(
             self,
             image=self.image.to(device),
-            index=self.index.to(device),
             label=None if self.label is None else self.label.to(device),
             weight=None if self.weight is None else self.weight.to(device),
             distribution=None if self.distribution is None else self.distribution.to(device),

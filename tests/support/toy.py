@@ -157,7 +157,12 @@ def make_state(stage: Stage, seed: int = SEED) -> RunState:
 
 
 def make_batches(stage: Stage, step: int = 0, size: int = 2, first: int = 0) -> dict[str, Batch]:
-    """Samples [first, first + size) of a step: blocks of classes, each of a colour, more or less of them unlabelled."""
+    """Samples [first, first + size) of a step on the CPU."""
+    return to_batches(make_columns(step, size, first), stage.data, seed=SEED, device=CPU)
+
+
+def make_columns(step: int = 0, size: int = 2, first: int = 0) -> dict[str, np.ndarray]:
+    """Those samples as they are streamed: blocks of classes, each of a colour, more or less of them unlabelled."""
     columns: dict[str, np.ndarray] = {"index": np.arange(first, first + size) + step * 1000}
     colours = np.array([[200, 40, 40], [40, 200, 40], [40, 40, 200], [200, 200, 60]])
     for domain, shift in (("source", 0), ("target", 40), ("template", 1), ("rare", 2)):
@@ -174,7 +179,7 @@ def make_batches(stage: Stage, step: int = 0, size: int = 2, first: int = 0) -> 
             here = np.stack(labels)[:, None, ::8, ::8] == np.arange(CLASSES)[:, None, None]
             probability = np.where(here.any(1, keepdims=True), np.where(here, 0.7, 0.1), 0.25)
             columns["target_distribution"] = encode_distribution(probability)
-    return to_batches(columns, stage.data, seed=SEED, device=CPU)
+    return columns
 
 
 def warm_up(network: Segmenter) -> None:

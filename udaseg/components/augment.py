@@ -1,4 +1,7 @@
-"""Augmentation on the device with Kornia, keyed per sample: the result does not depend on who else is in the batch."""
+"""Augmentation on the device with Kornia, keyed per sample: the result does not depend on who else is in the batch.
+
+What is drawn stays on the host, which so knows whom to flip, jitter and blur without asking; Kornia moves it.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from dataclasses import replace
 from typing import Literal
 
 import kornia
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,9 +23,13 @@ BLUR_KERNEL = (7, 7)
 
 
 def _draws(index: Tensor, seed: int, purpose: str, count: int) -> Tensor:
-    """(count, B) floats in [0, 1) on the index's device."""
-    drawn = uniforms(seed, index.cpu().numpy(), purpose, count)
-    return torch.from_numpy(drawn.T.copy()).float().to(index.device)
+    """(count, B) floats in [0, 1), on the host."""
+    return torch.from_numpy(uniforms(seed, index.cpu().numpy(), purpose, count).T.copy()).float()
+
+
+def _below(drawn: Tensor, probability: float) -> Tensor:
+    """The samples that drew less than a probability, on the host."""
+    return torch.from_numpy(np.flatnonzero(drawn.numpy() < np.float32(probability)))
 
 
 def weak(batch: Batch, *, seed: int, purpose: str, flip: float = 0.5, rotation: float = 0.0) -> Batch:
@@ -36,17 +44,19 @@ def weak(batch: Batch, *, seed: int, purpose: str, flip: float = 0.5, rotation: 
     """
     u_flip, u_angle = _draws(batch.index, seed, f"weak.{purpose}", 2)
     planes = {"image": batch.image, "label": batch.label, "weight": batch.weight, "distribution": batch.distribution}
-    flipped = (u_flip < flip).nonzero()[:, 0]
+    flipped = _below(u_flip, flip)
     if len(flipped):
+        flipped = flipped.to(batch.image.device, non_blocking=True)
         for name, plane in planes.items():
             if plane is not None:
                 planes[name] = plane.index_copy(0, flipped, plane[flipped].flip(-1))
     if rotation:
         height, width = batch.image.shape[-2:]
-        center = torch.tensor([[(width - 1) / 2, (height - 1) / 2]], device=batch.index.device).expand(len(u_angle), -1)
+        center = torch.tensor([[(width - 1) / 2, (height - 1) / 2]]).expand(len(u_angle), -1)
         matrix = kornia.geometry.transform.get_rotation_matrix2d(
             center, (2 * u_angle - 1) * rotation, torch.ones_like(center)
         )
+        matrix = matrix.to(batch.image.device, non_blocking=True)
         for name, plane in planes.items():
             if plane is not None and name != "distribution":  # `Data.check` has none where images are rotated
                 planes[name] = _warp(plane, matrix, is_label=name == "label")
@@ -175,21 +185,24 @@ def strong(
     """
     u = _draws(index, seed, f"strong.{purpose}", 7)
     out = image
-    chosen = (u[0] < jitter_probability).nonzero()[:, 0]
+    chosen = _below(u[0], jitter_probability)
     if jitter and len(chosen):
+        there = chosen.to(image.device, non_blocking=True)
         brightness, contrast, saturation = 1 + jitter * (2 * u[2:5, chosen] - 1)
         hue = jitter * (2 * u[5, chosen] - 1)
         if form == "hsv":
-            orders = [keyed(seed, int(i), f"strong.{purpose}", "order").permutation(4).tolist() for i in index[chosen]]
-            x = jitter_hsv(out[chosen], brightness, contrast, saturation, hue, orders)
+            numbers = index.cpu()[chosen].tolist()
+            orders = [keyed(seed, i, f"strong.{purpose}", "order").permutation(4).tolist() for i in numbers]
+            x = jitter_hsv(out[there], brightness, contrast, saturation, hue, orders)
         else:
-            x = kornia.enhance.adjust_brightness_accumulative(out[chosen], brightness)
+            x = kornia.enhance.adjust_brightness_accumulative(out[there], brightness)
             x = kornia.enhance.adjust_contrast_with_mean_subtraction(x, contrast)
             x = kornia.enhance.adjust_saturation_with_gray_subtraction(x, saturation)
             x = kornia.enhance.adjust_hue(x, hue * 2 * math.pi).clamp(0, 1)
-        out = out.index_copy(0, chosen, x)
-    blurred = (u[1] < blur_probability).nonzero()[:, 0]
+        out = out.index_copy(0, there, x)
+    blurred = _below(u[1], blur_probability)
     if len(blurred):
         sigma = (0.15 + u[6, blurred])[:, None].expand(-1, 2)
-        out = out.index_copy(0, blurred, kornia.filters.gaussian_blur2d(out[blurred], BLUR_KERNEL, sigma))
+        there = blurred.to(image.device, non_blocking=True)
+        out = out.index_copy(0, there, kornia.filters.gaussian_blur2d(out[there], BLUR_KERNEL, sigma))
     return out

@@ -44,10 +44,11 @@ class ClassThresholds(nn.Module):
     def update(self, confidence: Tensor, label: Tensor) -> None:
         """Take in the pixels of all ranks: confidence (B, H, W) in [0, 1] and train ids (B, H, W), 255 = left out."""
         classes = len(self.histogram)
-        known = label != IGNORE
-        place = (confidence[known].nan_to_num() * BINS).long().clamp_max(BINS - 1)  # NaN ends the step by its loss
-        counts = torch.bincount(label[known] * BINS + place, minlength=classes * BINS).view(classes, BINS)
-        self.histogram.mul_(self.momentum).add_(sum_over_ranks(counts.to(self.histogram.dtype)))
+        place = (confidence.nan_to_num() * BINS).long().clamp_max(BINS - 1)  # NaN ends the step by its loss
+        slot = (label.clamp_max(classes) * BINS + place).flatten()  # what is left out is a class more, which is dropped
+        ones = self.histogram.new_ones(()).expand(len(slot))
+        counts = self.histogram.new_zeros((classes + 1) * BINS).index_add_(0, slot, ones).view(-1, BINS)[:classes]
+        self.histogram.mul_(self.momentum).add_(sum_over_ranks(counts))
 
     def thresholds(self) -> Tensor:
         """(K,) float thresholds, lower edges of bins of 1/1000."""

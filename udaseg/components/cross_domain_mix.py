@@ -87,7 +87,14 @@ def mix(
     target_weight[:, :ignore_top] = 0
     target_weight[:, max(confidence.shape[1] - ignore_bottom, 0) :] = 0
 
-    mask = class_mask(source.labels, source.index, seed=seed, include_ignore=include_ignore, pool_size=pool_size)
+    mask = class_mask(
+        source.labels,
+        source.index,
+        seed=seed,
+        include_ignore=include_ignore,
+        pool_size=pool_size,
+        num_classes=teacher.network.num_classes,
+    )
     image = strong(
         paste(mask, source.image, target.image),
         target.index,

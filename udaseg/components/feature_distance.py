@@ -25,7 +25,7 @@ def thing_distance(
     scale, classes = beginning.network.feature_stride, beginning.network.num_classes
     size = (feature.shape[2], feature.shape[3])
     cells = majority_cells(source.labels, size, scale, num_classes=classes, min_share=min_share)
-    mask = torch.isin(cells, torch.tensor(things, device=cells.device))
+    mask = torch.isin(cells, torch.tensor(things).to(cells.device, non_blocking=True))
     return feature_distance(feature, reference, mask)
 
 

@@ -36,7 +36,7 @@ def patch_mask(image: Tensor, index: Tensor, *, block: int, ratio: float, seed: 
     height, width = image.shape[-2:]
     rows, columns = (max(1, round(side / block)) for side in (height, width))
     drawn = uniforms(seed, index.cpu().numpy(), "patch_mask", rows * columns).reshape(-1, rows, columns)
-    shown = torch.from_numpy(drawn >= ratio).to(image.device)
+    shown = torch.from_numpy(drawn >= ratio).to(image.device, non_blocking=True)
     row = torch.arange(height, device=image.device) * rows // height
     column = torch.arange(width, device=image.device) * columns // width
     return shown[:, row[:, None], column]

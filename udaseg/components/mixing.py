@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from udaseg.rng import keyed
@@ -19,6 +21,7 @@ def class_mask(
     include_ignore: bool = True,
     round_up: bool = True,
     pool_size: int = 1,
+    num_classes: int = IGNORE,
 ) -> Tensor:
     """ClassMix: half of the classes of each label map, drawn by the sample's key.
 
@@ -33,22 +36,49 @@ def class_mask(
         include_ignore: whether 255 is a class that can be drawn.
         round_up: half of an odd number of classes, rounded up (the DACS line) or down (LDBE).
         pool_size: consecutive samples whose classes each of them draws from; 1 = each image's own.
+        num_classes: K, which no train id but 255 reaches; the draws take time for each.
 
     Returns:
         (B, H, W) bool, True where the pixel is pasted.
     """
-    masks = []
-    for place, (sample, number) in enumerate(zip(label, index.tolist(), strict=True)):
-        first = place - place % pool_size
-        pool = label[first : first + pool_size]
-        classes = pool.flatten().bincount(minlength=IGNORE + 1).nonzero()[:, 0].cpu()
-        if not include_ignore:
-            classes = classes[classes != IGNORE]
-        order = torch.from_numpy(keyed(seed, number, "class_mask").permutation(len(classes)))
-        chosen = torch.zeros(IGNORE + 1, dtype=torch.bool)
-        chosen[classes[order[: (len(classes) + round_up) // 2]]] = True
-        masks.append(chosen.to(sample.device)[sample])
-    return torch.stack(masks)
+    present = present_classes(label)
+    if not include_ignore:
+        present[:, IGNORE] = False
+    if pool_size > 1:
+        pools = F.pad(present, (0, 0, 0, -len(label) % pool_size)).unflatten(0, (-1, pool_size)).any(1)
+        present = pools[:, None].expand(-1, pool_size, -1).flatten(0, 1)[: len(label)]
+    # what is drawn depends on how many classes there are, which the device knows: so it is drawn for every number
+    drawn = np.zeros((len(label), num_classes + 2, num_classes + 1), bool)
+    for sample, number in enumerate(index.tolist()):
+        generator = keyed(seed, number, "class_mask")
+        begin = generator.bit_generator.state
+        for count in range(1, num_classes + 2):
+            generator.bit_generator.state = begin
+            order = generator.permutation(count)
+            drawn[sample, count, order[: (count + round_up) // 2]] = True
+    chosen = present & _of_place(torch.from_numpy(drawn).to(label.device, non_blocking=True), present)
+    return chosen.gather(1, label.flatten(1)).view_as(label)
+
+
+def present_classes(label: Tensor) -> Tensor:
+    """(B, 256) bool: which train ids, 255 = ignore among them, each of the (B, H, W) label maps holds."""
+    present = torch.zeros(len(label), IGNORE + 1, dtype=torch.bool, device=label.device)
+    return present.scatter_(1, label.flatten(1), True)
+
+
+def _of_place(drawn: Tensor, present: Tensor) -> Tensor:
+    """What was drawn for each class: the i-th of n classes that are present has drawn[:, n, i].
+
+    Args:
+        drawn: (B, N + 1, N).
+        present: (B, C) bool.
+
+    Returns:
+        (B, C); of classes that are not present anything.
+    """
+    count = present.sum(1)
+    place = (present.cumsum(1) - 1).clamp(0, drawn.shape[2] - 1)
+    return drawn[torch.arange(len(drawn), device=drawn.device), count].gather(1, place)
 
 
 def rare_mask(label: Tensor, index: Tensor, *, classes: Sequence[int], seed: int) -> Tensor:
@@ -65,13 +95,15 @@ def rare_mask(label: Tensor, index: Tensor, *, classes: Sequence[int], seed: int
     Returns:
         (B, H, W) bool.
     """
-    masks = []
-    for sample, number in zip(label, index.tolist(), strict=True):
-        here = sample.flatten().bincount(minlength=IGNORE + 1)[list(classes)].cpu() > 0
-        found = [c for c, present in zip(classes, here.tolist(), strict=True) if present]
-        chosen = found[int(keyed(seed, number, "rare_mask").integers(len(found)))] if found else -1
-        masks.append(sample == chosen)
-    return torch.stack(masks)
+    ids = torch.tensor(classes).to(label.device, non_blocking=True)
+    present = present_classes(label)[:, ids]
+    drawn = np.zeros((len(label), len(classes) + 1, len(classes)), bool)
+    for sample, number in enumerate(index.tolist()):
+        for count in range(1, len(classes) + 1):
+            drawn[sample, count, keyed(seed, number, "rare_mask").integers(count)] = True
+    chosen = present & _of_place(torch.from_numpy(drawn).to(label.device, non_blocking=True), present)
+    one = torch.where(chosen, ids, -1).amax(1)  # -1 where none is present
+    return label == one[:, None, None]
 
 
 def soft_paste(mask: Tensor, over: Tensor, under: Tensor, *, blend: float) -> Tensor:

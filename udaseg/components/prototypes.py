@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from udaseg.distributed import rank, sum_over_ranks, world_size
 from udaseg.losses.contrastive import masked_average_pool
 from udaseg.models.segmenter import Segmenter
-from udaseg.types import IGNORE, Detail, Domain, SegOutput
+from udaseg.types import Detail, Domain, SegOutput
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def class_means(feature: Tensor, label: Tensor, num_classes: int, *, min_cells: 
         min_cells: of a class in an image, >= 1.
     """
     means, _ = masked_average_pool(feature, label, num_classes)
-    cells = torch.stack([torch.bincount(y.flatten(), minlength=IGNORE + 1)[:num_classes] for y in label])
+    cells = F.one_hot(label.clamp_max(num_classes), num_classes + 1)[..., :num_classes].sum((1, 2))
     return means, cells >= min_cells
 
 

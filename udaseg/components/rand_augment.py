@@ -86,8 +86,7 @@ def rand_augment(image: Tensor, index: Tensor, *, seed: int, purpose: str) -> St
         cuts.append([left / width, top / height, min(width, left + side) / width, min(height, top + side) / height])
         sources.append(matrix[:2])
         views.append(colours.to(pixels.dtype) / 255)
-    source = torch.from_numpy(np.stack(sources)).to(image)
-    cut = torch.tensor(cuts, dtype=image.dtype, device=image.device)
+    source, cut = (torch.from_numpy(np.array(x)).to(image, non_blocking=True) for x in (sources, cuts))
     grid = F.affine_grid(source, list(image.shape), align_corners=False)
     view = F.grid_sample(torch.stack(views) - GREY, grid, mode="bilinear", align_corners=False) + GREY
     return StrongView(view.masked_fill(_cut_out(cut, height, width)[:, None], GREY), source, cut)

@@ -34,6 +34,7 @@ class CRDA:
             return
         count = logits[0, 0].numel()
         drawn = [keyed(seed, int(i), "relations").choice(count, min(self.pixels, count), replace=False) for i in index]
-        places = torch.from_numpy(np.stack(drawn)).to(logits.device)[:, None].expand(-1, logits.shape[1], -1)
+        places = torch.from_numpy(np.stack(drawn)).to(logits.device, non_blocking=True)
+        places = places[:, None].expand(-1, logits.shape[1], -1)
         student, taught = (x.flatten(2).gather(2, places) for x in (logits, teacher(image).logits))
         yield Loss("relation_consistency", relation_consistency(student, taught), self.weight)

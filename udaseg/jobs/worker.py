@@ -169,7 +169,7 @@ def _run(
     """Train from `state` to the stage's end; `history` holds the rows of metrics so far, and rank 0 adds its own."""
     from udaseg.evaluation.checkpoint_scores import score
     from udaseg.training.batches import to_batches
-    from udaseg.training.step import train_step
+    from udaseg.training.step import queue_step
 
     stage, data = job.stage, job.stage.data
     per_rank = data.batch_size // world_size
@@ -189,13 +189,16 @@ def _run(
     while state.step < stage.steps:
         with speed.waiting():
             columns = next(rows)
-        values = train_step(state, to_batches(columns, data, seed=job.seed, device=device), stage, seed=job.seed)
+        queue_step(state, to_batches(columns, data, seed=job.seed, device=device), stage, seed=job.seed)
         last = state.step == stage.steps
         if state.step % job.log_every == 0 or last:
+            values = state.read()
             lr = stage.optim.lr * stage.optim.lr_factor(state.step - 1, stage.steps)
             measured = {**speed.take(state.step), "memory_mib": peak_memory(device), "workers": world_size}
             report({"event": "step", "step": state.step, "lr": lr, **values, **measured})
         due = state.step % job.checkpoint_every == 0 or last
+        if due:
+            state.read()  # on every rank: nothing that is not finite becomes a checkpoint
         if due and job.scoring is not None:
             # before the checkpoint counts: what is done again after a loss is scored again too
             seen: dict[str, Any] = {"short_side": data.short_side, "resample": data.resample}

@@ -30,8 +30,9 @@ def cell_label_counts(label: Tensor, size: tuple[int, int], num_classes: int) ->
     cell = (row[:, None] * w + col).expand(batch, -1, -1)
     image = torch.arange(batch, device=device)[:, None, None]
     slot = (image * (num_classes + 1) + label.clamp_max(num_classes)) * (h * w) + cell
-    counts = torch.bincount(slot.flatten(), minlength=batch * (num_classes + 1) * h * w)
-    return counts.view(batch, num_classes + 1, h, w)[:, :num_classes].float()
+    ones = torch.ones((), device=device).expand(slot.numel())
+    counts = torch.zeros(batch * (num_classes + 1) * h * w, device=device).index_add_(0, slot.flatten(), ones)
+    return counts.view(batch, num_classes + 1, h, w)[:, :num_classes]
 
 
 def masked_average_pool(feature: Tensor, label: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:

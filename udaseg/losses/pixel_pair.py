@@ -54,16 +54,15 @@ def pair_contrast(
         negative = power.masked_fill(same if valid is None else same | ~valid, 0).sum(1, keepdim=True)
         log_share = similarity - (power + negative).clamp_min(torch.finfo(power.dtype).tiny).log()
         positive = (same if valid is None else same & valid).to(similarity.dtype)
-        index = torch.arange(part.start, part.stop, device=anchor.device)
-        inside = index < len(key)
-        positive[torch.arange(len(index), device=anchor.device)[inside], index[inside]] = 0
+        if part.start < len(key):
+            positive.diagonal(part.start).zero_()  # each anchor's own pixel
         count = positive.sum(1)
         if weight is not None:
             positive = positive * weight(part)
         return -(positive * log_share).sum(1), count
 
     parts = [slice(start, min(start + rows, len(anchor))) for start in range(0, len(anchor), rows)]
-    done = [checkpoint(block, part, anchor, key, use_reentrant=False) for part in parts]
+    done = [checkpoint(block, part, anchor, key, use_reentrant=False, preserve_rng_state=False) for part in parts]
     return torch.cat([sums for sums, _ in done]), torch.cat([counts for _, counts in done])
 
 
@@ -189,5 +188,5 @@ def _sum_of_anchors(sums: Tensor, counts: Tensor, valid: Tensor | None) -> Tenso
 
 def _count(label: Tensor, valid: Tensor | None) -> Tensor:
     """Anchors of all ranks, per rank."""
-    count = torch.tensor(float(label.numel()), device=label.device) if valid is None else valid.sum().float()
+    count = torch.full((), float(label.numel()), device=label.device) if valid is None else valid.sum().float()
     return mean_over_ranks(count).clamp_min(1)

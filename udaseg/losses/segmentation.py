@@ -38,7 +38,7 @@ def cross_entropy(
     if weight is not None:
         loss = loss * weight
     if reduction == "all":
-        count = torch.tensor(label.numel(), device=label.device)
+        count = torch.full((), label.numel(), device=label.device)
     else:
         count = (label != IGNORE if reduction == "valid" else loss > 0).sum()
     return loss.sum() / mean_over_ranks(count.to(loss.dtype)).clamp_min(1e-12)
@@ -91,7 +91,9 @@ def logit_adjusted(out: SegOutput, shares: Tensor, power: float) -> SegOutput:
 def _crops(plane: Tensor, at: Tensor, size: Sequence[int], fill: float) -> Tensor:
     """(B, *size) crops of a (B, H, W) plane from their (B, 2) top left corners on, filled up beyond the border."""
     plane = F.pad(plane, (0, size[1], 0, size[0]), value=fill)
-    return torch.stack([x[i : i + size[0], j : j + size[1]] for x, (i, j) in zip(plane, at, strict=True)])
+    sample = torch.arange(len(plane), device=plane.device)[:, None, None]
+    row, column = (at[:, i, None] + torch.arange(size[i], device=plane.device) for i in (0, 1))
+    return plane[sample, row[:, :, None], column[:, None, :]]
 
 
 def focal_cross_entropy(logits: Tensor, label: Tensor, *, gamma: float = 2.0) -> Tensor:

@@ -29,14 +29,14 @@ class AdaBN(Method):
     def __init__(self, student: Segmenter) -> None:
         super().__init__()
         self.student = student.requires_grad_(False)
-        for module in student.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.momentum = None  # a cumulative average
         for name, buffer in student.named_buffers():  # also those that the network keeps for the target
             if name.endswith(("running_mean", "running_var", "num_batches_tracked")):
                 buffer.fill_(name.endswith("running_var"))
 
     def losses(self, batches: Mapping[str, Batch], step: int, total_steps: int) -> Iterator[tuple[Loss, ...]]:
+        for module in self.student.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.momentum = 1 / (step + 1)  # a cumulative average; with None it would ask the device for the step
         with torch.no_grad():
             confidence = (
                 self.student(batches["target"].image, "target", detail="everywhere").logits.softmax(1).amax(1).mean()

@@ -90,6 +90,9 @@ def build_optimizer(student: Segmenter, optim: Optim, *, heads: Iterable[nn.Modu
             chosen = [p for p, does in zip(parameters, decays, strict=True) if does == decay]
             groups.append({"params": chosen, "lr": lr, **settings})
     groups = [group for group in groups if group["params"]]
+    fused = (all(p.device.type == "cuda" for p in (*backbone, *head)) if optim.fused is None else optim.fused) or None
     if optim.name == "sgd":
-        return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay)
-    return torch.optim.AdamW(groups, lr=optim.lr, weight_decay=optim.weight_decay)
+        return torch.optim.SGD(
+            groups, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay, fused=fused
+        )
+    return torch.optim.AdamW(groups, lr=optim.lr, weight_decay=optim.weight_decay, fused=fused)

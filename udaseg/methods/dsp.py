@@ -92,7 +92,7 @@ class DSP(Method):
 
         confidence, target_label = self.teacher.label(target.image)
         quality = confident_share(confidence, c.threshold)
-        mask = class_mask(template.labels, template.index, seed=self.seed)
+        mask = class_mask(template.labels, template.index, seed=self.seed, num_classes=self.student.num_classes)
         tail = rare_mask(rare.labels, rare.index, classes=c.long_tail, seed=self.seed)
 
         rare_label, template_label = rare.labels, template.labels

@@ -93,7 +93,7 @@ class LDBE(Method):
         label = torch.where(labelled, target.labels, teacher_label)
         confidence = torch.where(labelled, 1.0 if target.weight is None else target.weight, confidence)
 
-        mask = class_mask(label, target.index, seed=self.seed, round_up=False)
+        mask = class_mask(label, target.index, seed=self.seed, round_up=False, num_classes=self.student.num_classes)
         image, label, confidence = (paste(mask, x, self._next(x)) for x in (target.image, label, confidence))
         sure = (confidence >= c.threshold).float().mean((1, 2))
         weight = sure[:, None, None].expand_as(confidence)

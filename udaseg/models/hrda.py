@@ -83,7 +83,7 @@ class HRDA(Segmenter):
             at = (
                 self._most_uncertain(context, size) if detail == "entropy" else self._random(image, size, domain, index)
             )
-            crop = torch.stack([x[:, i : i + size[0], j : j + size[1]] for x, (i, j) in zip(image, at, strict=True)])
+            crop = image[_places(at, size)].movedim(-1, 1).contiguous()
             _, logits, crop_embedding, _ = self.run(crop, domain)
             cells = at // self.stride
             seen = _placed(logits, cells, shape)
@@ -134,9 +134,9 @@ class HRDA(Segmenter):
     def _random(self, image: Tensor, size: tuple[int, int], domain: Domain, index: Tensor | None) -> Tensor:
         if index is None:
             raise ValueError('HRDA draws a detail crop by the sample\'s index: give it, or detail="everywhere"')
-        drawn = torch.from_numpy(uniforms(self.seed, index.cpu().numpy(), f"detail.{domain}", 2)).to(image.device)
+        drawn = torch.from_numpy(uniforms(self.seed, index.cpu().numpy(), f"detail.{domain}", 2))
         places = [(whole - part) // self.unit + 1 for whole, part in zip(image.shape[2:], size, strict=True)]
-        return (drawn * torch.tensor(places, device=image.device)).long() * self.unit
+        return ((drawn * torch.tensor(places)).long() * self.unit).to(image.device, non_blocking=True)
 
     def _most_uncertain(self, context: Tensor, size: tuple[int, int]) -> Tensor:
         """(B, 2) places where the mean entropy of the context's prediction is highest."""
@@ -158,10 +158,13 @@ def _double(plane: Tensor) -> Tensor:
 
 def _placed(part: Tensor, at: Tensor, shape: tuple[int, int]) -> Tensor:
     """Each sample's (C, h, w) part at its (row, column) in a (C, *shape) plane of zeros."""
-    h, w = part.shape[-2:]
-    return torch.stack(
-        [
-            F.pad(plane, (int(j), shape[1] - w - int(j), int(i), shape[0] - h - int(i)))
-            for plane, (i, j) in zip(part, at, strict=True)
-        ]
-    )
+    whole = part.new_zeros(len(part), *shape, part.shape[1])
+    sample, _, row, column = _places(at, (part.shape[2], part.shape[3]))
+    return whole.index_put((sample, row, column), part.movedim(1, -1)).movedim(-1, 1).contiguous()
+
+
+def _places(at: Tensor, size: tuple[int, int]) -> tuple[Tensor, slice, Tensor, Tensor]:
+    """The index of a (B, C, H, W) batch that cuts crops of a size from each sample's (row, column) on: (B, h, w, C)."""
+    sample = torch.arange(len(at), device=at.device)[:, None, None]
+    row, column = (at[:, i, None] + torch.arange(size[i], device=at.device) for i in (0, 1))
+    return sample, slice(None), row[:, :, None], column[:, None, :]

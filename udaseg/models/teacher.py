@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -15,8 +16,9 @@ from udaseg.types import Domain, SegOutput
 @torch.no_grad()
 def follow(average: nn.Module, module: nn.Module, momentum: float) -> None:
     """Move the parameters of an average toward a module's: average <- momentum * average + (1 - momentum) * module."""
-    for mine, new in zip(average.parameters(), module.parameters(), strict=True):
-        mine.lerp_(new.to(mine.dtype), 1 - momentum)
+    mine: list[Tensor] = [*average.parameters()]
+    new = [theirs.to(own.dtype) for own, theirs in zip(mine, module.parameters(), strict=True)]
+    torch._foreach_lerp_(mine, new, 1 - momentum)
 
 
 class EMATeacher(nn.Module):
@@ -53,7 +55,13 @@ class EMATeacher(nn.Module):
         self.statistics = statistics
         self.ramp, self.drops = ramp, drops
         self.network = copy.deepcopy(student).requires_grad_(False)
-        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))  # on the host, see `_apply`
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> EMATeacher:
+        updates = self.updates
+        super()._apply(fn, recurse)
+        self.updates = updates  # stays on the host wherever the network goes: it is read at every step
+        return self
 
     def train(self, mode: bool = True) -> EMATeacher:
         super().train(mode)

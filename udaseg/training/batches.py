@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from udaseg.components.augment import strong, weak
 from udaseg.config import Data
@@ -24,18 +25,23 @@ def to_batches(columns: Mapping[str, np.ndarray], data: Data, *, seed: int, devi
         seed: key of the run and stage.
         device: where the batches go.
     """
-    index = torch.from_numpy(columns["index"].astype(np.int64)).to(device)
+
+    def there(column: np.ndarray) -> Tensor:
+        """On the device, by way of a copy, since Arrow's memory is read-only."""
+        return torch.tensor(column).to(device, non_blocking=True)
+
+    index = torch.from_numpy(columns["index"].astype(np.int64))
     batches = {}
     for name, stream in data.streams().items():
-        image = torch.tensor(columns[f"{name}_image"]).to(device)  # a copy: Arrow's memory is read-only
+        image = there(columns[f"{name}_image"])
         label, code, all_codes = (columns.get(f"{name}_{part}") for part in ("label", "confidence", "distribution"))
         batch = Batch(
             image=image.permute(0, 3, 1, 2).float() / 255,  # channels last, as it comes: convolutions are faster so
             index=index,
             stream=name,
-            label=None if label is None else torch.tensor(label).to(device).long(),
-            weight=None if code is None else torch.from_numpy(decode_confidence(code)).to(device),
-            distribution=None if all_codes is None else torch.from_numpy(decode_distribution(all_codes)).to(device),
+            label=None if label is None else there(label).long(),
+            weight=None if code is None else there(decode_confidence(code)),
+            distribution=None if all_codes is None else there(decode_distribution(all_codes)),
         )
         batch = weak(batch, seed=seed, purpose=name, flip=data.flip, rotation=data.rotation)
         if stream.jitter or stream.blur:

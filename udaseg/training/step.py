@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,6 +26,15 @@ _NAMED = 4
 """Parameters that an error names."""
 
 
+class _Unread(NamedTuple):
+    """What a step found, still on the device."""
+
+    step: int
+    names: tuple[str, ...]
+    numbers: Tensor  # the losses by these names, then the gradient norm and the share of `average_gradients` of each
+    # optimiser
+
+
 @dataclass
 class RunState:
     """All that changes in a run: saving, resuming and moving it is this and nothing else."""
@@ -33,9 +43,62 @@ class RunState:
     optimizers: list[Optimizer]
     step: int = 0
     """Steps done."""
+    _unread: list[_Unread] = field(default_factory=list, init=False, repr=False)
+    _sound: Tensor | None = field(default=None, init=False, repr=False)
+    _values: dict[str, float] = field(default_factory=dict, init=False, repr=False)
+
+    def take_in(self, losses: Mapping[str, Tensor], gathered: list[tuple[Tensor, Tensor]]) -> Tensor:
+        """Keep a step's losses, and each optimiser's gradient norm and share of `average_gradients`, for `read`.
+
+        Returns a scalar tensor: 0 if all that was found since the start is finite, and each optimiser has a gradient;
+        else 1.
+        """
+        device = next(self.method.parameters()).device
+        found = [*losses.values(), *(norm for norm, _ in gathered), *(share for _, share in gathered)]
+        numbers = torch.stack([x.detach().to(device, torch.float64, non_blocking=True) for x in found])
+        self._unread.append(_Unread(self.step, tuple(losses), numbers))
+        sound = numbers.isfinite().all() & (numbers[len(numbers) - len(gathered) :] > 0).all()
+        self._sound = sound if self._sound is None else self._sound & sound
+        return (~self._sound).float()
+
+    def read(self) -> dict[str, float]:
+        """Each loss of the last step by name, and "grad_norm", that of the first optimiser.
+
+        This is where the host waits for the device. Raises TrainingError, naming the first step since the last reading
+        where a loss or gradient was not finite, or an optimiser had no gradient; no optimiser has stepped since.
+        """
+        unread, self._unread = self._unread, []
+        numbers = iter(torch.cat([x.numbers for x in unread]).tolist() if unread else [])
+        count = len(self.optimizers)
+        for step, names, _ in unread:
+            losses = {name: next(numbers) for name in names}
+            norms, shares = ([next(numbers) for _ in range(count)] for _ in range(2))
+            self._values = losses | {"grad_norm": norms[0] if norms else 0.0}
+            if 0 in shares:
+                self.step = step
+                idle = shares.index(0)
+                raise TrainingError(
+                    f"optimiser {idle}: no loss has a gradient with respect to its parameters: "
+                    f"{_listed(self.names(idle))}"
+                )
+            if not all(map(math.isfinite, [*norms, *losses.values()])):
+                self.step = step
+                seen = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
+                raise TrainingError(
+                    f"step {step}: a loss or gradient is not finite (gradient norm {self._values['grad_norm']}; "
+                    f"{seen}). Lower optim.lr, set optim.clip, or look for images without any labelled pixel"
+                )
+        return dict(self._values)
+
+    def names(self, number: int, *, frozen: bool = False) -> list[str]:
+        """The names of an optimiser's parameters, or of those of them that are frozen."""
+        names = {id(p): name for name, p in self.method.named_parameters()}
+        parameters = (p for group in self.optimizers[number].param_groups for p in group["params"])
+        return [names.get(id(p), "?") for p in parameters if not frozen or not p.requires_grad]
 
     def save(self, path: Path) -> None:
-        """Write the state to a file that loads without executing code."""
+        """Write the state to a file that loads without executing code; raises as `read` does."""
+        self.read()
         torch.save(
             {
                 "method": self.method.state_dict(),
@@ -53,6 +116,8 @@ class RunState:
                 raise ValueError(f"its step is {state['step']!r}")
             self.method.load_state_dict(state["method"])
             for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+                for mine, theirs in zip(optimizer.param_groups, saved["param_groups"], strict=True):
+                    theirs |= {"fused": mine["fused"]} if "fused" in mine else {}  # of this device, not of that before
                 optimizer.load_state_dict(saved)
                 _check_moments(optimizer)
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
@@ -93,14 +158,20 @@ def build_state(
 
 
 def train_step(state: RunState, batches: Mapping[str, Batch], stage: Stage, *, seed: int) -> dict[str, float]:
+    """`queue_step`, and what it found: `RunState.read`, whose errors it raises too."""
+    queue_step(state, batches, stage, seed=seed)
+    return state.read()
+
+
+def queue_step(state: RunState, batches: Mapping[str, Batch], stage: Stage, *, seed: int) -> None:
     """One step of the loop: forward and backward per graph, averaged gradients, optimisers, teacher.
 
-    Returns:
-        Each loss by name as this rank sees it, and "grad_norm", that of the first optimiser.
+    The host does not wait for a GPU in it. What is found stays there until `RunState.read`; a loss or gradient that is
+    not finite keeps fused optimisers from stepping on the device. Before others step it is read.
 
     Raises:
-        TrainingError: a loss or gradient is not finite, or an optimiser has frozen parameters or no gradient at all;
-            on every rank, since the averaged gradient carries it.
+        TrainingError: an optimiser has frozen parameters; or what `RunState.read` raises, on every rank, since the
+            averaged gradient carries it.
     """
     method, step = state.method, state.step
     method.train()
@@ -118,38 +189,35 @@ def train_step(state: RunState, batches: Mapping[str, Batch], stage: Stage, *, s
             torch.stack(terms).sum().backward()
         logs |= {loss.name: loss.value.detach() for loss in losses}
 
-    norms = [_gather(method, number, optimizer, stage) for number, optimizer in enumerate(state.optimizers)]
-    norm = norms[0] if norms else 0.0
-    values = {name: float(value) for name, value in logs.items()}
-    if not all(map(math.isfinite, [*norms, *values.values()])):
-        seen = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-        raise TrainingError(
-            f"step {step}: a loss or gradient is not finite (gradient norm {norm}; {seen}). "
-            "Lower optim.lr, set optim.clip, or look for images without any labelled pixel"
-        )
+    unsound = state.take_in(logs, [_gather(state, number, stage) for number in range(len(state.optimizers))])
+    if not all(map(_asks, state.optimizers)):
+        state.read()
     for optimizer in state.optimizers:
+        if _asks(optimizer):
+            optimizer.grad_scale, optimizer.found_inf = None, unsound  # type: ignore[attr-defined]
         optimizer.step()
     average_batch_norm(method)
     method.after_step()
     state.step += 1
-    return values | {"grad_norm": norm}
 
 
-def _gather(method: Method, number: int, optimizer: Optimizer, stage: Stage) -> float:
-    """Average an optimiser's gradients over ranks and clip them; returns their norm before.
+def _asks(optimizer: Optimizer) -> bool:
+    """Whether an optimiser looks on the device, in `found_inf`, before it steps, as fused ones do for GradScaler."""
+    return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
 
-    Raises TrainingError, naming parameters, where some are frozen or none has a gradient on any rank: they would never
-    learn, without a word.
+
+def _gather(state: RunState, number: int, stage: Stage) -> tuple[Tensor, Tensor]:
+    """Average an optimiser's gradients over ranks and clip them; returns their norm before, and `average_gradients`'s.
+
+    Raises TrainingError, naming parameters, where some are frozen: they would never learn, without a word.
     """
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    names = {id(p): name for name, p in method.named_parameters()}
-    if frozen := [names.get(id(p), "?") for p in parameters if not p.requires_grad]:
-        raise TrainingError(f"optimiser {number}: frozen parameters never learn: {_listed(frozen)}; leave them out")
-    if not average_gradients(parameters):
-        idle = _listed([names.get(id(p), "?") for p in parameters])
-        raise TrainingError(f"optimiser {number}: no loss has a gradient with respect to its parameters: {idle}")
-    clip = method.schedule(number, stage.optim).clip or math.inf
-    return float(torch.nn.utils.clip_grad_norm_(parameters, clip))
+    parameters = [p for group in state.optimizers[number].param_groups for p in group["params"]]
+    if not all(p.requires_grad for p in parameters):
+        frozen = _listed(state.names(number, frozen=True))
+        raise TrainingError(f"optimiser {number}: frozen parameters never learn: {frozen}; leave them out")
+    share = average_gradients(parameters)
+    clip = state.method.schedule(number, stage.optim).clip or math.inf
+    return torch.nn.utils.clip_grad_norm_(parameters, clip), share
 
 
 def _listed(names: list[str]) -> str:
