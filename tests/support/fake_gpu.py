@@ -27,6 +27,9 @@ class Waits(RuntimeError):
     """The host would wait for the device."""
 
 
+_IN_PLACE = (torch.ops.aten._fused_sgd_, torch.ops.aten._fused_adam_, torch.ops.aten._fused_adamw_)
+
+
 class _Refuse(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -43,7 +46,7 @@ class _Refuse(TorchDispatchMode):
             raise Waits(f"{func} copies from the CPU without non_blocking")
         if on_gpu and not copies and any(x.ndim and not isinstance(x, FakeTensor) for x in tensors):
             raise Waits(f"{func} takes tensors of both CPU and GPU")
-        if func.overloadpacket in (torch.ops.aten._fused_sgd_, torch.ops.aten._fused_adamw_):  # changes them in place
+        if func.overloadpacket in _IN_PLACE:  # has no fake, and returns nothing
             return None
         if func is torch.ops.aten.cudnn_grid_sampler.default:  # has no fake
             func, args = torch.ops.aten.grid_sampler_2d.default, (*args, 0, 0, True)

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from udaseg.config import Optim
 from udaseg.losses.adversarial import binary_cross_entropy, self_information
 from udaseg.losses.segmentation import cross_entropy, output_cross_entropy
-from udaseg.methods.base import Method, build_optimizer
+from udaseg.methods.base import Method, build_optimizer, fuses
 from udaseg.models.discriminator import Discriminator
 from udaseg.models.heads import ASPPHead
 from udaseg.models.segmenter import Segmenter
@@ -105,6 +105,6 @@ class ADVENT(Method):
     def optimizers(self, optim: Optim) -> list[Optimizer]:
         found: list[Optimizer] = [build_optimizer(self.student, optim, heads=[self.auxiliary])]
         if self.discriminators:
-            parameters = self.discriminators.parameters()
-            found.append(torch.optim.Adam(parameters, lr=self.config.discriminator_lr, betas=(0.9, 0.99)))
+            rate, parameters = self.config.discriminator_lr, list(self.discriminators.parameters())
+            found.append(torch.optim.Adam(parameters, lr=rate, betas=(0.9, 0.99), fused=fuses(parameters, optim)))
         return found

@@ -90,9 +90,14 @@ def build_optimizer(student: Segmenter, optim: Optim, *, heads: Iterable[nn.Modu
             chosen = [p for p, does in zip(parameters, decays, strict=True) if does == decay]
             groups.append({"params": chosen, "lr": lr, **settings})
     groups = [group for group in groups if group["params"]]
-    fused = (all(p.device.type == "cuda" for p in (*backbone, *head)) if optim.fused is None else optim.fused) or None
+    fused = fuses([*backbone, *head], optim)
     if optim.name == "sgd":
         return torch.optim.SGD(
             groups, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay, fused=fused
         )
     return torch.optim.AdamW(groups, lr=optim.lr, weight_decay=optim.weight_decay, fused=fused)
+
+
+def fuses(parameters: Iterable[nn.Parameter], optim: Optim) -> bool | None:
+    """What an optimiser of these parameters takes as `fused`: the stage's setting, or whether they lie on a GPU."""
+    return (all(p.device.type == "cuda" for p in parameters) if optim.fused is None else optim.fused) or None

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from udaseg.config import Optim
 from udaseg.losses.adversarial import binary_cross_entropy, disagreement, weight_discrepancy
 from udaseg.losses.segmentation import focal_cross_entropy
-from udaseg.methods.base import Method, build_optimizer
+from udaseg.methods.base import Method, build_optimizer, fuses
 from udaseg.models.discriminator import Discriminator
 from udaseg.models.heads import HeadPair
 from udaseg.models.segmenter import Segmenter
@@ -105,5 +105,6 @@ class CLAN(Method):
         return binary_cross_entropy(verdict, domain, None if unlike is None else c.epsilon + c.local_weight * unlike)
 
     def optimizers(self, optim: Optim) -> list[Optimizer]:
-        adam = torch.optim.Adam(self.discriminator.parameters(), lr=self.config.discriminator_lr, betas=(0.9, 0.99))
+        rate, parameters = self.config.discriminator_lr, list(self.discriminator.parameters())
+        adam = torch.optim.Adam(parameters, lr=rate, betas=(0.9, 0.99), fused=fuses(parameters, optim))
         return [build_optimizer(self.student, optim), adam]

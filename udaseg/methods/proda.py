@@ -24,7 +24,7 @@ from udaseg.losses.segmentation import (
     reverse_cross_entropy,
     uniform_divergence,
 )
-from udaseg.methods.base import Method, build_optimizer
+from udaseg.methods.base import Method, build_optimizer, fuses
 from udaseg.models.discriminator import Discriminator
 from udaseg.models.segmenter import Segmenter
 from udaseg.models.teacher import EMATeacher
@@ -186,6 +186,7 @@ class ProDA(Method):
     def optimizers(self, optim: Optim) -> list[Optimizer]:
         own = [build_optimizer(self.student, optim)]
         if self.discriminator is not None:
-            rate = self.config.discriminator_lr
-            own.append(torch.optim.Adam(self.discriminator.parameters(), lr=rate, betas=(0.9, 0.99)))
+            rate, parameters = self.config.discriminator_lr, list(self.discriminator.parameters())
+            fused = fuses(parameters, optim)
+            own.append(torch.optim.Adam(parameters, lr=rate, betas=(0.9, 0.99), fused=fused))
         return own
