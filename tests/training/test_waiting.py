@@ -1,4 +1,4 @@
-"""What is not finite stops a step where it is found, which may be on the device, and is told when it is read."""
+"""A step never makes the host wait for a GPU, on one that is faked; and what is not finite stops it there."""
 
 from __future__ import annotations
 
@@ -9,14 +9,35 @@ from pathlib import Path
 
 import pytest
 import torch
-from fake_gpu import GPU, Waits, fake_gpu
+from fake_gpu import GPU, Waits, fake_gpu, move
 from torch import Tensor
-from toy import SEED, changed, make_batches, make_stage, make_state, snapshot
+from toy import METHODS, SEED, changed, make_batches, make_columns, make_stage, make_state, snapshot
 
 from udaseg.config import Stage
 from udaseg.errors import TrainingError
 from udaseg.models.teacher import EMATeacher
-from udaseg.training.step import queue_step, train_step
+from udaseg.training.batches import to_batches
+from udaseg.training.step import RunState, queue_step, train_step
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == "dacs" else pytest.mark.full) for name in METHODS]
+)
+def test_a_step_waits_for_nothing(name: str) -> None:
+    """From streamed columns to the teacher, all augmentations on, two steps without a reading."""
+    stage = make_stage(name)
+    streams = {key: replace(stream, jitter=0.2, blur=0.5) for key, stream in stage.data.streams().items()}
+    stage = replace(stage, data=replace(stage.data, rotation=10.0, **streams))
+    method = make_state(stage).method
+    with fake_gpu():
+        move(method)
+        state = RunState(method, method.optimizers(stage.optim))
+        for step in range(2):
+            batches = to_batches(make_columns(step), stage.data, seed=SEED, device=GPU)
+            queue_step(state, batches, stage, seed=SEED)
+        assert state.step == 2
+        with pytest.raises(Waits):
+            state.read()
 
 
 @pytest.mark.parametrize(
