@@ -25,9 +25,10 @@ from torch import Tensor, nn
 
 from benchmarks.gpu import Result, Settings, described
 from udaseg.components.augment import strong
-from udaseg.config import Inference, PseudoLabel, Stage
+from udaseg.config import PseudoLabel, Stage
 from udaseg.data.confidence import encode_confidence
 from udaseg.data.taxonomies import CITYSCAPES_CLASSES
+from udaseg.job_config import Inference
 from udaseg.methods.supervised import Supervised
 from udaseg.overrides import override
 from udaseg.recipes import RECIPES

@@ -18,10 +18,10 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from udaseg.config import Inference
 from udaseg.data.storage import absolute
 from udaseg.evaluation.model_selection import spearman
 from udaseg.evaluation.verdict import Judged, Verdict, verdict
+from udaseg.job_config import Inference
 from udaseg.jobs.adapt.inputs import Inputs
 from udaseg.jobs.adapt.judging import judged_here
 from udaseg.reports.adapt import points

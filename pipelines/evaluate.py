@@ -10,7 +10,7 @@ from typing import Literal
 import tyro
 
 from pipelines.cli import command, parse_arguments
-from udaseg.config import Inference
+from udaseg.job_config import Inference
 
 
 @dataclass(frozen=True, kw_only=True)

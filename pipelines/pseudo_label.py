@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 import tyro
 
 from pipelines.cli import command, parse_arguments
-from udaseg.config import Inference, PseudoLabel
+from udaseg.config import PseudoLabel
 from udaseg.data.export import ExportFormat
+from udaseg.job_config import Inference
 
 
 @dataclass(frozen=True, kw_only=True)

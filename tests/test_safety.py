@@ -21,7 +21,7 @@ from tiny import draw, make_checkpoint, make_dataset
 
 from pipelines.pseudo_label import main
 from udaseg.checkpoints.directory import load_model, read_card
-from udaseg.config import Inference, PseudoLabel
+from udaseg.config import PseudoLabel
 from udaseg.data import images as decoding
 from udaseg.data.classes import read_classes
 from udaseg.data.folders import files
@@ -29,6 +29,7 @@ from udaseg.data.images import read_image
 from udaseg.data.listing import list_images
 from udaseg.data.manifest import MANIFEST, read_manifest, write_dataset
 from udaseg.errors import CheckpointError, DatasetError
+from udaseg.job_config import Inference
 from udaseg.jobs.ledger import open_ledger
 from udaseg.jobs.pseudo_label.actors import PredictActor
 from udaseg.jobs.pseudo_label.tasks import Work

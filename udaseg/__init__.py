@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from udaseg.checkpoints.directory import load_model
-    from udaseg.config import Inference, PseudoLabel, Recipe
+    from udaseg.config import PseudoLabel, Recipe
     from udaseg.errors import CheckpointError, ConfigError, DatasetError, TrainingError
-    from udaseg.job_config import Adapt, Cluster
+    from udaseg.job_config import Adapt, Cluster, Inference
     from udaseg.jobs.adapt.job import adapt
     from udaseg.jobs.evaluate import evaluate
     from udaseg.jobs.import_ import import_model
@@ -56,9 +56,9 @@ __all__ = [
 
 _HOME = {
     "checkpoints.directory": ("load_model",),
-    "config": ("Inference", "PseudoLabel", "Recipe"),
+    "config": ("PseudoLabel", "Recipe"),
     "errors": ("CheckpointError", "ConfigError", "DatasetError", "TrainingError"),
-    "job_config": ("Adapt", "Cluster"),
+    "job_config": ("Adapt", "Cluster", "Inference"),
     "jobs.adapt.job": ("adapt",),
     "jobs.evaluate": ("evaluate",),
     "jobs.import_": ("import_model",),

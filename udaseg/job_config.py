@@ -1,13 +1,66 @@
-"""What a job takes from the cluster, and what a sweep or an adaptation is told; typed, and without Ray or torch."""
+"""How a job predicts and what it takes from the cluster, what a sweep or an adaptation is told; typed, without Ray."""
 
 from __future__ import annotations
 
+import os
+import sys
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from udaseg.config import Recipe, has_gpu
+from udaseg.config import Recipe
 from udaseg.errors import ConfigError
 from udaseg.ranges import Count, CountOrZero, Pixels, Positive, Range, check_numbers, naming
+from udaseg.types import Blend, Domain, NetworkRole
+
+
+def has_gpu() -> bool:
+    """Whether torch finds a GPU. Where the system shows none it is not asked: loading it takes seconds."""
+    devices = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # CUDA, CUDA under Windows' Linux, ROCm
+    if sys.platform == "linux" and "torch" not in sys.modules and not any(map(os.path.exists, devices)):
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inference:
+    """How images are predicted."""
+
+    window: tuple[Pixels, Pixels] | None = None
+    """Height and width of sliding windows in pixels; None = whole images."""
+    overlap: Annotated[float, Range(0, 1, "[)")] = 0.5
+    """Share of a window that the next one covers again."""
+    blend: Blend = "mean"
+    """How windows that overlap are averaged: all alike, or tapered toward their edges."""
+    scales: tuple[Annotated[float, Range(0, 16, "(]")], ...] = (1.0,)
+    """Factors on the size that the network was trained at; probabilities are averaged over them."""
+    flip: bool = False
+    """Average over the mirrored image too."""
+    domain: Domain = "target"
+    """Which domain's own parts of the network are used, where it has such."""
+    network: NetworkRole = "predictor"
+    """What of a run's checkpoint predicts; a model directory has its predictor alone, mostly the teacher."""
+    batch_size: Count = 1
+    """Images of one size that are predicted together."""
+    actors: Count | None = None
+    """Processes that predict; None = one on a GPU, else as many as this machine has cores, up to 4."""
+    min_actors: Count | None = None
+    """Begin with as few processes as this and add others while there is work for them; None = `actors`, or 1."""
+    gpu: bool = field(default_factory=has_gpu)
+    """One GPU an actor."""
+
+    def check(self) -> None:
+        """Raise ConfigError, naming the field, where a number lies outside its range."""
+        check_numbers(self)
+        if not self.scales:
+            raise ConfigError("scales is empty; there must be one at least, e.g. 1")
+        if self.min_actors is not None and self.actors is not None and self.actors < self.min_actors:
+            raise ConfigError(f"min_actors is {self.min_actors}; it must not be above actors, {self.actors}")
+
+    def views(self) -> dict[str, Any]:
+        """The arguments of `udaseg.models.inference.predict` that these are."""
+        return {name: getattr(self, name) for name in ("window", "overlap", "blend", "scales", "flip", "domain")}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,12 +18,12 @@ from PIL import Image
 from tiny import CLASSES, digests, draw, make_checkpoint, make_dataset
 
 from pipelines.adapt import main
-from udaseg.config import Inference, Model, Recipe
+from udaseg.config import Model, Recipe
 from udaseg.data.index import open_index
 from udaseg.data.manifest import read_manifest
 from udaseg.errors import ConfigError, DatasetError, TrainingError
 from udaseg.evaluation.verdict import verdict
-from udaseg.job_config import Adapt, Cluster
+from udaseg.job_config import Adapt, Cluster, Inference
 from udaseg.jobs.adapt import job, judging
 from udaseg.jobs.adapt import runs as runs_module
 from udaseg.jobs.adapt.candidates import RECOMMENDED, SOURCE_FREE, candidate, recipe_names, source_only, warm_start

@@ -15,7 +15,7 @@ from tiny import CLASSES, draw, make_checkpoint, make_dataset, tiny_recipe
 
 from udaseg.checkpoints.directory import ModelCard, load_model, save_model
 from udaseg.components.prototypes import PrototypeClassifier
-from udaseg.config import Inference, Model, PseudoLabel
+from udaseg.config import Model, PseudoLabel
 from udaseg.data import export
 from udaseg.data.confidence import decode_distribution
 from udaseg.data.images import read_image
@@ -26,6 +26,7 @@ from udaseg.data.manifest import write_dataset
 from udaseg.data.plan import Plan, StreamPlan
 from udaseg.data.taxonomies import CITYSCAPES_CLASSES
 from udaseg.errors import DatasetError
+from udaseg.job_config import Inference
 from udaseg.jobs.ledger import Ledger, open_ledger
 from udaseg.jobs.pseudo_label import phases
 from udaseg.jobs.pseudo_label.actors import PredictActor, PrototypeActor

@@ -23,11 +23,12 @@ from tiny import digests, draw, make_checkpoint, make_dataset
 from pipelines.pseudo_label import main
 from udaseg.checkpoints.directory import load_model
 from udaseg.components.thresholds import image_threshold, union_pseudo_label
-from udaseg.config import Inference, PseudoLabel
+from udaseg.config import PseudoLabel
 from udaseg.data.images import read_image
 from udaseg.data.index import open_index
 from udaseg.data.manifest import read_manifest
 from udaseg.errors import DatasetError
+from udaseg.job_config import Inference
 from udaseg.jobs.pseudo_label.job import pseudo_label
 from udaseg.models.inference import predict
 

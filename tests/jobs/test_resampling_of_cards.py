@@ -11,9 +11,10 @@ import torch
 from tiny import CLASSES, make_checkpoint, make_dataset
 
 from udaseg.checkpoints.directory import load_model, read_card, save_model
-from udaseg.config import Inference, PseudoLabel
+from udaseg.config import PseudoLabel
 from udaseg.data.index import open_index
 from udaseg.evaluation.metrics import confusion
+from udaseg.job_config import Inference
 from udaseg.jobs.evaluate import Evaluator
 from udaseg.jobs.ledger import Ledger
 from udaseg.jobs.pseudo_label.actors import PredictActor, _features

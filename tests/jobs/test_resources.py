@@ -7,8 +7,8 @@ import time
 import pytest
 import ray
 
-from udaseg.config import Inference
 from udaseg.errors import ConfigError
+from udaseg.job_config import Inference
 from udaseg.jobs import resources
 from udaseg.jobs.resources import actor_pool, require_gpu, waits_told
 from udaseg.jobs.trials import concurrency

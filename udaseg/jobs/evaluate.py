@@ -12,7 +12,6 @@ import ray
 import torch
 
 from udaseg.checkpoints.directory import check_checkpoint, load_model
-from udaseg.config import Inference
 from udaseg.data.classes import read_classes, require_same_classes
 from udaseg.data.index import open_index
 from udaseg.data.manifest import read_manifest
@@ -20,6 +19,7 @@ from udaseg.data.storage import exists, join, write_bytes
 from udaseg.data.strict_json import dump_json
 from udaseg.errors import ConfigError, DatasetError
 from udaseg.evaluation.metrics import confusion
+from udaseg.job_config import Inference
 from udaseg.jobs.output import own_directory
 from udaseg.jobs.ray_session import ensure_ray, lazily, track
 from udaseg.jobs.resources import actor_pool, require_gpu

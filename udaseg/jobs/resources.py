@@ -14,8 +14,8 @@ import ray
 from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.exceptions import RayError
 
-from udaseg.config import Inference, has_gpu
 from udaseg.errors import ConfigError
+from udaseg.job_config import Inference, has_gpu
 
 SECONDS_OF_SILENCE = 30.0
 """After which it is said what is waited for."""

@@ -18,7 +18,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from udaseg.checkpoints.directory import CARD_FILE, copy_model
-from udaseg.config import DOMAIN_OF, Inference, Recipe, Stage
+from udaseg.config import DOMAIN_OF, Recipe, Stage
 from udaseg.data.classes import Classes
 from udaseg.data.index import first_image
 from udaseg.data.manifest import digest
@@ -27,7 +27,7 @@ from udaseg.data.storage import absolute, exists, join, write_bytes
 from udaseg.data.strict_json import dump_json
 from udaseg.errors import TrainingError
 from udaseg.evaluation.checkpoint_scores import Scoring
-from udaseg.job_config import Cluster
+from udaseg.job_config import Cluster, Inference
 from udaseg.jobs.monitor import Monitor
 from udaseg.jobs.output import own_directory, require_own
 from udaseg.jobs.preflight import check, check_out, check_resources, check_resumable, shortage

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from udaseg.checkpoints.directory import check_checkpoint, copy_model
-from udaseg.config import Inference, Recipe
+from udaseg.config import Recipe
 from udaseg.data.classes import read_classes
 from udaseg.data.index import open_index
 from udaseg.data.manifest import digest
@@ -28,7 +28,7 @@ from udaseg.data.strict_json import dump_json
 from udaseg.errors import TrainingError
 from udaseg.evaluation.to_label import label_next
 from udaseg.evaluation.verdict import Verdict, expected_frequency, verdict
-from udaseg.job_config import Adapt, Cluster
+from udaseg.job_config import Adapt, Cluster, Inference
 from udaseg.jobs.adapt.candidates import candidate, recipe_names, source_only, warm_start
 from udaseg.jobs.adapt.choice import Choice, Machine, choose
 from udaseg.jobs.adapt.inputs import Inputs, check_inputs, class_pixels, is_dataset, make_inputs, measure

@@ -10,11 +10,11 @@ import ray
 import torch
 
 from udaseg.checkpoints.directory import load_model
-from udaseg.config import Inference
 from udaseg.data.index import open_index
 from udaseg.evaluation.metrics import confusion
 from udaseg.evaluation.to_label import layout
 from udaseg.evaluation.verdict import Judged, in_the_look_of, strong_view
+from udaseg.job_config import Inference
 from udaseg.jobs.adapt.inputs import HELD_OUT, Inputs
 from udaseg.jobs.ray_session import lazily, track
 from udaseg.jobs.resources import actor_pool

@@ -33,7 +33,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from udaseg.checkpoints.directory import CARD_FILE, MODEL_FILE, STATE_FILE, check_checkpoint
-from udaseg.config import Inference, PseudoLabel
+from udaseg.config import PseudoLabel
 from udaseg.data.classes import Classes, read_classes, require_same_classes
 from udaseg.data.export import ExportFormat, require_unique_names
 from udaseg.data.listing import list_images
@@ -41,6 +41,7 @@ from udaseg.data.manifest import digest, read_manifest, write_dataset
 from udaseg.data.storage import absolute, exists, join, read_bytes, write_bytes
 from udaseg.data.strict_json import dump_json, parse_json
 from udaseg.errors import CheckpointError, ConfigError, DatasetError
+from udaseg.job_config import Inference
 from udaseg.jobs.ledger import open_ledger
 from udaseg.jobs.output import lies_in, own_directory, require_own
 from udaseg.jobs.pseudo_label.actors import PredictActor

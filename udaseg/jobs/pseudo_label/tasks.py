@@ -28,7 +28,7 @@ import pyarrow as pa
 from PIL import Image
 
 from udaseg.components.thresholds import threshold_top1
-from udaseg.config import Inference, PseudoLabel
+from udaseg.config import PseudoLabel
 from udaseg.data import export
 from udaseg.data.classes import Classes
 from udaseg.data.confidence import HISTOGRAM_BINS, decode_confidence
@@ -37,6 +37,7 @@ from udaseg.data.manifest import PSEUDO_MANIFEST, SOFT_MANIFEST
 from udaseg.data.storage import filesystem, join, read_bytes, write_bytes
 from udaseg.errors import DatasetError
 from udaseg.evaluation.calibration import RELIABILITY_BINS, reliability_counts
+from udaseg.job_config import Inference
 from udaseg.jobs.ledger import Ledger
 from udaseg.types import IGNORE
 
