@@ -301,17 +301,14 @@ def test_command_line_refuses_what_is_misspelt() -> None:
         ["--cluster.wokers", "2"],
     ],
 )
-def test_command_line_refuses_what_is_ill_typed(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
+def test_command_line_refuses_what_is_ill_typed(words: list[str]) -> None:
+    with pytest.raises(ConfigError, match=words[0].strip("-").split(".")[-1].replace("_", "-")):
         parse(["bcl_small", "--out", "o", *words])
-    assert caught.value.code == 2
-    assert words[0].strip("-").split(".")[-1].replace("_", "-") in capsys.readouterr().err
 
 
-def test_out_is_required(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
+def test_out_is_required() -> None:
+    with pytest.raises(ConfigError, match="--out"):
         parse(["bcl_small"])
-    assert caught.value.code == 2 and "--out" in capsys.readouterr().err
 
 
 def test_help_lists_recipes_and_fields(capsys: pytest.CaptureFixture[str]) -> None:
