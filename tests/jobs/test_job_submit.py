@@ -53,6 +53,7 @@ def wait_until(condition: Callable[[], bool], what: str, seconds: float = 240) -
         time.sleep(0.1)
 
 
+@pytest.mark.full  # three minutes
 def test_a_run_makes_the_cluster_grow_and_survives_a_lost_node(
     cluster: RayCluster, data: dict[str, str], two_ranks: TwoRanks, tmp_path: Path
 ) -> None:

@@ -156,6 +156,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     yield images
 
 
+@pytest.mark.full  # more than a minute
 def test_a_killed_job_goes_on_and_ends_with_the_same_bytes(
     folder: Path, checkpoint: str, tmp_path: Path, ray_session: None
 ) -> None:

@@ -203,7 +203,7 @@ def test_a_run_cut_off_in_a_stage_resumes_to_the_uninterrupted_result(
         def stops(config):  # type: ignore[no-untyped-def]
             import udaseg.training.step as loop
 
-            real = loop.train_step
+            real = loop.queue_step
 
             def step(state, *a, **k):  # type: ignore[no-untyped-def]
                 if state.step == 4:
@@ -211,7 +211,7 @@ def test_a_run_cut_off_in_a_stage_resumes_to_the_uninterrupted_result(
                     raise RuntimeError("cut off")
                 return real(state, *a, **k)
 
-            loop.train_step = step
+            loop.queue_step = step
             return train_worker(config)
 
         with pytest.MonkeyPatch.context() as patch:

@@ -33,7 +33,7 @@ def main() -> int:
         import udaseg.training.step as loop
         from udaseg.distributed import rank, world_size
 
-        real = loop.train_step
+        real = loop.queue_step
 
         def step(state, batches, *rest, **named):  # type: ignore[no-untyped-def]
             samples = [
@@ -46,7 +46,7 @@ def main() -> int:
             time.sleep(pause)
             return real(state, batches, *rest, **named)
 
-        loop.train_step = step
+        loop.queue_step = step
         return train_worker(config)
 
     class Controller(ray.train.UserCallback):

@@ -189,8 +189,8 @@ def warm_up(network: Segmenter) -> None:
     with torch.no_grad():
         for _ in range(8):
             image = torch.rand(2, 3, 64, 64, generator=generator)
-            network(image, "source")
-            network(image, "target")
+            network(image, "source", detail="everywhere")
+            network(image, "target", detail="everywhere")
 
 
 def flat(tensors: dict[str, Tensor]) -> dict[str, np.ndarray]:
