@@ -89,6 +89,7 @@ def on_two_ranks(rank: int, words: tuple[str, ...]) -> dict[str, torch.Tensor]:
     return plain_loop(arguments.recipe, arguments.source, rank, 2)
 
 
+@pytest.mark.full
 def test_a_job_that_fails_says_why(cluster: RayCluster, data: dict[str, str], tmp_path: Path) -> None:
     words = ("source_only_small", *SMALL, "--source", "/nowhere", "--out", str(tmp_path / "run"))
     failed = cluster.submit("python", "-m", "pipelines.train", *words)

@@ -58,7 +58,8 @@ def label_in_a_trial(folder: Path, settings: dict[str, Any]) -> Any:
     return result.metrics["shares"]
 
 
-@pytest.mark.parametrize("rule", ["top1", pytest.param("any_class", marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("rule", ["top1", "any_class"])
 def test_what_is_kept_follows_the_rule(rule: str, checkpoint: str, tmp_path: Path, ray_session: None) -> None:
     dataset = make_dataset(tmp_path / "data", "target", train=5, val=1, labelled=False)
     out = tmp_path / "out"

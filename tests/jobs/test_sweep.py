@@ -296,6 +296,7 @@ def curves(out: Path) -> dict[str, list[tuple[int, int]]]:
     return found
 
 
+@pytest.mark.full  # two minutes
 def test_a_sweep_of_two_trials_side_by_side(pair: dict[str, str], tmp_path: Path) -> None:
     out = tmp_path / "out"
     words = ("--steps", "2", "--trials", "2", "--scheduler", "none")
