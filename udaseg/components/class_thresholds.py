@@ -62,9 +62,3 @@ class ClassThresholds(nn.Module):
         """(B, H, W) bool: the pixels that reach the threshold of their class; arguments as of `update`."""
         thresholds = self.thresholds()
         return (label != IGNORE) & (confidence >= thresholds[label.clamp_max(len(thresholds) - 1)])
-
-    def frequency(self) -> Tensor:
-        """(K,) float shares of the classes in what was predicted; all alike before the first step."""
-        count = self.histogram.sum(1)
-        total = count.sum()
-        return torch.where(total > 0, count / total.clamp_min(1e-12), 1 / len(count)).float()

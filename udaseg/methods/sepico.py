@@ -135,7 +135,7 @@ class SePiCo(Method):
         """On copies of the teacher's buffers: its batch norms' statistics stay those of the target."""
         network = self.teacher.network
         copies = {name: buffer.clone() for name, buffer in network.named_buffers()}
-        out = torch.func.functional_call(network, copies, (source.image, "source"))
+        out = torch.func.functional_call(network, copies, (source.image, "source"), {"detail": "everywhere"})
         cells = self._cells(self.teacher_projection(out.features[self.read]), source.labels)
         self.classes.update(*cells)
         if self.bank is not None:

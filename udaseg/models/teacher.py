@@ -66,9 +66,8 @@ class EMATeacher(nn.Module):
     def train(self, mode: bool = True) -> EMATeacher:
         super().train(mode)
         for module in self.network.modules():
-            if (
-                "drop" in type(module).__name__.lower() and not self.drops
-            ):  # Dropout2d, timm's DropPath, DropBlock2d, ...
+            drops = "drop" in type(module).__name__.lower()  # Dropout2d, timm's DropPath, DropBlock2d, ...
+            if drops and not self.drops:
                 module.eval()
         return self
 

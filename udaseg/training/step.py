@@ -31,8 +31,8 @@ class _Unread(NamedTuple):
 
     step: int
     names: tuple[str, ...]
-    numbers: Tensor  # the losses by these names, then the gradient norm and the share of `average_gradients` of each
-    # optimiser
+    numbers: Tensor
+    """The losses by these names, then every optimiser's gradient norm, then its share of `average_gradients`."""
 
 
 @dataclass
