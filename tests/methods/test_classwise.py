@@ -11,6 +11,7 @@ from toy import CLASSES, SEED, collect, make_batches, make_stage, make_state
 
 from udaseg.components.augment import strong
 from udaseg.components.class_thresholds import BINS, ClassThresholds
+from udaseg.components.colours import recoloured
 from udaseg.methods.classwise import Classwise
 from udaseg.methods.dacs import DACS
 from udaseg.types import IGNORE
@@ -47,8 +48,9 @@ def test_the_source_s_loss_sees_logits_raised_by_the_frequencies_of_its_labels()
     state, batches = make_state(stage), make_batches(stage)
     method, source = state.method.eval(), batches["source"]
     label = source.labels
+    image = recoloured(source.image, batches["target"].image, source.index, seed=SEED, probability=0.5)
     with torch.no_grad():
-        logits = method.student(source.image, "source", source.index).logits.double()
+        logits = method.student(image, "source", source.index).logits.double()
     share = torch.bincount(label[label != IGNORE], minlength=CLASSES) / (label != IGNORE).sum()
     total = 0.0
     for b, i, j in np.ndindex(*label.shape):

@@ -2,7 +2,8 @@
 
 The thresholds are those of class-balanced self-training (CBST, 1810.07911) with SDCA's share and cap (2105.05013), kept
 while the network trains; the strong view and the teacher are those of the DACS line (2007.08702), without ClassMix; the
-source's logits are adjusted as in 2007.07314, and its Lovasz-softmax is SDCA's.
+source's colours are moved as by Reinhard et al. (2001), its logits adjusted as in 2007.07314, and its Lovasz-softmax is
+SDCA's.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from udaseg.components.augment import strong
 from udaseg.components.class_frequencies import ClassFrequencies
 from udaseg.components.class_thresholds import ClassThresholds
+from udaseg.components.colours import recoloured
 from udaseg.distributed import mean_over_ranks
 from udaseg.losses.segmentation import logit_adjusted, lovasz_softmax, output_cross_entropy
 from udaseg.methods.base import Method
@@ -25,11 +27,12 @@ from udaseg.types import Batch, Loss
 class Classwise(Method):
     """The student learns the teacher's most certain pixels of every class from a strong view of the target.
 
-    1. source cross-entropy of logits adjusted by the classes' frequencies, so that rare ones are not given up, and
+    1. some source images take the colours of target images;
+    2. source cross-entropy of logits adjusted by the classes' frequencies, so that rare ones are not given up, and
        Lovasz-softmax;
-    2. the teacher labels the target; pixels that reach the running threshold of their class are reliable;
-    3. cross-entropy of the target's strong view with these labels, reliable pixels with weight 1, others with 0;
-    4. the teacher follows the student.
+    3. the teacher labels the target; pixels that reach the running threshold of their class are reliable;
+    4. cross-entropy of the target's strong view with these labels, reliable pixels with weight 1, others with 0;
+    5. the teacher follows the student.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -38,6 +41,8 @@ class Classwise(Method):
         """Most certain share of each class's predicted pixels that is reliable."""
         cap: Share = 0.9
         """Confidence from which a pixel is reliable whatever the share."""
+        recolour: Share = 0.5
+        """Probability of a source image to take a target image's mean and deviation of colours."""
         prior: Share = 0.5
         """Power of the source's class frequencies that its logits are raised by in its loss; 0 = not at all."""
         lovasz_weight: NonNegative = 0.75
@@ -67,7 +72,10 @@ class Classwise(Method):
 
     def losses(self, batches: Mapping[str, Batch], step: int, total_steps: int) -> Iterator[tuple[Loss, ...]]:
         c, source, target = self.config, batches["source"], batches["target"]
-        out = self.student(source.image, "source", source.index)
+        image = source.image
+        if c.recolour:
+            image = recoloured(image, target.image, source.index, seed=self.seed, probability=c.recolour)
+        out = self.student(image, "source", source.index)
         self.frequencies.update(source.labels)
         adjusted = logit_adjusted(out, self.frequencies.shares(), c.prior)
         yield (
