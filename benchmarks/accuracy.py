@@ -70,6 +70,9 @@ RECIPE_OF = {
     "bcl_paper": "bcl_paper_small",
     "ldbe": "ldbe_small",
     "dsp": "dsp_small",
+    "camix": "camix_small",
+    "rccr": "rccr_small",
+    "ehtdi": "ehtdi_small",
     "sdca": "sdca_small",
     "proda": "proda_small",
     "spcl": "spcl_small",
@@ -213,7 +216,7 @@ def make_datasets(a: Arguments) -> None:
     classes = a.work / "classes.json"
     classes.write_text(json.dumps({"names": split["classes"], "palette": split["palette"]}))
     for domain in ("source", "target"):
-        if exists(str(a.work / domain / "manifest.parquet")):
+        if exists(str(a.work / domain / "class_places.arrow")):
             continue
         splits = a.work / f"{domain}_splits.json"
         splits.write_text(json.dumps(split["splits"][domain]))
@@ -223,6 +226,7 @@ def make_datasets(a: Arguments) -> None:
             classes=str(classes),
             splits=str(splits),
             out=str(a.work / domain),
+            overwrite=True,
         )
 
 

@@ -330,7 +330,7 @@ def test_probabilities_of_rare_class_sampling(tmp_path: Path) -> None:
 TESTED = (
     *("whole ", "DACS/", "MIC/", "HRDA/", "EMA/", "DAFormer/", "DACS line/"),
     *("ADVENT/", "MinEnt/", "CLAN/"),
-    *("ProDA/", "SePiCo/"),
+    *("ProDA/", "SePiCo/", "RCCR/", "EHTDI/", "CAMix/"),
 )
 
 

@@ -140,6 +140,8 @@ class Stream:
     """Strength of colour jitter on four of five images, 0 to 0.5."""
     blur: Share = 0.0
     """Probability of a Gaussian blur."""
+    prior: bool = False
+    """Whether each crop comes with how often the source's labels have each class at its place in the image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,6 +193,10 @@ class Data:
                 raise ConfigError(f"{name}.sampling is rare_class, which needs labels")
             if stream.labels == "distribution" and self.rotation:
                 raise ConfigError(f"{name}.labels is distribution, which is not rotated; set rotation to 0")
+            if stream.prior and self.rotation:
+                raise ConfigError(f"{name}.prior is on, which is not rotated; set rotation to 0")
+            if stream.prior and self.source is None:
+                raise ConfigError(f"{name}.prior is of the source's labels, and source is off")
 
 
 @dataclass(frozen=True, kw_only=True)

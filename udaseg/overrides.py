@@ -109,8 +109,7 @@ def _set(value: Any, path: list[str], new: Any, full: str) -> Any:
     if len(path) > 1:
         return dataclasses.replace(value, **{path[0]: _set(getattr(value, path[0]), path[1:], new, full)})
     expected = typing.get_type_hints(type(value))[path[0]]
-    if isinstance(new, list):
-        new = tuple(new)
+    new = _tuples(new)
     if expected is float and isinstance(new, int) and not isinstance(new, bool):
         new = float(new)
     numbers = new if isinstance(new, tuple) else (new,) if expected in (int, float) else ()
@@ -121,6 +120,11 @@ def _set(value: Any, path: list[str], new: Any, full: str) -> Any:
     except typeguard.TypeCheckError:
         raise ConfigError(f"{full} is {new!r}; it must be {_type_name(expected)}") from None
     return dataclasses.replace(value, **{path[0]: new})
+
+
+def _tuples(value: Any) -> Any:
+    """A value with tuples for its lists, as JSON has no tuples."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def _type_name(expected: Any) -> str:

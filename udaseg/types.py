@@ -41,6 +41,9 @@ class Batch:
     distribution: Tensor | None = None
     """(B, K, h, w) float, for pseudo-labels the probability of every class, at an eighth of the image's size; 0 of all
     where nothing is known."""
+    prior: Tensor | None = None
+    """(B, K, h, w) float, how often the source's labels have each class at the places of the image, at an eighth of its
+    size."""
     stream: str = ""
     """Which one, for messages."""
 
@@ -59,6 +62,13 @@ class Batch:
             raise ValueError(f"stream {self.stream!r} has no probabilities of all classes: give {wanted}")
         return self.distribution
 
+    @property
+    def priors(self) -> Tensor:
+        """`prior` of a stream that must have one. Raises ValueError, naming the stream, where it has none."""
+        if self.prior is None:
+            raise ValueError(f"stream {self.stream!r} has no spatial prior: set data.{self.stream}.prior")
+        return self.prior
+
     def to(self, device: torch.device) -> Batch:
         """The same batch with all but its index on `device`."""
         return replace(
@@ -67,6 +77,7 @@ class Batch:
             label=None if self.label is None else self.label.to(device),
             weight=None if self.weight is None else self.weight.to(device),
             distribution=None if self.distribution is None else self.distribution.to(device),
+            prior=None if self.prior is None else self.prior.to(device),
         )
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from udaseg.components.augment import balanced_crop, strong, weak
+from udaseg.components.augment import balanced_crop, random_resized_crop, strong, weak
 from udaseg.rng import uniforms
 from udaseg.types import IGNORE, Batch
 
@@ -203,3 +203,24 @@ def test_a_crop_of_one_class_is_taken_where_there_is_no_other_and_none_that_is_t
     assert balanced_crop(batch, one, size=(20, 40), max_class_share=0.75, seed=1).image.equal(batch.image)
     with pytest.raises(ValueError, match=r"\(21, 40\) do not fit into images of \(20, 40\)"):
         balanced_crop(batch, one, size=(21, 40), max_class_share=0.75, seed=1)
+
+
+def test_a_resized_crop_is_a_linear_map_of_image_and_label_within_its_range_of_areas() -> None:
+    """The image's colours are its columns and rows, and so is its label."""
+    rows, columns = torch.meshgrid(torch.arange(40.0), torch.arange(60.0), indexing="ij")
+    image = torch.stack([columns, rows, rows]).expand(50, -1, -1, -1)
+    label = columns.long().expand(50, -1, -1)
+    options = {"size": (20, 30), "scale": (0.2, 0.8), "seed": 3, "purpose": "test"}
+    view, ids = random_resized_crop(image, label, torch.arange(50), **options)  # type: ignore[arg-type]
+    assert view.shape == (50, 3, 20, 30) and ids.shape == (50, 20, 30)
+    assert (ids - view[:, 0]).abs().max() <= 0.5 + 1e-4
+    inner = view[..., 2:-2, 2:-2]  # beyond the image's outermost pixels colours do not go on
+    steps = inner[:, 0].diff(dim=2), inner[:, 1].diff(dim=1)
+    for step in steps:
+        assert (step - step.mean((1, 2), keepdim=True)).abs().max() < 1e-3
+    across, down = (step.mean((1, 2)) for step in steps)
+    area, ratio = across * 30 * down * 20 / 2400, across * 30 / (down * 20)
+    assert area.min() > 0.19 and area.max() < 0.81 and area.max() - area.min() > 0.4
+    assert ratio.min() > 0.74 and ratio.max() < 1.34
+    part = random_resized_crop(image[:2], label[:2], torch.tensor([7, 9]), **options)  # type: ignore[arg-type]
+    assert torch.equal(part[0], view[[7, 9]]) and torch.equal(part[1], ids[[7, 9]])

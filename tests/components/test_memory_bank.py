@@ -10,7 +10,7 @@ from draws import labels, normal
 from torch import Tensor
 from two_ranks import TwoRanks
 
-from udaseg.components.memory_bank import MemoryBank
+from udaseg.components.memory_bank import EMPTY, MemoryBank, PixelQueue
 from udaseg.losses.contrastive import mean_feature_regulariser
 
 CLASSES, CHANNELS, LENGTH = 4, 3, 3
@@ -60,3 +60,32 @@ def test_on_two_ranks_the_bank_and_the_mean_pixel_s_term_are_those_of_one(two_ra
         assert np.array_equal(first, second)
         np.testing.assert_allclose(mine, first, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(one[3], (both[0][3] + both[1][3]) / 2, rtol=1e-5, atol=1e-6)
+
+
+def _queue(rank: int | None) -> list[np.ndarray]:
+    """A queue of 7 after three steps of 4 samples, the last of which are pushed by two ranks."""
+    part = {None: slice(None), 0: slice(0, 2), 1: slice(2, None)}[rank]
+    queue = PixelQueue(7, CHANNELS)
+    for step in range(3):
+        feature, label = normal(4, 1, CHANNELS, seed=step).float(), labels(4, 1, classes=3, seed=step)
+        queue.push(feature[part], label[part])
+    return [queue.entries.numpy(), queue.labels.numpy()]
+
+
+def test_a_queue_holds_the_last_pixels_in_their_order_on_two_ranks_too(two_ranks: TwoRanks) -> None:
+    entries, label = _queue(None)
+    expected = torch.cat([normal(4, CHANNELS, seed=step).float() for step in range(3)])[-7:]
+    assert np.array_equal(entries, expected.numpy())
+    assert label.tolist() == torch.cat([labels(4, classes=3, seed=step) for step in range(3)])[-7:].tolist()
+    for both in two_ranks.run(_queue):
+        assert np.array_equal(both[0], entries) and np.array_equal(both[1], label)
+
+
+def test_a_queue_takes_more_than_it_holds_and_begins_empty() -> None:
+    queue = PixelQueue(3, CHANNELS)
+    assert (queue.labels == EMPTY).all()
+    queue.push(normal(2, 1, CHANNELS), torch.tensor([[4], [5]]))
+    assert queue.labels.tolist() == [EMPTY, 4, 5]
+    queue.push(normal(1, 5, CHANNELS), torch.arange(5)[None])
+    assert queue.labels.tolist() == [2, 3, 4]
+    assert set(queue.state_dict()) == {"entries", "labels"}

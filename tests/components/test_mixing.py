@@ -5,7 +5,16 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from udaseg.components.mixing import class_mask, paste, rare_mask, soft_paste
+from udaseg.components.mixing import (
+    border,
+    class_mask,
+    context_mask,
+    paste,
+    rare_mask,
+    region_mask,
+    soft_paste,
+    thing_mask,
+)
 from udaseg.types import IGNORE
 
 
@@ -108,3 +117,58 @@ def test_classes_are_drawn_from_those_of_all_samples_of_a_pool() -> None:
     assert set(pasted) == {0, 1, 2}, "two of the four classes of the pool, for each sample anew"
     alone = class_mask(label[2:], index[2:], seed=7, pool_size=2)
     assert torch.equal(alone, class_mask(label, index, seed=7, pool_size=2)[2:]), "pools do not mix"
+
+
+def test_a_region_is_one_rectangle_of_whole_cells_anywhere_and_of_any_size() -> None:
+    image, index = torch.zeros(400, 3, 50, 70), torch.arange(400)
+    mask = region_mask(image, index, stride=8, seed=0)
+    assert mask.shape == (400, 6, 8)
+    for sample in mask.numpy():
+        rows, columns = np.flatnonzero(sample.any(1)), np.flatnonzero(sample.any(0))
+        assert sample.sum() == len(rows) * len(columns) > 0
+        assert len(rows) == np.ptp(rows) + 1 and len(columns) == np.ptp(columns) + 1
+    share = mask.float().mean((1, 2))  # sides are floored
+    assert 0.3 < float(share.mean()) < 0.5 and float(share.min()) < 0.05 and float(share.max()) > 0.7
+    assert float(mask.float().mean(0).min()) > 0.05, "no corner is left out"
+    assert torch.equal(region_mask(image[:2], index[5:7], stride=8, seed=0), mask[5:7])
+    assert region_mask(image[:1, :, :5, :5], index[:1], stride=8, seed=0).tolist() == [[[True]]]
+
+
+def test_half_of_the_things_rounded_down_but_one_at_least_are_pasted() -> None:
+    label = _labels(60, 6, ignored=True)
+    for things, count in (((1, 3, 5), 1), ((1, 2, 3, 4), 2), ((4,), 1), ((7,), 0)):
+        mask = thing_mask(label, torch.arange(60), things=things, seed=0, num_classes=19)
+        drawn = [set(sample[m].tolist()) for sample, m in zip(label, mask, strict=True)]
+        assert {len(classes) for classes in drawn} == {count} and set().union(*drawn) <= set(things)
+        assert not count or set().union(*drawn) == set(things)
+        for sample, m in zip(label, mask, strict=True):
+            assert torch.equal(m, torch.isin(sample, sample[m].unique()))
+
+
+def test_the_border_of_a_mask_is_what_opencv_dilates_less_what_it_erodes() -> None:
+    mask = torch.from_numpy(np.random.default_rng(0).random((2, 9, 11)) < 0.6)
+    mask[1] = False
+    mask[1, 2:6, 3:] = True
+    found = border(mask)
+    for n, i, j in np.ndindex(2, 9, 11):
+        window = mask[n, max(i - 1, 0) : i + 1, max(j - 1, 0) : j + 1]
+        assert found[n, i, j] == (window.any() and not window.all())
+    assert found[1].nonzero()[0].tolist() == [2, 3] and not found[1, 3:5, 4:].any()
+    assert not border(torch.ones(1, 4, 4, dtype=torch.bool)).any()
+
+
+def test_companions_are_pasted_with_what_they_come_with_in_the_order_of_their_pairs() -> None:
+    label = _labels(80, 6, ignored=False)
+    index = torch.arange(80)
+    plain = context_mask(label, index, companions=(), seed=0, num_classes=6)
+    drawn = [set(sample[m].tolist()) for sample, m in zip(label, plain, strict=True)]
+    assert {len(classes) for classes in drawn} == {3}
+    paired = context_mask(label, index, companions=((0, 1), (1, 2), (2, 9)), seed=0, num_classes=19)
+    assert not paired.equal(plain)
+    for sample, m, classes in zip(label, paired, drawn, strict=True):
+        wanted = classes | ({1} if 0 in classes else set())
+        wanted |= {2} if 1 in wanted else set()
+        assert set(sample[m].tolist()) == wanted
+    late = context_mask(label, index, companions=((1, 2), (0, 1)), seed=0, num_classes=6)
+    missed = [set(sample[m].tolist()) for sample, m in zip(label, late, strict=True)]
+    assert any({0, 1} <= classes and 2 not in classes for classes in missed), "a pair is looked at once"

@@ -118,6 +118,7 @@ def test_unlabelled(tree: Path) -> None:
     run(tree, labels=None)
     for row in read_manifest(str(tree / "out"), "train").to_pylist():
         assert row["label_uri"] is None and row["class_pixels"] is None
+    assert not (tree / "out" / "class_places.arrow").exists()
 
 
 def test_uris_are_relative_below_the_dataset(tree: Path) -> None:
@@ -153,12 +154,17 @@ def test_deterministic(tree: Path) -> None:
         put_image(tree / "images" / f"many/{i}.png", i)
         put_label(tree / "labels" / f"many/{i}.png", i)
     run(tree)
-    names = ("manifest.parquet", "index.arrow", "class_rows.arrow", "classes.json")
+    names = ("manifest.parquet", "index.arrow", "class_rows.arrow", "class_places.arrow", "classes.json")
     first = [(tree / "out" / name).read_bytes() for name in names]
     run(tree, overwrite=True)
     assert first == [(tree / "out" / name).read_bytes() for name in names]
     ids = read_manifest(str(tree / "out"))["image_id"].to_pylist()
     assert ids == sorted(ids) and len(ids) == 73
+    labels = np.stack([np.asarray(Image.open(file)) for file in (tree / "labels").rglob("*.png")])
+    places = pa.ipc.open_file(tree / "out" / "class_places.arrow").read_all()
+    for class_id, images in enumerate(places["images"].to_pylist()):
+        for i, j in np.ndindex(64, 128):  # the middle of each place
+            assert images[i * 128 + j] == (labels[:, int((i + 0.5) * 12 / 64), j // 8] == class_id).sum()
 
 
 def test_raw_ids_of_16_bits(tree: Path) -> None:

@@ -6,9 +6,10 @@ import math
 
 import pytest
 import torch
-from draws import normal
+from draws import labels, normal
 
-from udaseg.losses.consistency import assignment_consistency, relation_consistency
+from udaseg.losses.consistency import assignment_consistency, relation_consistency, significant_cross_entropy
+from udaseg.types import IGNORE, SegOutput
 
 
 def test_relations_are_the_cosines_of_all_pairs() -> None:
@@ -55,3 +56,24 @@ def test_nothing_seen_is_nothing_to_learn() -> None:
     loss = assignment_consistency(logits, logits.detach().flip(1).softmax(1), torch.zeros(1, 2, 2, dtype=torch.bool))
     loss.backward()
     assert loss.item() == 0 and logits.grad is not None and not logits.grad.any()
+
+
+def test_only_significant_pixels_are_learned_from() -> None:
+    logits, label = normal(2, 3, 4, 5).requires_grad_(), labels(2, 4, 5, classes=3)
+    weight, significance = normal(2, 4, 5, seed=1).abs(), normal(2, 4, 5, seed=2).sigmoid()
+    significance[:, :2] = 0
+    total = parts = 0.0
+    for b in range(2):
+        for i in range(4):
+            for j in range(5):
+                parts += float(significance[b, i, j])
+                if label[b, i, j] != IGNORE:
+                    z = logits[b, :, i, j].tolist()
+                    loss = math.log(sum(map(math.exp, z))) - z[int(label[b, i, j])]
+                    total += float(significance[b, i, j] * weight[b, i, j]) * loss
+    value = significant_cross_entropy(SegOutput(logits=logits, embedding=logits), label, weight, significance)
+    value.backward()
+    assert value.item() == pytest.approx(total / parts, rel=1e-9)
+    assert logits.grad is not None and not logits.grad[:, :, :2].any() and logits.grad[:, :, 2:].any()
+    nothing = significant_cross_entropy(SegOutput(logits=logits, embedding=logits), label, weight, 0 * significance)
+    assert nothing.item() == 0

@@ -11,7 +11,15 @@ import torch.nn.functional as F
 from draws import labels, normal
 from torch import Tensor
 
-from udaseg.losses.pixel_pair import flatten, multi_resolution_contrast, pair_contrast, pixel_contrast
+from udaseg.losses.pixel_pair import (
+    flatten,
+    multi_resolution_contrast,
+    pair_contrast,
+    pixel_contrast,
+    region_contrast,
+    two_view_contrast,
+    view_contrast,
+)
 from udaseg.types import IGNORE
 
 
@@ -141,3 +149,72 @@ def test_no_full_matrix_of_similarities_is_kept_for_the_backward_pass() -> None:
         loss = pixel_contrast(feature, label, rows=64)
     assert max(saved) < 1024 * 64  # n is 1024: not even one block of rows is saved
     loss.backward()
+
+
+def _unit(*shape: int, seed: int = 0) -> Tensor:
+    return F.normalize(normal(*shape, seed=seed), dim=1)
+
+
+@pytest.mark.parametrize("rows", [2, 100])
+def test_region_contrast_is_the_loop(rows: int) -> None:
+    anchor, positive, bank = _unit(7, 4).requires_grad_(), _unit(7, 4, seed=1), _unit(12, 4, seed=2)
+    label, bank_label = labels(7, classes=3, ignored=0), labels(12, classes=3, seed=1)
+    bank_label[[2, 5]] = -1  # nothing is there yet
+    counted = torch.arange(7) % 3 != 1
+    expected = []
+    for i in range(7):
+        own = math.exp(float(anchor[i].detach() @ positive[i]) / 0.2)
+        there = [n for n in range(12) if bank_label[n] >= 0 and bank_label[n] != label[i]]
+        total = own + sum(math.exp(float(anchor[i].detach() @ bank[n]) / 0.2) for n in there)
+        expected.append(-math.log(own / total + 1e-8))
+
+    def ours(anchor: Tensor) -> Tensor:
+        return region_contrast(anchor, positive, label, counted, bank, bank_label, temperature=0.2, rows=rows)
+
+    mean = np.mean([x for x, c in zip(expected, counted, strict=True) if c])
+    assert ours(anchor).item() == pytest.approx(mean, rel=1e-9)
+    assert torch.autograd.gradcheck(ours, (anchor,))
+
+
+def test_region_contrast_of_an_empty_bank_or_of_no_cell_is_zero_with_finite_gradients() -> None:
+    anchor, counted = _unit(3, 4).requires_grad_(), torch.ones(3, dtype=torch.bool)
+    for bank_label, used in ((torch.full((5,), -1), counted), (torch.arange(5), ~counted)):
+        value = region_contrast(anchor, _unit(3, 4, seed=1), torch.zeros(3).long(), used, _unit(5, 4), bank_label)
+        (gradient,) = torch.autograd.grad(value, anchor)
+        assert value.item() == pytest.approx(0, abs=1e-7) and gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("rows", [3, 100])
+@pytest.mark.parametrize("all_valid", [True, False])
+def test_view_contrast_is_the_loop(rows: int, all_valid: bool) -> None:
+    first, second = normal(5, 4).softmax(1).requires_grad_(), normal(5, 4, seed=1).softmax(1).requires_grad_()
+    valid = torch.tensor([True, all_valid, True, all_valid, True])
+    both, there = torch.cat([first, second]).tolist(), torch.cat([valid, valid]).tolist()
+    expected = []
+    for i in (i for i in range(10) if there[i]):
+        s = [7 * sum(a * b for a, b in zip(both[i], row, strict=True)) for row in both]
+        others = sum(math.exp(s[j]) for j in range(10) if there[j] and j != i)
+        expected.append(-math.log(math.exp(s[(i + 5) % 10]) / others))
+    value = view_contrast(first, second, None if all_valid else valid, scale=7, rows=rows)
+    assert value.item() == pytest.approx(np.mean(expected), rel=1e-9)
+    assert torch.autograd.gradcheck(lambda a, b: view_contrast(a, b, valid, scale=7, rows=rows), (first, second))
+
+
+def test_view_contrast_without_a_row_is_zero_with_finite_gradients() -> None:
+    view = normal(3, 4).requires_grad_()
+    value = view_contrast(view, view, torch.zeros(3, dtype=torch.bool), scale=7)
+    value.backward()
+    assert value.item() == 0 and view.grad is not None and view.grad.isfinite().all()
+
+
+def test_two_views_are_contrasted_between_classes_that_are_there_and_between_cells() -> None:
+    weak, strong = normal(2, 3, 2, 2), normal(2, 3, 2, 2, seed=1)
+    label = torch.tensor([[[0, 0], [2, IGNORE]], [[IGNORE, IGNORE], [IGNORE, IGNORE]]])
+    big = label.repeat_interleave(4, 1).repeat_interleave(4, 2)
+    classes, cells = two_view_contrast(weak, strong, big, class_scale=3, cell_scale=5)
+    means = [torch.stack([view[0][:, label[0] == c].mean(1) for c in (0, 2)]).softmax(1) for view in (strong, weak)]
+    assert classes[0].item() == pytest.approx(view_contrast(*means, scale=3).item(), rel=1e-6)
+    assert classes[1].item() == 0
+    for i in range(2):
+        rows = [view[i].flatten(1).T.softmax(1) for view in (strong, weak)]
+        assert cells[i].item() == pytest.approx(view_contrast(*rows, scale=5).item(), rel=1e-9)

@@ -23,6 +23,7 @@ VARIANTS = (
     "cluda_hrda",
     "cluda_released_hrda",
     "dsp_released",
+    "ehtdi_edges",
     "oracle",
     "sepico_bank",
 )

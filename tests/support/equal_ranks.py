@@ -30,6 +30,7 @@ def share(batches: dict[str, Batch], rank: int | None) -> dict[str, Batch]:
             index=b.index[half],
             label=None if b.label is None else b.label[half],
             distribution=None if b.distribution is None else b.distribution[half],
+            prior=None if b.prior is None else b.prior[half],
         )
         for name, b in batches.items()
     }

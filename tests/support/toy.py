@@ -16,15 +16,18 @@ from udaseg.methods.adabn import AdaBN
 from udaseg.methods.advent import ADVENT
 from udaseg.methods.base import MethodConfig
 from udaseg.methods.bcl import BCL
+from udaseg.methods.camix import CAMix
 from udaseg.methods.clan import CLAN
 from udaseg.methods.classwise import Classwise
 from udaseg.methods.cluda import CLUDA
 from udaseg.methods.dacs import DACS
 from udaseg.methods.daformer import DAFormer
 from udaseg.methods.dsp import DSP
+from udaseg.methods.ehtdi import EHTDI
 from udaseg.methods.ldbe import LDBE
 from udaseg.methods.proca import ProCA
 from udaseg.methods.proda import ProDA
+from udaseg.methods.rccr import RCCR
 from udaseg.methods.sdca import SDCA
 from udaseg.methods.sepico import SePiCo
 from udaseg.methods.spcl import SPCL
@@ -61,11 +64,21 @@ _SEPICO = SePiCo.Config(
     ignore_top=3,
     ignore_bottom=5,
 )
+_EHTDI = EHTDI.Config(
+    things=(1, 2, 3),
+    threshold=0.3,
+    target_weight=1.0,
+    mixed_weight=0.5,
+    contrast_weight=0.1,
+    auxiliary_branches=(1,),
+    crop=(64, 64),
+)
 _TEMPLATES: dict[str, Stream | None] = {"template": _TRUE, "rare": _TRUE}
 DATA: dict[type[MethodConfig], dict[str, Stream | None]] = {
     LDBE.Config: {"source": None},
     DSP.Config: _TEMPLATES,
     ProDA.Config: {"target": Stream(labels="distribution")},
+    CAMix.Config: {"target": Stream(labels="none", prior=True)},
 }
 """Streams that a method reads beside or in place of source and target."""
 METHODS: dict[str, MethodConfig] = {
@@ -90,6 +103,25 @@ METHODS: dict[str, MethodConfig] = {
     "ldbe_enhancement": LDBE.Config(phase="boundary_enhancement", threshold=0.3, group_size=2),
     "dsp": DSP.Config(long_tail=(2, 3), threshold=0.3, mmd_channels=8, mmd_weight=0.05),
     "dsp_released": DSP.Config(long_tail=(0,), keep_soft_term=False, mmd_mask="first", mmd_channels=8, mmd_weight=0.1),
+    "camix": CAMix.Config(
+        threshold=0.3,
+        context_from=0,
+        companions=((1, 2), (2, 3)),
+        passes=2,
+        ramp_steps=10,
+        feature_weight=0.1,
+        things=(1, 2),
+    ),
+    "rccr": RCCR.Config(
+        threshold=0.3,
+        contrast_threshold=0.3,
+        contrast_weight=10.0,
+        projection_channels=8,
+        bank_length=40,
+        bank_cells=3,
+    ),
+    "ehtdi": _EHTDI,
+    "ehtdi_edges": replace(_EHTDI, edges=True, samples="first", group_size=2),
     "sdca": SDCA.Config(temperature=1.0, threshold=0.3),
     "proda": ProDA.Config(fill_steps=1, min_cells=2, prototype_momentum=0.9, teacher_momentum=0.9),
     "proda_warm_up": ProDA.Config(phase="warm_up", discriminator_channels=8, adversarial_weight=0.1),
@@ -179,6 +211,9 @@ def make_columns(step: int = 0, size: int = 2, first: int = 0) -> dict[str, np.n
             here = np.stack(labels)[:, None, ::8, ::8] == np.arange(CLASSES)[:, None, None]
             probability = np.where(here.any(1, keepdims=True), np.where(here, 0.7, 0.1), 0.25)
             columns["target_distribution"] = encode_distribution(probability)
+            rows = np.linspace(0.1, 0.9, 8)[:, None] + 0 * np.arange(8)  # classes 0 and 1 above, 2 and 3 below
+            prior = np.stack([1 - rows, 1 - rows, rows, rows]) / 2
+            columns["target_prior"] = encode_distribution(np.broadcast_to(prior, (size, *prior.shape)))
     return columns
 
 

@@ -41,6 +41,9 @@ BY_A_RECIPE = (
     "spcl",
     "proca",
     "sepico",
+    "camix",
+    "rccr",
+    "ehtdi",
 )
 """What a recipe's own contract tests."""
 

@@ -13,6 +13,7 @@ from typing import Literal
 import kornia
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from udaseg.rng import keyed, uniforms
@@ -33,10 +34,10 @@ def _below(drawn: Tensor, probability: float) -> Tensor:
 
 
 def weak(batch: Batch, *, seed: int, purpose: str, flip: float = 0.5, rotation: float = 0.0) -> Batch:
-    """The geometric view: image, label and weight are flipped and rotated together, a distribution flipped alone.
+    """The geometric view: image, label and weight are flipped and rotated together, other planes are flipped alone.
 
     Args:
-        batch: label, weight and distribution may be None.
+        batch: label, weight, distribution and prior may be None.
         seed: key of the run and stage.
         purpose: key of the stream, so that source and target of one sample differ.
         flip: probability of a horizontal flip.
@@ -44,6 +45,7 @@ def weak(batch: Batch, *, seed: int, purpose: str, flip: float = 0.5, rotation: 
     """
     u_flip, u_angle = _draws(batch.index, seed, f"weak.{purpose}", 2)
     planes = {"image": batch.image, "label": batch.label, "weight": batch.weight, "distribution": batch.distribution}
+    planes["prior"] = batch.prior
     flipped = _below(u_flip, flip)
     if len(flipped):
         flipped = flipped.to(batch.image.device, non_blocking=True)
@@ -58,7 +60,7 @@ def weak(batch: Batch, *, seed: int, purpose: str, flip: float = 0.5, rotation: 
         )
         matrix = matrix.to(batch.image.device, non_blocking=True)
         for name, plane in planes.items():
-            if plane is not None and name != "distribution":  # `Data.check` has none where images are rotated
+            if plane is not None and name not in ("distribution", "prior"):  # `Data.check` rotates no images with them
                 planes[name] = _warp(plane, matrix, is_label=name == "label")
     return replace(batch, **planes)  # type: ignore[arg-type] # the image is never None
 
@@ -97,6 +99,52 @@ def balanced_crop(batch: Batch, label: Tensor, *, size: tuple[int, int], max_cla
     image = cropped(batch.image)
     assert image is not None
     return replace(batch, image=image, label=cropped(batch.label), weight=cropped(batch.weight))
+
+
+def random_resized_crop(
+    image: Tensor,
+    label: Tensor,
+    index: Tensor,
+    *,
+    size: tuple[int, int],
+    scale: tuple[float, float],
+    seed: int,
+    purpose: str,
+) -> tuple[Tensor, Tensor]:
+    """A crop of random area and shape of each image, at one size: images bilinearly, labels by nearest neighbour.
+
+    As torchvision and Albumentations have it, sides being in a ratio of 3/4 to 4/3; drawn anew, nine times at most,
+    where it does not fit into the image, and cut to the image then.
+
+    Args:
+        image: (B, 3, H, W).
+        label: (B, H, W) int64.
+        index: (B,) global sample indices.
+        size: height and width of the crops in pixels.
+        scale: least and largest share of the image's area.
+        seed: key of the run and stage.
+        purpose: key of the use.
+    """
+    whole = (rows, columns) = image.shape[-2:]
+    matrices = np.zeros((len(image), 2, 3), np.float32)
+    for matrix, number in zip(matrices, index.tolist(), strict=True):
+        rng = keyed(seed, number, f"resized_crop.{purpose}")
+        for _ in range(10):
+            area = rng.uniform(*scale) * rows * columns
+            ratio = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
+            height, width = math.sqrt(area / ratio), math.sqrt(area * ratio)
+            if height <= rows and width <= columns:
+                break
+        for axis, (side, part) in enumerate(zip(whole, (min(height, rows), min(width, columns)), strict=True)):
+            share, place = part / side, rng.uniform(0, side - part) / side
+            matrix[1 - axis, 1 - axis], matrix[1 - axis, 2] = share, 2 * place + share - 1
+    theta = torch.from_numpy(matrices).to(image.device, non_blocking=True)
+    grid = F.affine_grid(theta.to(image.dtype), [len(image), 1, *size], align_corners=False)
+    view = F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    ids = F.grid_sample(
+        label[:, None].to(image.dtype), grid, mode="nearest", padding_mode="border", align_corners=False
+    )
+    return view, ids[:, 0].long()
 
 
 def _warp(plane: Tensor, matrix: Tensor, *, is_label: bool) -> Tensor:

@@ -59,6 +59,8 @@ def mix(
     blur_probability: float = 0.5,
     jitter_form: JitterForm = "blend",
     pool_size: int = 1,
+    taught: tuple[Tensor, Tensor] | None = None,
+    mask: Tensor | None = None,
 ) -> Mixture:
     """The teacher labels the target, and half of each source image's classes is pasted on it, jittered and blurred.
 
@@ -74,8 +76,10 @@ def mix(
         ignore_top, ignore_bottom: rows of the target that weigh 0.
         include_ignore, pool_size: see `class_mask`.
         jitter_probability, blur_probability: see `strong`; `jitter_form` is its `form`.
+        taught: what `teacher.label` returns of the target, where the teacher has seen it already.
+        mask: (B, H, W) bool, the pixels of the source, in place of those of half of its classes.
     """
-    confidence, target_label = teacher.label(target.image)
+    confidence, target_label = teacher.label(target.image) if taught is None else taught
     if thresholds is None:
         sure, quality = confidence >= threshold, confident_share(confidence, threshold)
         target_weight = quality.expand_as(confidence).clone()
@@ -87,14 +91,15 @@ def mix(
     target_weight[:, :ignore_top] = 0
     target_weight[:, max(confidence.shape[1] - ignore_bottom, 0) :] = 0
 
-    mask = class_mask(
-        source.labels,
-        source.index,
-        seed=seed,
-        include_ignore=include_ignore,
-        pool_size=pool_size,
-        num_classes=teacher.network.num_classes,
-    )
+    if mask is None:
+        mask = class_mask(
+            source.labels,
+            source.index,
+            seed=seed,
+            include_ignore=include_ignore,
+            pool_size=pool_size,
+            num_classes=teacher.network.num_classes,
+        )
     image = strong(
         paste(mask, source.image, target.image),
         target.index,
@@ -161,7 +166,15 @@ class SelfTraining:
         return ClassThresholds(num_classes, share=self.class_share, cap=self.class_cap)
 
     def mix(
-        self, teacher: EMATeacher, source: Batch, target: Batch, *, seed: int, thresholds: ClassThresholds | None
+        self,
+        teacher: EMATeacher,
+        source: Batch,
+        target: Batch,
+        *,
+        seed: int,
+        thresholds: ClassThresholds | None,
+        taught: tuple[Tensor, Tensor] | None = None,
+        mask: Tensor | None = None,
     ) -> Mixture:
         """`mix` with these settings and what `thresholds` returned."""
         return mix(
@@ -176,6 +189,8 @@ class SelfTraining:
             ignore_bottom=self.ignore_bottom,
             jitter_form=self.jitter_form,
             pool_size=self.group_size if self.pool == "batch" else 1,
+            taught=taught,
+            mask=mask,
         )
 
     def masked(self, student: Segmenter, target: Batch, mixed: Mixture, *, seed: int) -> Iterator[tuple[Loss, ...]]:

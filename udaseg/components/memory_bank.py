@@ -6,6 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from udaseg.components.prototypes import pooled_means
+from udaseg.distributed import rank, sum_over_ranks, world_size
+
+EMPTY = -1
+"""The label of a place in a queue that nothing has been put into yet."""
 
 
 class MemoryBank(nn.Module):
@@ -41,3 +45,33 @@ class MemoryBank(nn.Module):
         shown = count.nonzero()[:, 0]
         self.entries[shown, self.pushed[shown] % self.entries.shape[1]] = mean[shown]
         self.pushed[shown] += 1
+
+
+class PixelQueue(nn.Module):
+    """The last pixels that a contrastive loss has seen, with their labels; new ones push out the oldest.
+
+    It holds those of all ranks, in the samples' order, so that all ranks hold the same. Source: the memory bank of RCCR
+    (2110.05170), there a list of the tensors of single steps.
+
+    Args:
+        length: L, pixels that it holds.
+        channels: A.
+    """
+
+    entries: Tensor
+    labels: Tensor
+
+    def __init__(self, length: int, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("entries", torch.zeros(length, channels))
+        self.register_buffer("labels", torch.full((length,), EMPTY))
+
+    @torch.no_grad()
+    def push(self, feature: Tensor, label: Tensor) -> None:
+        """Take in the samples of all ranks: n pixels of each, (B, n, A), and their labels (B, n) >= 0."""
+        own = torch.cat([feature, label[..., None].to(feature.dtype)], 2).to(self.entries.dtype)
+        slots = own.new_zeros(world_size(), *own.shape)
+        slots[rank()] = own
+        new, length = sum_over_ranks(slots).flatten(0, 2), len(self.entries)
+        self.entries.copy_(torch.cat([self.entries, new[:, :-1]])[-length:])
+        self.labels.copy_(torch.cat([self.labels, new[:, -1].long()])[-length:])

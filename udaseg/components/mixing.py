@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -47,17 +48,86 @@ def class_mask(
     if pool_size > 1:
         pools = F.pad(present, (0, 0, 0, -len(label) % pool_size)).unflatten(0, (-1, pool_size)).any(1)
         present = pools[:, None].expand(-1, pool_size, -1).flatten(0, 1)[: len(label)]
+    chosen = _draw(
+        present,
+        index,
+        seed=seed,
+        purpose="class_mask",
+        number=lambda count: (count + round_up) // 2,
+        num_classes=num_classes,
+    )
+    return chosen.gather(1, label.flatten(1)).view_as(label)
+
+
+def thing_mask(label: Tensor, index: Tensor, *, things: Sequence[int], seed: int, num_classes: int = IGNORE) -> Tensor:
+    """Half of the things that each label map has, rounded down, but one where it has one.
+
+    Source: EHTDI (2208.06100). Its authors' code looks the drawn classes up one place too low in the list of those
+    present, so that the last thing is never pasted, and the class before the first one is.
+
+    Args:
+        label, index, seed, num_classes: see `class_mask`.
+        things: train ids to draw from.
+
+    Returns:
+        (B, H, W) bool.
+    """
+    thing = torch.zeros(IGNORE + 1, dtype=torch.bool)
+    thing[list(things)] = True
+    present = present_classes(label) & thing.to(label.device, non_blocking=True)
+    chosen = _draw(
+        present,
+        index,
+        seed=seed,
+        purpose="thing_mask",
+        number=lambda count: max(1, count // 2),
+        num_classes=num_classes,
+    )
+    return chosen.gather(1, label.flatten(1)).view_as(label)
+
+
+def context_mask(
+    label: Tensor, index: Tensor, *, companions: Sequence[tuple[int, int]], seed: int, num_classes: int = IGNORE
+) -> Tensor:
+    """CAMix: half of the classes of each label map, rounded up, and with each of them those that it comes with.
+
+    Source: CAMix (2108.03557); checked against `get_context_class_masks` of qianyuzqy/CAMix.
+
+    Args:
+        label, index, seed, num_classes: see `class_mask`.
+        companions: pairs of train ids in the order in which they are looked at: where the first is pasted and the image
+            has the second, so is the second.
+
+    Returns:
+        (B, H, W) bool.
+    """
+    present = present_classes(label)
+    chosen = _draw(
+        present,
+        index,
+        seed=seed,
+        purpose="context_mask",
+        number=lambda count: (count + 1) // 2,
+        num_classes=num_classes,
+    )
+    for pasted, companion in companions:
+        chosen[:, companion] |= chosen[:, pasted] & present[:, companion]
+    return chosen.gather(1, label.flatten(1)).view_as(label)
+
+
+def _draw(
+    present: Tensor, index: Tensor, *, seed: int, purpose: str, number: Callable[[int], int], num_classes: int
+) -> Tensor:
+    """(B, 256) bool: `number(n)` of each sample's n classes that are present, (B, 256), at most K + 1 of them."""
     # what is drawn depends on how many classes there are, which the device knows: so it is drawn for every number
-    drawn = np.zeros((len(label), num_classes + 2, num_classes + 1), bool)
-    for sample, number in enumerate(index.tolist()):
-        generator = keyed(seed, number, "class_mask")
+    drawn = np.zeros((len(present), num_classes + 2, num_classes + 1), bool)
+    for sample, key in enumerate(index.tolist()):
+        generator = keyed(seed, key, purpose)
         begin = generator.bit_generator.state
         for count in range(1, num_classes + 2):
             generator.bit_generator.state = begin
-            order = generator.permutation(count)
-            drawn[sample, count, order[: (count + round_up) // 2]] = True
-    chosen = present & _of_place(torch.from_numpy(drawn).to(label.device, non_blocking=True), present)
-    return chosen.gather(1, label.flatten(1)).view_as(label)
+            drawn[sample, count, generator.permutation(count)[: number(count)]] = True
+    return present & _of_place(torch.from_numpy(drawn).to(present.device, non_blocking=True), present)
 
 
 def present_classes(label: Tensor) -> Tensor:
@@ -104,6 +174,44 @@ def rare_mask(label: Tensor, index: Tensor, *, classes: Sequence[int], seed: int
     chosen = present & _of_place(torch.from_numpy(drawn).to(label.device, non_blocking=True), present)
     one = torch.where(chosen, ids, -1).amax(1)  # -1 where none is present
     return label == one[:, None, None]
+
+
+def region_mask(image: Tensor, index: Tensor, *, stride: int, seed: int) -> Tensor:
+    """CutMix: one rectangle of each image, in whole cells; its share of the area is uniform, its place too.
+
+    Source: CutMix (1905.04899) as RCCR (2110.05170) has it: both sides are the root of the drawn share, rounded down to
+    whole cells, at least one. Its authors draw one rectangle a batch.
+
+    Args:
+        image: (B, 3, H, W), for its size and device.
+        index: (B,) global sample indices.
+        stride: pixels of a cell's side.
+        seed: key of the run and stage.
+
+    Returns:
+        (B, H // stride, W // stride) bool, at least one cell each.
+    """
+    size = rows, columns = tuple(max(1, side // stride) for side in image.shape[-2:])
+    mask = np.zeros((len(image), *size), bool)
+    for sample, number in zip(mask, index.tolist(), strict=True):
+        rng = keyed(seed, number, "region_mask")
+        side = math.sqrt(rng.beta(1, 1))
+        height, width = (max(1, int(cells * side)) for cells in size)
+        top, left = rng.integers(rows - height + 1), rng.integers(columns - width + 1)
+        sample[top : top + height, left : left + width] = True
+    return torch.from_numpy(mask).to(image.device, non_blocking=True)
+
+
+def border(mask: Tensor) -> Tensor:
+    """The pixels of a (B, H, W) bool mask's edge: what 2 x 2 windows, ended by a pixel, hold of both sides.
+
+    Source: EHTDI (2208.06100), its edge enhancement: dilation less erosion by 2 x 2, as OpenCV anchors them.
+    """
+
+    def grown(x: Tensor) -> Tensor:
+        return F.max_pool2d(F.pad(x.float(), (1, 0, 1, 0)), 2, stride=1) > 0
+
+    return grown(mask) & grown(~mask)
 
 
 def soft_paste(mask: Tensor, over: Tensor, under: Tensor, *, blend: float) -> Tensor:

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from udaseg.data.folders import why_missing
+from udaseg.data.places import at_places
 from udaseg.data.storage import filesystem, read_bytes
 from udaseg.errors import DatasetError, UnreachableError
 
@@ -32,6 +33,8 @@ class Facts(NamedTuple):
     width: int
     class_pixels: np.ndarray | None
     """(num_classes,) int64, None where unlabelled."""
+    places: bytes | None = None
+    """uint8 train ids of the label `at_places`, None where unlabelled."""
 
 
 def _open(data: bytes, raw_mode: str | None = None) -> Image.Image:
@@ -148,4 +151,4 @@ def inspect(image_uri: str, label_uri: str | None, lookup: np.ndarray, num_class
     counted = train_ids < num_classes  # the rest is ignored
     class_pixels = np.zeros(num_classes, np.int64)
     np.add.at(class_pixels, train_ids[counted], pixels[raw_ids[counted]])
-    return Facts(height, width, class_pixels)
+    return Facts(height, width, class_pixels, lookup[at_places(label)].astype(np.uint8).tobytes())

@@ -17,8 +17,17 @@ import pyarrow.fs as pafs
 from udaseg.data.classes import read_classes
 from udaseg.data.confidence import distribution_size
 from udaseg.data.images import read_image, read_label
-from udaseg.data.manifest import ANEW, BROKEN, check_class_rows, check_index, check_rows, reason_of
-from udaseg.data.storage import absolute, filesystem, join, reach, read_bytes, resolve, version
+from udaseg.data.manifest import (
+    ANEW,
+    BROKEN,
+    check_class_places,
+    check_class_rows,
+    check_index,
+    check_rows,
+    reason_of,
+)
+from udaseg.data.places import GRID, spatial_prior
+from udaseg.data.storage import absolute, exists, filesystem, join, reach, read_bytes, resolve, version
 from udaseg.data.strict_json import parse_json
 from udaseg.errors import DatasetError, UnreachableError
 
@@ -145,6 +154,22 @@ class DatasetIndex:
         logit[[not len(r) for r in enough]] = -np.inf
         probability = np.exp(logit - logit.max())
         return probability / probability.sum(), enough
+
+    @functools.lru_cache(maxsize=1)  # noqa: B019 - an index lives as long as its process
+    def spatial_prior(self) -> np.ndarray:
+        """(K, 64, 128) float32 `udaseg.data.places.spatial_prior` of the training images' labels.
+
+        Raises DatasetError where the dataset was made without, or the file is foreign or broken.
+        """
+        uri, classes = join(self.directory, "class_places.arrow"), len(self.classes)
+        if not exists(uri):
+            raise DatasetError(
+                f"{self.directory}: no class_places.arrow, which says where its classes lie; make the dataset anew, "
+                "from labelled images, with `udaseg prepare --overwrite`"
+            )
+        table = _read(uri)
+        check_class_places(table, uri, self.table, classes, GRID[0] * GRID[1])
+        return spatial_prior(np.asarray(table["images"].combine_chunks().flatten()).reshape(classes, -1))
 
 
 def open_index(directory: str) -> DatasetIndex:

@@ -4,6 +4,7 @@
     classes.json       `Classes`
     index.arrow        the same rows as memory-mapped Arrow IPC, in the manifest's order
     class_rows.arrow   per split and class, the rows that contain it, most pixels first
+    class_places.arrow per class, how many training images have it at each place; only `udaseg prepare` writes it
 
 Images stay where they are. A URI is relative to the dataset directory unless it has a scheme or is absolute.
 """
@@ -23,7 +24,7 @@ from udaseg.data.classes import Classes
 from udaseg.data.storage import exists, filesystem, join, reach, read_bytes, remove, write_bytes, writer
 from udaseg.errors import DatasetError
 
-DATASET_FILES = ("manifest.parquet", "classes.json", "index.arrow", "class_rows.arrow")
+DATASET_FILES = ("manifest.parquet", "classes.json", "index.arrow", "class_rows.arrow", "class_places.arrow")
 
 
 MANIFEST = pa.schema(
@@ -56,6 +57,14 @@ CLASS_ROWS = pa.schema(
 )
 
 
+CLASS_PLACES = pa.schema(
+    [
+        pa.field("class_id", pa.int32(), nullable=False),
+        pa.field("images", pa.list_(pa.int64()), nullable=False),  # in the order of `udaseg.data.places.at_places`
+    ]
+)
+
+
 def class_rows(manifest: pa.Table, splits: Mapping[str, tuple[int, int]], num_classes: int) -> Iterator[pa.RecordBatch]:
     """Per split and class, the rows (int32) that contain the class, most pixels first (ties in row order).
 
@@ -73,11 +82,17 @@ def class_rows(manifest: pa.Table, splits: Mapping[str, tuple[int, int]], num_cl
             yield pa.record_batch([pa.array(v, f.type) for v, f in zip(values, CLASS_ROWS, strict=True)], CLASS_ROWS)
 
 
-def write_dataset(directory: str, manifest: pa.Table, classes: Classes) -> None:
+def write_dataset(directory: str, manifest: pa.Table, classes: Classes, places: np.ndarray | None = None) -> None:
     """Write all files of a dataset directory; the manifest comes last, so that its presence means a whole dataset.
 
     Rows are sorted by split and image id, so that each split is one range of rows, which the index's metadata names
     beside the manifest's `digest`.
+
+    Args:
+        directory: where to.
+        manifest: rows of MANIFEST, in any order.
+        classes: K of them.
+        places: (K, P) of `udaseg.data.places.count_places` for the training images; None = unknown.
     """
     order = pc.sort_indices(manifest, [("split", "ascending"), ("image_id", "ascending")]).to_numpy()
     if (np.diff(order.astype(np.int64)) < 0).any():  # listed folders are in order, and need no copy
@@ -89,7 +104,8 @@ def write_dataset(directory: str, manifest: pa.Table, classes: Classes) -> None:
     buffer = pa.BufferOutputStream()
     pq.write_table(manifest, buffer)
     rows = buffer.getvalue()
-    index = manifest.replace_schema_metadata({**manifest.schema.metadata, "manifest": _digest([rows])})
+    own = _digest([rows])
+    index = manifest.replace_schema_metadata({**manifest.schema.metadata, "manifest": own})
     remove(join(directory, "manifest.parquet"))  # an older one does not belong to the new classes and index
     write_bytes(join(directory, "classes.json"), classes.to_json().encode())
     with writer(join(directory, "index.arrow")) as stream, pa.ipc.new_file(stream, index.schema) as file:
@@ -97,6 +113,13 @@ def write_dataset(directory: str, manifest: pa.Table, classes: Classes) -> None:
     with writer(join(directory, "class_rows.arrow")) as stream, pa.ipc.new_file(stream, CLASS_ROWS) as file:
         for batch in class_rows(manifest, splits, len(classes)):
             file.write_batch(batch)
+    if places is None:
+        remove(join(directory, "class_places.arrow"))  # of an overwritten dataset
+    else:
+        schema = CLASS_PLACES.with_metadata({"manifest": own})
+        table = pa.table({"class_id": range(len(classes)), "images": list(places)}, schema)
+        with writer(join(directory, "class_places.arrow")) as stream, pa.ipc.new_file(stream, schema) as file:
+            file.write_table(table)
     write_bytes(join(directory, "manifest.parquet"), rows)
 
 
@@ -160,6 +183,15 @@ def check_class_rows(
         fits = fits and len(rows) == len(pixels) == np.count_nonzero(found) and (np.diff(pixels) <= 0).all()
         fits = fits and ((rows >= start) & (rows < stop)).all() and np.array_equal(found[rows - start], pixels)
     if not fits:
+        raise DatasetError(f"{uri}: not of the index beside it and its classes; {ANEW}")
+
+
+def check_class_places(table: pa.Table, uri: str, index: pa.Table, classes: int, places: int) -> None:
+    """Raise DatasetError, naming `uri`, where a table of `CLASS_PLACES` is not that of an index and its classes."""
+    fits = table.schema.equals(CLASS_PLACES) and table["class_id"].to_pylist() == [*range(classes)]
+    fits = fits and pc.all(pc.equal(pc.list_value_length(table["images"]), places)).as_py()
+    own = (index.schema.metadata or {}).get(b"manifest")
+    if not fits or own is None or (table.schema.metadata or {}).get(b"manifest") != own:
         raise DatasetError(f"{uri}: not of the index beside it and its classes; {ANEW}")
 
 

@@ -31,6 +31,8 @@ class StreamPlan:
     """Whether their confidence is read too."""
     distribution: bool = False
     """Whether the probabilities of all classes are read too."""
+    prior: str | None = None
+    """Dataset directory whose spatial prior goes with each crop; None = none does."""
     rare_class: bool = False
     """Rare-class sampling instead of uniform."""
     rare_temperature: float = 0.01
@@ -66,7 +68,8 @@ class Plan:
     def load(self, index: int) -> dict[str, np.ndarray]:
         """The sample at a global index: `<stream>_image` (h, w, 3) uint8; if labelled, `<stream>_label` (h, w) uint8;
         if soft, `<stream>_confidence` (h, w) uint16, see `udaseg.data.confidence.encode_confidence`; with the
-        probabilities of all classes `<stream>_distribution` (K, h / 8, w / 8) uint16, see `encode_distribution` there.
+        probabilities of all classes `<stream>_distribution` (K, h / 8, w / 8) uint16, see `encode_distribution` there;
+        with a spatial prior that of the crop's place, `<stream>_prior`, likewise.
 
         Raises DatasetError, naming the file, where one cannot be read or was changed after the dataset was made.
         """
@@ -92,6 +95,9 @@ class Plan:
             if stream.distribution:
                 code = dataset.distribution(row)
                 sample[f"{name}_distribution"] = self._crop_distribution(code, image.size, box, crop)
+            if stream.prior is not None:
+                planes = open_index(stream.prior).spatial_prior()
+                sample[f"{name}_prior"] = _crop_planes(planes, image.size, box, crop)
         return sample
 
     def empty(self) -> dict[str, np.ndarray]:
@@ -104,22 +110,17 @@ class Plan:
                 sample[f"{name}_label"] = np.full(crop, IGNORE, np.uint8)
             if stream.soft:
                 sample[f"{name}_confidence"] = np.zeros(crop, np.uint16)
-            if stream.distribution:
-                classes = len(open_index(stream.directory).classes)
-                sample[f"{name}_distribution"] = np.zeros((classes, *distribution_size(*crop)), np.uint16)
+            for column, on in (("distribution", stream.distribution), ("prior", stream.prior is not None)):
+                if on:
+                    classes = len(open_index(stream.directory).classes)
+                    sample[f"{name}_{column}"] = np.zeros((classes, *distribution_size(*crop)), np.uint16)
         return sample
 
     def _crop_distribution(
         self, code: np.ndarray, size: tuple[int, int], box: Box, crop: tuple[int, int]
     ) -> np.ndarray:
         """The (K, h, w) codes of a crop of an image of that width and height, interpolated between probabilities."""
-        columns, rows = code.shape[2] / size[0], code.shape[1] / size[1]
-        left, top = box[0] * columns, box[1] * rows
-        right, bottom = min(box[2] * columns, code.shape[2]), min(box[3] * rows, code.shape[1])
-        cells = distribution_size(*crop)
-        planes = [Image.fromarray(plane) for plane in decode_distribution(code)]
-        crops = [_resized(plane, (left, top, right, bottom), cells, Image.Resampling.BILINEAR) for plane in planes]
-        return encode_distribution(np.stack(crops))
+        return _crop_planes(decode_distribution(code), size, box, crop)
 
     def _draw_crop(
         self, size: tuple[int, int], label: Image.Image | None, stream: StreamPlan, rng: np.random.Generator
@@ -162,6 +163,17 @@ def draw_row(stream: StreamPlan, index: int, seed: int, name: str) -> tuple[int,
     rng = keyed(seed, index, f"{name}.rare_class")
     chosen = int(rng.choice(len(probability), p=probability))
     return int(rows[chosen][rng.integers(len(rows[chosen]))]), chosen
+
+
+def _crop_planes(planes: np.ndarray, size: tuple[int, int], box: Box, crop: tuple[int, int]) -> np.ndarray:
+    """The (K, h, w) codes of what (K, ., .) probabilities over a whole image have in a crop of it."""
+    columns, rows = planes.shape[2] / size[0], planes.shape[1] / size[1]
+    left, top = box[0] * columns, box[1] * rows
+    right, bottom = min(box[2] * columns, planes.shape[2]), min(box[3] * rows, planes.shape[1])
+    cells = distribution_size(*crop)
+    images = [Image.fromarray(plane) for plane in planes]
+    crops = [_resized(plane, (left, top, right, bottom), cells, Image.Resampling.BILINEAR) for plane in images]
+    return encode_distribution(np.stack(crops))
 
 
 def _resized(

@@ -74,6 +74,8 @@ def check(recipe: Recipe, directories: dict[str, str | None], cluster: Cluster) 
             index = open_index(absolute(directory))
             if stream.labels == "true" and index.lacks("train", "label_uri"):
                 raise DatasetError(f"{directory}: stage {stage.name!r} needs labels, and train images have none")
+            if stream.prior:
+                open_index(absolute(str(directories["source"]))).spatial_prior()
             column = {"pseudo": "confidence_uri", "soft": "confidence_uri", "distribution": "distribution_uri"}
             made_before = stream.labels in column and stage.pseudo_label is None
             if made_before and index.lacks("train", column[stream.labels]):

@@ -20,6 +20,7 @@ from udaseg.data.folders import IMAGE_SUFFIXES, LABEL_SUFFIXES, Pair, Problem, f
 from udaseg.data.images import MAX_BYTES, inspect
 from udaseg.data.layouts import LAYOUTS
 from udaseg.data.manifest import DATASET_FILES, MANIFEST, write_dataset
+from udaseg.data.places import GRID, count_places
 from udaseg.data.storage import exists, filesystem, join, read_bytes, remove, write_bytes
 from udaseg.data.strict_json import dump_json, parse_json
 from udaseg.data.taxonomies import remap
@@ -36,6 +37,7 @@ _FACTS = pa.schema(
         ("height", pa.int32()),
         ("width", pa.int32()),
         ("class_pixels", pa.list_(pa.int64())),
+        ("places", pa.binary()),
         ("problem", pa.string()),  # null where there is none
     ]
 )
@@ -94,7 +96,7 @@ def prepare(
         if splits is not None:
             good, more = _assign_splits(good, {pair.image_id for pair in pairs if pair.image_uri}, splits)
             problems += more
-        facts = _inspect_all(good, class_list)
+        facts, places = _inspect_all(good, class_list)
         broken = pc.is_valid(facts["problem"])
         problems += [Problem(good[f["row"]].image_id, f["problem"]) for f in facts.filter(broken).to_pylist()]
         if problems and on_error == "refuse":
@@ -109,7 +111,7 @@ def prepare(
             write_bytes(skipped, dump_json([problem._asdict() for problem in problems], indent=1).encode())
         else:
             remove(skipped)  # of an overwritten dataset
-        write_dataset(out, manifest, class_list)
+        write_dataset(out, manifest, class_list, places if places.any() else None)
         if problems:
             print(f"skipped, as {skipped} lists\n{_listing(problems)}")
         _show(manifest, class_list, title=out)
@@ -213,10 +215,11 @@ def _inspect_block(block: pa.Table, classes: Classes) -> pa.Table:
         return pa.Table.from_pylist(list(pool.map(facts, block.to_pylist())), schema=_FACTS)
 
 
-def _inspect_all(pairs: Sequence[Pair], classes: Classes) -> pa.Table:
-    """`_FACTS` of all pairs, in their order: a Ray Data job."""
+def _inspect_all(pairs: Sequence[Pair], classes: Classes) -> tuple[pa.Table, np.ndarray]:
+    """`_FACTS` of all pairs, in their order but without places, and these counted: a Ray Data job."""
+    places = np.zeros((len(classes), GRID[0] * GRID[1]), np.int64)
     if not pairs:
-        return _FACTS.empty_table()
+        return _FACTS.empty_table().drop_columns("places"), places
     ensure_ray()
     columns = {
         "row": pa.array(range(len(pairs)), pa.int64()),
@@ -230,7 +233,14 @@ def _inspect_all(pairs: Sequence[Pair], classes: Classes) -> pa.Table:
     checked.context.enable_progress_bars = False
     checked.context.print_on_execution_start = False
     blocks = checked.iter_batches(batch_size=None, batch_format="pyarrow")
-    return pa.concat_tables(track(blocks, len(pairs), "images checked")).sort_by("row")
+    facts = []
+    for block in track(blocks, len(pairs), "images checked"):
+        found = zip(block["row"].to_pylist(), block["places"].to_pylist(), strict=True)
+        training = [ids for row, ids in found if ids is not None and pairs[row].split == "train"]
+        if training:
+            places += count_places(np.frombuffer(b"".join(training), np.uint8).reshape(len(training), -1), len(classes))
+        facts.append(block.drop_columns("places"))  # of which the driver holds one block at a time
+    return pa.concat_tables(facts).sort_by("row"), places
 
 
 def _manifest(pairs: Sequence[Pair], facts: pa.Table, out: str, name: str | None) -> pa.Table:

@@ -226,6 +226,7 @@ def make_plan(stage: Stage, directories: dict[str, str | None], seed: int) -> Pl
             labelled=stream.labels != "none",
             soft=stream.labels == "soft",
             distribution=stream.labels == "distribution",
+            prior=absolute(str(directories["source"])) if stream.prior else None,
             rare_class=stream.sampling == "rare_class",
             rare_temperature=stream.rare_temperature,
             rare_min_pixels=stream.rare_min_pixels,

@@ -1,11 +1,17 @@
-"""Losses that want two networks, or two views, to see the same: relations of pixels, and assignments to prototypes."""
+"""Losses that want two networks, or two views, to see the same: relations, assignments, significant pixels."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from udaseg.distributed import mean_over_ranks
+from udaseg.losses.segmentation import Reduction, output_cross_entropy
+from udaseg.types import SegOutput
+
+SignificanceForm = Literal["paper", "released"]
 
 
 def relation_consistency(student: Tensor, teacher: Tensor) -> Tensor:
@@ -41,3 +47,37 @@ def assignment_consistency(student: Tensor, teacher: Tensor, seen: Tensor) -> Te
     divergence = F.kl_div(student.log_softmax(1), teacher.detach(), reduction="none").sum(1)
     count = mean_over_ranks(seen.sum().to(divergence.dtype)).clamp_min(1)
     return (divergence * seen).sum() / (count * student.shape[1])
+
+
+def significant_cross_entropy(
+    out: SegOutput,
+    label: Tensor,
+    weight: Tensor,
+    significance: Tensor,
+    *,
+    form: SignificanceForm = "paper",
+    reduction: Reduction = "all",
+) -> Tensor:
+    """Cross-entropy of a student's mixture with the teacher's labels, of those pixels alone that are significant.
+
+    Source: CAMix (2108.03557), its significance-reweighted consistency; "released" is checked against the training
+    script of qianyuzqy/CAMix.
+
+    Args:
+        out: of a `Segmenter`; gradient flows through it.
+        label: (B, H, W) int64 train ids, 255 = ignore.
+        weight: (B, H, W) >= 0, of each pixel's loss; it does not enter the denominator.
+        significance: (B, H, W) in [0, 1].
+        form: "paper" is the sum of significance * weight * loss over that of the significance. "released" is the
+            authors' code, which multiplies the mean over all pixels, a scalar, by the significance and takes the mean
+            of that by significance: the scalar itself, or 0 where nothing is significant.
+        reduction: see `udaseg.losses.segmentation.cross_entropy`.
+
+    Returns:
+        Scalar; 0 where nothing is significant.
+    """
+    share = mean_over_ranks(significance.mean())
+    if form == "released":
+        return output_cross_entropy(out, label, weight, reduction=reduction) * (share > 0)
+    loss = output_cross_entropy(out, label, weight * significance, reduction=reduction)
+    return loss / share.clamp_min(1e-12)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from udaseg.distributed import mean_over_ranks
+from udaseg.losses.contrastive import downscale_label, masked_average_pool
 
 PairWeight = Callable[[slice], Tensor]
 """Rows of anchors -> (rows, M) weights of their pairs."""
@@ -162,6 +164,113 @@ def multi_resolution_contrast(
         )
         total = total + _sum_of_anchors(sums + detail_sums, counts, real)
     return 0.5 * total / _count(label, valid)
+
+
+def region_contrast(
+    anchor: Tensor,
+    positive: Tensor,
+    label: Tensor,
+    counted: Tensor,
+    bank: Tensor,
+    bank_label: Tensor,
+    *,
+    temperature: float = 0.1,
+    rows: int = 512,
+) -> Tensor:
+    """Contrast of each cell with the same place seen in another context, against all of a bank that has another label.
+
+    With s = a . p / t of anchor and positive, a cell loses -log(e^s / (e^s + sum over negatives n of e^{a . n / t})),
+    to whose share the authors add 1e-8, so that no cell loses more than 18.4. Similarities exist for `rows` anchors at
+    a time and are computed again in the backward pass.
+
+    Source: RCCR (2110.05170); checked against those lines of qianyuzqy/RCCR's `train_spasr_syn.py`.
+
+    Args:
+        anchor: (N, A) unit vectors; gradient flows through them.
+        positive: (N, A) unit vectors of the same places.
+        label: (N,) int64, those of the positives.
+        counted: (N,) bool, the cells that the mean is taken over.
+        bank: (L, A) unit vectors.
+        bank_label: (L,) int64; below 0 = there is none. 255 is a label like any other, so a negative of all.
+        temperature: t > 0.
+        rows: anchors at a time.
+
+    Returns:
+        Scalar, the mean over the counted cells of all ranks; 0 where there is none.
+    """
+    positive, bank = positive.detach(), bank.detach()
+
+    def block(part: slice, anchor: Tensor) -> Tensor:
+        own = (anchor[part] * positive[part]).sum(1, keepdim=True) / temperature
+        negative = (bank_label >= 0) & (bank_label != label[part, None])
+        others = (anchor[part] @ bank.T / temperature).masked_fill(~negative, -math.inf)
+        share = own.squeeze(1) - torch.cat([own, others], 1).logsumexp(1)
+        return -(share.exp() + 1e-8).log()
+
+    parts = [slice(start, min(start + rows, len(anchor))) for start in range(0, len(anchor), rows)]
+    loss = torch.cat([checkpoint(block, part, anchor, use_reentrant=False, preserve_rng_state=False) for part in parts])
+    return (loss * counted).sum() / mean_over_ranks(counted.sum().to(loss.dtype)).clamp_min(1)
+
+
+def view_contrast(
+    first: Tensor, second: Tensor, valid: Tensor | None = None, *, scale: float, rows: int = 512
+) -> Tensor:
+    """Of the rows of two views, each is to find its partner in the other view among all other rows of both.
+
+    Cross-entropy of scale * R R^T without its diagonal, R being both views below one another, with the partner's place
+    as the class. Similarities exist for `rows` rows at a time and are computed again in the backward pass.
+
+    Source: EHTDI (2208.06100), on class probabilities of an image's cells, and on those of its classes' mean logits;
+    checked against those lines of ljjcoder/EHTDI's `main.py`.
+
+    Args:
+        first, second: (N, A); row i of the one is the partner of row i of the other.
+        valid: (N,) bool, the rows that there are; all without it.
+        scale: > 0, one over the temperature.
+        rows: at a time.
+
+    Returns:
+        Scalar, the mean over the valid rows of both views; 0 where there is none.
+    """
+    both, count = torch.cat([first, second]), len(first)
+    real = torch.ones_like(both[:, 0], dtype=torch.bool) if valid is None else torch.cat([valid, valid])
+    place = torch.arange(len(both), device=both.device)
+
+    def block(part: slice, both: Tensor) -> Tensor:
+        similarity = scale * both[part] @ both.T
+        partner = similarity.gather(1, ((place[part] + count) % len(both))[:, None]).squeeze(1)
+        seen = real & (place != place[part, None])
+        return similarity.masked_fill(~seen, torch.finfo(similarity.dtype).min).logsumexp(1) - partner
+
+    parts = [slice(start, min(start + rows, len(both))) for start in range(0, len(both), rows)]
+    loss = torch.cat([checkpoint(block, part, both, use_reentrant=False, preserve_rng_state=False) for part in parts])
+    return (loss * real).sum() / real.sum().clamp_min(1)
+
+
+def two_view_contrast(
+    weak: Tensor, strong: Tensor, label: Tensor, *, class_scale: float, cell_scale: float
+) -> tuple[Tensor, Tensor]:
+    """`view_contrast` of a weak and a strong view of each image, between their classes and between their cells.
+
+    Classes are compared by the probabilities of their mean logits, over the cells with that label in both views; cells
+    by their own probabilities. Source: see `view_contrast`.
+
+    Args:
+        weak, strong: (B, K, h, w) logits.
+        label: (B, H, W) int64 train ids of the views' pixels, 255 = of no class.
+        class_scale, cell_scale: see `scale` of `view_contrast`.
+
+    Returns:
+        The class level and the cell level of each image, (B,) and (B,).
+    """
+    small = downscale_label(label, (weak.shape[2], weak.shape[3]))
+    (weak_means, present), (strong_means, _) = (masked_average_pool(x, small, x.shape[1]) for x in (weak, strong))
+    classes = zip(strong_means.softmax(2), weak_means.softmax(2), present, strict=True)
+    cells = zip(*(x.flatten(2).transpose(1, 2).softmax(2) for x in (strong, weak)), strict=True)
+    return (
+        torch.stack([view_contrast(*views, scale=class_scale) for views in classes]),
+        torch.stack([view_contrast(*views, scale=cell_scale) for views in cells]),
+    )
 
 
 def _pair_weights(attention: Tensor, row: Tensor, pixel: Tensor) -> tuple[PairWeight, PairWeight]:

@@ -20,7 +20,7 @@ def to_batches(columns: Mapping[str, np.ndarray], data: Data, *, seed: int, devi
 
     Args:
         columns: "index" (B,), and per stream "<name>_image" (B, H, W, 3), and maybe "<name>_label" and
-            "<name>_confidence" (B, H, W), and "<name>_distribution" (B, K, h, w).
+            "<name>_confidence" (B, H, W), and "<name>_distribution" and "<name>_prior" (B, K, h, w).
         data: augmentation settings.
         seed: key of the run and stage.
         device: where the batches go.
@@ -34,7 +34,8 @@ def to_batches(columns: Mapping[str, np.ndarray], data: Data, *, seed: int, devi
     batches = {}
     for name, stream in data.streams().items():
         image = there(columns[f"{name}_image"])
-        label, code, all_codes = (columns.get(f"{name}_{part}") for part in ("label", "confidence", "distribution"))
+        parts = ("label", "confidence", "distribution", "prior")
+        label, code, all_codes, prior = (columns.get(f"{name}_{part}") for part in parts)
         batch = Batch(
             image=image.permute(0, 3, 1, 2).float() / 255,  # channels last, as it comes: convolutions are faster so
             index=index,
@@ -42,6 +43,7 @@ def to_batches(columns: Mapping[str, np.ndarray], data: Data, *, seed: int, devi
             label=None if label is None else there(label).long(),
             weight=None if code is None else there(decode_confidence(code)),
             distribution=None if all_codes is None else there(decode_distribution(all_codes)),
+            prior=None if prior is None else there(decode_distribution(prior)),
         )
         batch = weak(batch, seed=seed, purpose=name, flip=data.flip, rotation=data.rotation)
         if stream.jitter or stream.blur:
