@@ -28,11 +28,12 @@ from udaseg.components.augment import strong
 from udaseg.config import PseudoLabel, Stage
 from udaseg.data.confidence import encode_confidence
 from udaseg.data.taxonomies import CITYSCAPES_CLASSES
-from udaseg.job_config import Inference
+from udaseg.job_config import Cluster, Inference
 from udaseg.methods.supervised import Supervised
 from udaseg.overrides import override
 from udaseg.recipes import RECIPES
 from udaseg.training.batches import to_batches
+from udaseg.training.kernels import compile_networks, set_precision
 from udaseg.training.step import RunState, build_state, queue_step, train_step
 
 CLASSES = len(CITYSCAPES_CLASSES)
@@ -182,8 +183,7 @@ def _said(*words: str) -> str | None:
 
 
 def agreement(s: Settings) -> Iterator[Result]:
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False
+    set_precision(Cluster(gpu=True, tf32=False, cudnn_benchmark=False), torch.device(s.device))
     steps = 2 if s.tiny else 3
 
     def values(name: str, device: str, bf16: bool) -> list[dict[str, float]]:
@@ -276,7 +276,7 @@ def compiled(s: Settings) -> Iterator[Result]:
 def _speed(name: str, s: Settings, *, compiled: bool) -> Result:
     from torch.utils.flop_counter import FlopCounterMode
 
-    torch.backends.cuda.matmul.allow_tf32 = True
+    set_precision(Cluster(gpu=True), torch.device(s.device))
     stage = _stage(name.split()[0], s, SPEED[name])
     state = _state(stage, s.device, bf16=not s.tiny)  # a CPU is slow in it
     batches = to_batches(_columns(stage), stage.data, seed=1, device=torch.device(s.device))
@@ -284,9 +284,7 @@ def _speed(name: str, s: Settings, *, compiled: bool) -> Result:
         train_step(state, batches, stage, seed=1)
     began = time.perf_counter()
     if compiled:
-        for module in state.method.children():
-            if (network := getattr(module, "network", module)) and hasattr(network, "net"):
-                network.net.compile(dynamic=False, backend="eager" if s.tiny else "inductor")
+        compile_networks(state.method, "eager" if s.tiny else "inductor")
         train_step(state, batches, stage, seed=1)
         _finish(s.device)
     compiling = time.perf_counter() - began
@@ -335,7 +333,6 @@ def pipeline(s: Settings) -> Iterator[Result]:
     from udaseg.checkpoints.directory import STATE_FILE
     from udaseg.data.manifest import digest
     from udaseg.data.synthetic import write_pair
-    from udaseg.job_config import Cluster
     from udaseg.jobs.resources import usable_cores
     from udaseg.jobs.train import make_plan, stage_directory, train
     from udaseg.jobs.worker import read_registered
@@ -479,7 +476,6 @@ def augmentation(s: Settings) -> Iterator[Result]:
 
 
 def data(s: Settings) -> Iterator[Result]:
-    from udaseg.job_config import Cluster
     from udaseg.jobs.train import train
 
     sizes = {"source": (105, 191), "target": (102, 204)} if s.tiny else {"source": (1052, 1914), "target": (1024, 2048)}

@@ -9,8 +9,9 @@ first batch of a plan.
 
 workers: images per second of one worker, it and all of Ray pinned to one core, and of two workers on two cores, one
 thread each; beside them the same step in processes apart, without Ray, which is what the machine itself allows; and how
-much of a step rank 0 computes, waits for data, waits for the other rank (where gradients, losses and batch norm
-statistics meet) and averages with it. For a machine with nothing else to do.
+much of a step rank 0 computes, waits for data, waits for the other rank (where losses and batch norm statistics meet)
+and averages with it, and waits for gradients, which are exchanged beside the backward pass. For a machine with
+nothing else to do.
 """
 
 from __future__ import annotations
@@ -204,7 +205,8 @@ def workers(steps: int = 150, recipe: str = "dacs_small", rounds: int = 3) -> No
             for count, r in found.items():
                 print(
                     f"{count} worker(s): {r['speed']:.1f} images/s; rank 0 computes {r['own']:.0%}, waits for data "
-                    f"{r['data']:.1%}, for the other {r['other']:.1%}, averages {r['averaging']:.1%}; "
+                    f"{r['data']:.1%}, for the other {r['other']:.1%}, averages {r['averaging']:.1%}, waits for "
+                    f"gradients {r['gradients']:.1%}; "
                     f"{count} process(es) apart: {apart[count]:.1f} images/s"
                 )
             two, bound = (x[2] / x[1] for x in ({n: r["speed"] for n, r in found.items()}, apart))
@@ -265,26 +267,37 @@ def _measure_workers(
         import udaseg.training.step
         from udaseg.distributed import rank
 
-        real_reduce, real_step = torch_dist.all_reduce, udaseg.training.step.train_step
-        spent = {"other": 0.0, "averaging": 0.0}
+        real_reduce, real_step = torch_dist.all_reduce, udaseg.training.step.queue_step
+        spent = {"other": 0.0, "averaging": 0.0, "gradients": 0.0}
 
-        def all_reduce(tensor: Any) -> None:
+        class Work:
+            def __init__(self, real: Any) -> None:
+                self.real = real
+
+            def wait(self) -> None:
+                began = time.perf_counter()
+                self.real.wait()
+                spent["gradients"] += time.perf_counter() - began
+
+        def all_reduce(tensor: Any, async_op: bool = False) -> Work | None:
+            if async_op:
+                return Work(real_reduce(tensor, async_op=True))
             began = time.perf_counter()
             torch_dist.barrier()
             met = time.perf_counter()
             real_reduce(tensor)
             spent["other"] += met - began
             spent["averaging"] += time.perf_counter() - met
+            return None
 
-        def train_step(*arguments: Any, **named: Any) -> dict[str, float]:
-            values = real_step(*arguments, **named)
+        def queue_step(*arguments: Any, **named: Any) -> None:
+            real_step(*arguments, **named)
             if rank() == 0:
                 with open(notes, "a") as file:
                     file.write(json.dumps({"time": time.perf_counter(), "own": time.process_time(), **spent}) + "\n")
-            return values
 
         torch_dist.all_reduce = all_reduce
-        udaseg.training.step.train_step = train_step
+        udaseg.training.step.queue_step = queue_step
         return train_worker(config)
 
     job.train_worker = timed
@@ -303,7 +316,7 @@ def _measure_workers(
     rows = [row for row in rows if row["step"] > steps // 3]
     lines = [json.loads(line) for line in Path(notes).read_text().splitlines()]
     first, last = lines[steps // 3], lines[-1]
-    shares = {key: (last[key] - first[key]) / (last["time"] - first["time"]) for key in ("own", "other", "averaging")}
+    shares = {key: (last[key] - first[key]) / (last["time"] - first["time"]) for key in lines[0].keys() - {"time"}}
     return shares | {
         "speed": statistics.median(row["images_per_second"] for row in rows),
         "data": statistics.median(row["data_wait"] for row in rows),

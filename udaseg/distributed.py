@@ -6,8 +6,6 @@ one process that holds the joined batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 import torch.distributed as torch_dist
 from torch import Tensor, nn
@@ -55,26 +53,6 @@ def _average_flat(tensors: list[Tensor]) -> None:
         flat /= world_size()
         for tensor, mean in zip(group, flat.split([t.numel() for t in group]), strict=True):
             tensor.copy_(mean.view_as(tensor))
-
-
-def average_gradients(parameters: Iterable[nn.Parameter]) -> Tensor:
-    """Replace each gradient by its mean over ranks; a missing one becomes zero, so that all ranks hold the same set.
-
-    Args:
-        parameters: at least one that requires a gradient.
-
-    Returns:
-        Scalar tensor: the share of the ranks on which any parameter had a gradient.
-    """
-    learning = [parameter for parameter in parameters if parameter.requires_grad]
-    found = any(parameter.grad is not None for parameter in learning)
-    for parameter in learning:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-    share = torch.full_like(learning[0].flatten()[:1], float(found), requires_grad=False)
-    if world_size() > 1:
-        _average_flat([*(parameter.grad for parameter in learning if parameter.grad is not None), share])
-    return share[0]
 
 
 def average_batch_norm(module: nn.Module) -> None:

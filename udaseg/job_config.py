@@ -78,6 +78,23 @@ class Cluster:
     """CPUs that Ray sets aside for a worker; data tasks need some beside them."""
     threads: CountOrZero = 0
     """Threads of torch in a worker on the CPU; 0 = the machine's cores shared among the workers."""
+    tf32: bool = True
+    """On a GPU, single-precision matrix products and convolutions keep 10 bits of their factors' mantissas and add up
+    in 23, several times as fast from Ampere on; off where a GPU is to be compared with a CPU."""
+    cudnn_benchmark: bool = True
+    """On a GPU, cuDNN times its convolutions at each new shape and keeps the fastest: crops have few shapes. Off where
+    two runs are to have the same bits."""
+    channels_last: bool = True
+    """Weights of convolutions lie with their channels innermost, as images come: tensor cores and a CPU's vector units
+    read them so without reordering."""
+    compile: bool = False
+    """Compile backbone and head by `torch.compile`, each shape for itself: the first steps take minutes, and what is
+    dropped out is drawn otherwise. Evaluation, whose images have many shapes, is never compiled."""
+    sync_batch_norm: bool | None = None
+    """Batch norms in training normalise over all workers' samples, so that their number changes no result; None = on
+    GPUs. A CPU cannot: there each worker normalises its own, and running statistics are averaged."""
+    bf16_gradients: bool = False
+    """Workers exchange gradients in bfloat16, which halves what crosses the network and rounds them to 8 bits."""
     max_failures: CountOrZero = 3
     """How many losses of a worker a stage survives, and beside them how many of nodes that gave notice."""
     wait: Positive = 60.0
@@ -92,6 +109,8 @@ class Cluster:
         """Raise ConfigError, naming the field, where a number lies outside its range."""
         with naming("cluster"):
             check_numbers(self)
+            if self.sync_batch_norm and not self.gpu:
+                raise ConfigError("sync_batch_norm is on, which torch has for GPUs alone; leave it out, or use gpu")
             if self.fewest > self.workers:
                 raise ConfigError(f"min_workers is {self.fewest}; it must not be above workers, {self.workers}")
 

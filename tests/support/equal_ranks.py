@@ -1,4 +1,4 @@
-"""Two ranks that hold half the batch each, against one process that holds all of it."""
+"""Ranks that hold their share of the batch each, against one process that holds all of it."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import nn
 from toy import METHODS, SEED, adapting_stage, flat, make_batches, make_stage, make_state, warm_up
-from two_ranks import WORLD_SIZE
 
 from udaseg.config import Stage
+from udaseg.distributed import world_size
 from udaseg.training.step import RunState, train_step
 from udaseg.types import Batch
 
@@ -23,7 +23,7 @@ def share(batches: dict[str, Batch], rank: int | None) -> dict[str, Batch]:
     """The consecutive samples of a rank; all of them for None."""
     if rank is None:
         return batches
-    half = slice(rank * GLOBAL // WORLD_SIZE, (rank + 1) * GLOBAL // WORLD_SIZE)
+    half = slice(rank * GLOBAL // world_size(), (rank + 1) * GLOBAL // world_size())
     return {
         name: Batch(
             image=b.image[half],

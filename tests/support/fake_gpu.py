@@ -68,6 +68,9 @@ def fake_gpu() -> Iterator[None]:
         return (torch.zeros_like(inputs),)
 
     with (
+        mock.patch.object(Tensor, "pin_memory", lambda tensor: tensor),
+        mock.patch.object(Tensor, "record_stream", lambda tensor, stream: None),
+        mock.patch.multiple(torch.cuda, Stream=mock.Mock(), current_stream=mock.Mock(), stream=contextlib.nullcontext),
         mock.patch.object(Tensor, "backward", backward),
         mock.patch.object(torch.autograd, "grad", grad),
         FakeTensorMode(allow_non_fake_inputs=True),

@@ -1,4 +1,4 @@
-"""Two processes with a gloo group between them, for tests that compare two ranks with one."""
+"""Processes with a gloo group between them, for tests that compare ranks with one process."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ import torch.multiprocessing as multiprocessing
 WORLD_SIZE = 2
 
 
-class TwoRanks:
-    """A pool of two ranks that lives as long as the test session: starting one imports torch twice."""
+class RankPool:
+    """Ranks that wait for work: starting them imports torch as many times."""
 
-    def __init__(self) -> None:
+    def __init__(self, size: int) -> None:
         context = multiprocessing.get_context("spawn")
         self._folder = tempfile.TemporaryDirectory()
         store = Path(self._folder.name, "store").as_uri()
         self._pipes: list[Connection] = []
         self._processes = []
-        for rank in range(WORLD_SIZE):
+        for rank in range(size):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs, rank, store), daemon=True)
+            process = context.Process(target=_serve, args=(theirs, rank, size, store), daemon=True)
             process.start()
             self._pipes.append(ours)
             self._processes.append(process)
 
     def run(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-        """`function(rank, *arguments)` on both ranks, a function at the top of a test module; the results by rank."""
+        """`function(rank, *arguments)` on all ranks, a function at the top of a test module; the results by rank."""
         for pipe in self._pipes:
             pipe.send((function, arguments))
         answers = []
@@ -57,11 +57,16 @@ class TwoRanks:
         self._folder.cleanup()
 
 
-def _serve(pipe: Connection, rank: int, store: str) -> None:
+class TwoRanks(RankPool):
+    """The pool that lives as long as the test session."""
+
+    def __init__(self) -> None:
+        super().__init__(WORLD_SIZE)
+
+
+def _serve(pipe: Connection, rank: int, size: int, store: str) -> None:
     torch.set_num_threads(1)
-    torch_dist.init_process_group(
-        "gloo", init_method=store, rank=rank, world_size=WORLD_SIZE, timeout=timedelta(seconds=60)
-    )
+    torch_dist.init_process_group("gloo", init_method=store, rank=rank, world_size=size, timeout=timedelta(seconds=60))
     while True:
         try:
             function, arguments = pipe.recv()

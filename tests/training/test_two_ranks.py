@@ -17,11 +17,12 @@ from toy import METHODS, SEED, flat, make_batches, make_stage, make_state
 from two_ranks import WORLD_SIZE, TwoRanks
 
 from udaseg.components.pseudo_label import confident_share
-from udaseg.distributed import average_batch_norm, average_gradients, mean_over_ranks, rank, sum_over_ranks, world_size
+from udaseg.distributed import average_batch_norm, mean_over_ranks, rank, sum_over_ranks, world_size
 from udaseg.errors import TrainingError
 from udaseg.losses.contrastive import bidirectional_contrast
 from udaseg.losses.segmentation import cross_entropy
 from udaseg.methods.bcl import DomainBias
+from udaseg.training.averaging import GradientAverage
 from udaseg.training.step import train_step
 from udaseg.types import IGNORE
 
@@ -171,7 +172,7 @@ def _tell(rank_given: int) -> dict[str, Any]:
     network[2].weight.grad = torch.full((1, 2), 10.0 * rank_given, dtype=torch.float64)
     network[3].requires_grad_(False)
     norm.running_mean.fill_(rank_given)
-    average_gradients(network.parameters())
+    GradientAverage(network.parameters()).finish()
     average_batch_norm(network)
     return {
         "ranks": (rank(), world_size()),

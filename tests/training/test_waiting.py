@@ -19,13 +19,8 @@ from udaseg.models.teacher import EMATeacher
 from udaseg.training.batches import to_batches
 from udaseg.training.step import RunState, queue_step, train_step
 
-WAITING = ("classwise", "sdca", "spcl", "proca", "sepico", "sepico_bank")
-"""Methods whose step still waits: Lovasz-softmax, class means and contrast index by masks of what is labelled."""
 
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=() if n == "dacs" else pytest.mark.full) for n in METHODS if n not in WAITING]
-)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n == "dacs" else pytest.mark.full) for n in METHODS])
 def test_a_step_waits_for_nothing(name: str) -> None:
     """From streamed columns to the teacher, all augmentations on, two steps without a reading."""
     stage = make_stage(name)

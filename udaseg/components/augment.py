@@ -80,25 +80,29 @@ def balanced_crop(batch: Batch, label: Tensor, *, size: tuple[int, int], max_cla
     rows, columns = (whole - part for whole, part in zip(label.shape[-2:], size, strict=True))
     if rows < 0 or columns < 0:
         raise ValueError(f"crops of {size} do not fit into images of {tuple(label.shape[-2:])}")
-    places = []
-    for sample, number in zip(label, batch.index.tolist(), strict=True):
-        rng = keyed(seed, number, "balanced_crop")
-        for _ in range(10):
-            top, left = int(rng.integers(rows + 1)), int(rng.integers(columns + 1))
-            seen = sample[top : top + size[0], left : left + size[1]].flatten().bincount(minlength=IGNORE + 1)[:IGNORE]
-            if (seen > 0).sum() > 1 and seen.max() < max_class_share * seen.sum():
-                break
-        places.append((top, left))
+    generators = (keyed(seed, number, "balanced_crop") for number in batch.index.tolist())
+    drawn = [[(int(g.integers(rows + 1)), int(g.integers(columns + 1))) for _ in range(10)] for g in generators]
+    at = torch.tensor(drawn).to(label.device, non_blocking=True)  # (B, 10, 2): all draws, since the device judges them
+    crops = label[_window(at, size)]
+    draw = torch.arange(crops[..., 0, 0].numel(), device=label.device).view(*at.shape[:2], 1, 1)
+    slot = (draw * (IGNORE + 1) + crops).flatten()
+    counts = torch.zeros(draw.numel() * (IGNORE + 1), device=label.device)
+    counts.index_add_(0, slot, torch.ones((), device=label.device).expand(len(slot)))
+    seen = counts.view(*at.shape[:2], IGNORE + 1)[..., :IGNORE]
+    good = ((seen > 0).sum(2) > 1) & (seen.amax(2) < max_class_share * seen.sum(2))
+    good[:, -1] = True
+    first = good.byte().argmax(1)
+    sample, row, column = _window(at.gather(1, first[:, None, None].expand(-1, 1, 2)), size)
+    image = batch.image[sample, :, row, column][:, 0].movedim(-1, 1)
+    label_, weight = (None if x is None else x[sample, row, column][:, 0] for x in (batch.label, batch.weight))
+    return replace(batch, image=image, label=label_, weight=weight)
 
-    def cropped(plane: Tensor | None) -> Tensor | None:
-        if plane is None:
-            return None
-        parts = (x[..., i : i + size[0], j : j + size[1]] for x, (i, j) in zip(plane, places, strict=True))
-        return torch.stack(list(parts))
 
-    image = cropped(batch.image)
-    assert image is not None
-    return replace(batch, image=image, label=cropped(batch.label), weight=cropped(batch.weight))
+def _window(at: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    """What cuts crops of a size (h, w) from (B, N, 2) top left corners on out of (B, H, W) planes: (B, N, h, w)."""
+    sample = torch.arange(len(at), device=at.device)[:, None, None, None]
+    row, column = (at[..., i, None] + torch.arange(size[i], device=at.device) for i in (0, 1))
+    return sample, row[..., :, None], column[..., None, :]
 
 
 def random_resized_crop(

@@ -31,8 +31,9 @@ class ClassFrequencies(nn.Module):
     @torch.no_grad()
     def update(self, label: Tensor) -> None:
         """Take in the pixels of all ranks: train ids of any shape, 255 = left out."""
-        counts = torch.bincount(label[label < len(self.counts)], minlength=len(self.counts))
-        self.counts.mul_(self.momentum).add_(sum_over_ranks(counts.to(self.counts.dtype)))
+        slot = label.clamp_max(len(self.counts)).flatten()  # what is left out is a class more, which is dropped
+        counts = self.counts.new_zeros(len(self.counts) + 1).index_add_(0, slot, torch.ones_like(slot).to(self.counts))
+        self.counts.mul_(self.momentum).add_(sum_over_ranks(counts[:-1]))
 
     def shares(self) -> Tensor:
         """(K,) float, `LEAST` or more; all alike before a label is seen."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import kornia
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from udaseg.rng import uniforms
 
@@ -26,10 +29,22 @@ def recoloured(image: Tensor, like: Tensor, index: Tensor, *, seed: int, probabi
     """
     drawn = uniforms(seed, index.numpy(), "recoloured", 1)[:, 0]
     chosen = torch.from_numpy(drawn < probability).to(image.device, non_blocking=True)
-    lab, other = kornia.color.rgb_to_lab(image), kornia.color.rgb_to_lab(like)
-    (mean, deviation), (new_mean, new_deviation) = _moments(lab), _moments(other)
-    moved = (lab - mean) / deviation.clamp_min(1e-3) * new_deviation + new_mean
-    return torch.where(chosen[:, None, None, None], kornia.color.lab_to_rgb(moved), image)
+    with _ConstantsUnawaited():
+        lab, other = kornia.color.rgb_to_lab(image), kornia.color.rgb_to_lab(like)
+        (mean, deviation), (new_mean, new_deviation) = _moments(lab), _moments(other)
+        moved = (lab - mean) / deviation.clamp_min(1e-3) * new_deviation + new_mean
+        return torch.where(chosen[:, None, None, None], kornia.color.lab_to_rgb(moved), image)
+
+
+class _ConstantsUnawaited(TorchFunctionMode):
+    """Within it `torch.tensor(numbers, device=...)`, as Kornia has it, does not wait for a GPU's earlier work."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is not torch.tensor or kwargs.get("device") is None:
+            return func(*args, **kwargs)
+        device = kwargs.pop("device")
+        return func(*args, **kwargs).to(device, non_blocking=True)
 
 
 def _moments(lab: Tensor) -> tuple[Tensor, Tensor]:

@@ -42,9 +42,10 @@ class MemoryBank(nn.Module):
     def update(self, feature: Tensor, label: Tensor) -> None:
         """Take in a step's pixels of all ranks: feature (N, A), label (N,) int64 train ids, 255 = ignore."""
         count, mean = pooled_means(feature.to(self.entries.dtype), label, len(self.entries))
-        shown = count.nonzero()[:, 0]
-        self.entries[shown, self.pushed[shown] % self.entries.shape[1]] = mean[shown]
-        self.pushed[shown] += 1
+        shown = count > 0
+        oldest = torch.arange(len(count), device=count.device), self.pushed % self.entries.shape[1]
+        self.entries[oldest] = torch.where(shown[:, None], mean, self.entries[oldest])
+        self.pushed += shown
 
 
 class PixelQueue(nn.Module):

@@ -126,11 +126,15 @@ def pooled_means(feature: Tensor, label: Tensor, num_classes: int) -> tuple[Tens
         label: (N,) int64 train ids, 255 = ignore.
         num_classes: K.
     """
-    labelled = label < num_classes
-    x, y = feature[labelled], label[labelled]
-    count = sum_over_ranks(torch.bincount(y, minlength=num_classes).to(torch.float64))
-    total = sum_over_ranks(x.new_zeros(num_classes, x.shape[1]).index_add_(0, y, x))
-    return count, total / count.clamp_min(1).to(x.dtype)[:, None]
+    count = sum_over_ranks(_sums(torch.ones_like(label, dtype=torch.float64)[:, None], label, num_classes)[:, 0])
+    total = sum_over_ranks(_sums(feature, label, num_classes))
+    return count, total / count.clamp_min(1).to(feature.dtype)[:, None]
+
+
+def _sums(value: Tensor, label: Tensor, num_classes: int) -> Tensor:
+    """(K, A) sums of the (N, A) values of each class; those without a class go to a row of their own, which is left."""
+    sums = value.new_zeros(num_classes + 1, value.shape[1])
+    return sums.index_add_(0, label.clamp_max(num_classes), value)[:num_classes]
 
 
 class ClassPrototypes(nn.Module):
@@ -186,11 +190,11 @@ class ClassGaussians(nn.Module):
     @torch.no_grad()
     def update(self, feature: Tensor, label: Tensor) -> None:
         """Take in the pixels of all ranks: feature (N, A), label (N,) int64 train ids, 255 = ignore."""
-        labelled = label < len(self.count)
-        x, y = feature[labelled].to(self.mean.dtype), label[labelled]
-        count, mean = pooled_means(x, y, len(self.count))
+        x, classes = feature.to(self.mean.dtype), len(self.count)
+        count, mean = pooled_means(x, label, classes)
         divisor = count.clamp_min(1).to(x.dtype)[:, None]
-        variance = sum_over_ranks(torch.zeros_like(self.mean).index_add_(0, y, (x - mean[y]).square())) / divisor
+        apart = (x - mean[label.clamp_max(classes - 1)]).square()
+        variance = sum_over_ranks(_sums(apart, label, classes)) / divisor
         share = (count / (count + self.count).clamp_min(1)).to(x.dtype)[:, None]
         shift = mean - self.mean
         self.variance.copy_((1 - share) * self.variance + share * variance + share * (1 - share) * shift.square())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -155,7 +156,7 @@ def run_stage(run: _Run, number: int, stage: Stage) -> None:
         checkpoint_every=recipe.checkpoint_every,
         log_every=recipe.log_every,
         bf16=recipe.bf16,
-        threads=cluster.threads or max(1, usable_cores() // cluster.workers),
+        cluster=dataclasses.replace(cluster, threads=cluster.threads or max(1, usable_cores() // cluster.workers)),
         scoring=run.scoring,
     )
     # on this node: another one may be lost, and what it had not yet told with it

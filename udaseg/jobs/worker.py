@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import ray
@@ -37,7 +37,9 @@ from udaseg.jobs.stream import iterate
 if TYPE_CHECKING:
     from udaseg.config import Stage
     from udaseg.evaluation.checkpoint_scores import Scoring
+    from udaseg.job_config import Cluster
     from udaseg.training.step import RunState
+    from udaseg.types import Batch
 
 
 _SCRATCH = "udaseg-checkpoint-"
@@ -61,8 +63,8 @@ class WorkerJob:
     checkpoint_every: int
     log_every: int
     bf16: bool
-    threads: int
-    """Intra-op threads of torch on the CPU."""
+    cluster: Cluster
+    """Its `threads` are those that torch takes."""
     scoring: Scoring | None = None
     """None = checkpoints are not scored."""
 
@@ -139,16 +141,28 @@ def train_worker(config: dict[str, Any]) -> None:
 def _train(config: dict[str, Any], progress: Any) -> None:
     """Build or restore this rank's state, and train."""
     from udaseg.checkpoints.directory import STATE_FILE, read_weights
+    from udaseg.training.kernels import prepare, set_precision
     from udaseg.training.step import build_state
 
     job: WorkerJob = ray.cloudpickle.loads(config["job"])
-    torch.set_num_threads(job.threads)
+    torch.set_num_threads(job.cluster.threads)
     device = ray.train.torch.get_device()
+    set_precision(job.cluster, device)
     context = ray.train.get_context()
     checkpoint = ray.train.get_checkpoint()
     init = None if job.init_uri is None or checkpoint is not None else read_weights(job.init_uri)
     stage = job.stage
-    state = build_state(stage, len(job.classes), seed=job.seed, init=init, device=device, bf16=job.bf16)
+    state = build_state(
+        stage,
+        len(job.classes),
+        seed=job.seed,
+        init=init,
+        device=device,
+        bf16=job.bf16,
+        channels_last=job.cluster.channels_last,
+    )
+    state.bf16_gradients = job.cluster.bf16_gradients
+    prepare(state.method, job.cluster, device)
     history: list[dict[str, Any]] = []
     if checkpoint is not None:
         with checkpoint.as_directory() as directory:
@@ -186,11 +200,20 @@ def _run(
     clear_scratch()
     scratch, _lock = make_scratch()
     noticed = False
-    while state.step < stage.steps:
-        with speed.waiting():
+
+    def upload() -> dict[str, Batch]:
+        with speed.timing("wait"):
             columns = next(rows)
-        queue_step(state, to_batches(columns, data, seed=job.seed, device=device), stage, seed=job.seed)
+        with speed.timing("host"):
+            return to_batches(columns, data, seed=job.seed, device=device)
+
+    batches = upload() if state.step < stage.steps else {}
+    while state.step < stage.steps:
+        with speed.timing("host"):
+            queue_step(state, batches, stage, seed=job.seed)
         last = state.step == stage.steps
+        if not last:
+            batches = upload()  # before anything waits for a GPU, which is at the step still
         if state.step % job.log_every == 0 or last:
             values = state.read()
             lr = stage.optim.lr * stage.optim.lr_factor(state.step - 1, stage.steps)
@@ -202,7 +225,9 @@ def _run(
         if due and job.scoring is not None:
             # before the checkpoint counts: what is done again after a loss is scored again too
             seen: dict[str, Any] = {"short_side": data.short_side, "resample": data.resample}
-            scores = score(state.method.predictor, job.scoring, device=device, **seen)
+            with torch.compiler.set_stance("force_eager") if job.cluster.compile else contextlib.nullcontext():
+                # images of many shapes: none is compiled for
+                scores = score(state.method.predictor, job.scoring, device=device, **seen)
             report({"event": "score", "step": state.step, **scores})
         if not noticed and state.step % job.log_every == 0:
             # a node is about to be taken away: save once, and go on until it is; all ranks hear the same
@@ -224,18 +249,22 @@ def _checked(
         yield columns
 
 
+_NOTHING = {"wait": 0.0, "host": 0.0}
+
+
 class _Speed:
     """How fast steps are done since it was last asked, and how much of the time went into waiting for data."""
 
     def __init__(self, step: int, *, images: int) -> None:
         self._images = images  # of a step, over all ranks
-        self._since, self._step, self._waited = time.monotonic(), step, 0.0
+        self._since, self._step, self._spent = time.monotonic(), step, dict(_NOTHING)
 
     @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
+    def timing(self, what: Literal["wait", "host"]) -> Iterator[None]:
+        """Of the block: waiting for data, or queueing a step, which on a CPU is computing it."""
         began = time.monotonic()
         yield
-        self._waited += time.monotonic() - began
+        self._spent[what] += time.monotonic() - began
 
     def take(self, step: int) -> dict[str, float]:
         """What is measured, which begins anew."""
@@ -243,10 +272,11 @@ class _Speed:
         took, steps = now - self._since, step - self._step
         found = {
             "images_per_second": steps * self._images / took,
-            "data_wait": self._waited / took,
+            "data_wait": self._spent["wait"] / took,
             "step_seconds": took / steps,
+            "host_seconds": self._spent["host"] / steps,
         }
-        self._since, self._step, self._waited = now, step, 0.0
+        self._since, self._step, self._spent = now, step, dict(_NOTHING)
         return found
 
 

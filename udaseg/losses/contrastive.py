@@ -153,9 +153,7 @@ def prototype_contrast(feature: Tensor, label: Tensor, prototypes: Tensor, *, te
     Returns:
         Scalar, the mean over labelled pixels of all ranks; 0 where there is none.
     """
-    labelled = label != IGNORE
-    logits = feature[labelled] @ prototypes.T / temperature
-    return _mean(F.cross_entropy(logits, label[labelled], reduction="sum"), labelled)
+    return _cross_entropy(feature @ prototypes.T / temperature, label)
 
 
 def distribution_contrast(
@@ -188,14 +186,13 @@ def distribution_contrast(
     Returns:
         Scalar, 0 where no pixel is labelled.
     """
-    labelled = label != IGNORE
-    unit, y = feature[labelled], label[labelled]
     if normalise:
-        unit, mean, variance = (F.normalize(x, dim=1) for x in (unit, mean, variance))
-    spread = unit.square() @ variance.T
-    logits = (unit @ mean.T + spread / (2 * temperature)) / temperature
-    own = spread.gather(1, y[:, None]).sum() / (2 * temperature**2)
-    return _mean(F.cross_entropy(logits, y, reduction="sum") + own, labelled)
+        feature, mean, variance = (F.normalize(x, dim=1) for x in (feature, mean, variance))
+    spread = feature.square() @ variance.T
+    logits = (feature @ mean.T + spread / (2 * temperature)) / temperature
+    labelled, y = _labelled(label)
+    own = _mean(spread.gather(1, y[:, None])[:, 0] * labelled, labelled)
+    return _cross_entropy(logits, label) + own / (2 * temperature**2)
 
 
 def bank_contrast(feature: Tensor, label: Tensor, bank: Tensor, filled: Tensor, *, temperature: float) -> Tensor:
@@ -216,17 +213,17 @@ def bank_contrast(feature: Tensor, label: Tensor, bank: Tensor, filled: Tensor, 
     Returns:
         Scalar, the mean over labelled pixels of all ranks; 0 where there is none.
     """
-    labelled = label != IGNORE
-    pixel, y = feature[labelled], label[labelled]
+    labelled, y = _labelled(label)
     held = torch.arange(bank.shape[1], device=bank.device) < filled[:, None]
     means = (bank * held[..., None]).sum(1) / filled[:, None]  # the mean similarity is that to the mean
-    others = (pixel @ means.T / temperature).scatter(1, y[:, None], -math.inf).logsumexp(1)
-    total = pixel.sum() * 0
-    for c in y.unique().tolist():
-        mine = y == c
-        own = pixel[mine] @ bank[c, : int(filled[c])].T / temperature
-        total = total + F.softplus(others[mine, None] - own).mean(1).sum()
-    return _mean(total, labelled)
+    others = (feature @ means.T / temperature).scatter(1, y[:, None], -math.inf).logsumexp(1)
+    own, everyone = feature.new_zeros(len(feature), bank.shape[1]), torch.arange(len(feature), device=feature.device)
+    for c, entries in enumerate(bank):
+        mine = label == c
+        rows = mine.nonzero()[:, 0] if feature.device.type == "cpu" else everyone  # a GPU would be waited for
+        own.index_add_(0, rows, mine[rows, None] * (feature[rows] @ entries.T))
+    loss = (F.softplus(others[:, None] - own / temperature) * held[y]).sum(1) / filled[y]
+    return _mean(loss * labelled, labelled)
 
 
 def mean_feature_regulariser(feature: Tensor, label: Tensor, prototypes: Tensor, *, temperature: float) -> Tensor:
@@ -244,13 +241,26 @@ def mean_feature_regulariser(feature: Tensor, label: Tensor, prototypes: Tensor,
     Returns:
         Scalar, 0 where no pixel is labelled.
     """
-    labelled = label != IGNORE
-    count, classes = mean_over_ranks(labelled.sum().to(feature.dtype)), len(prototypes)
-    mean = joined_mean(feature[labelled].sum(0) / count.clamp_min(1))
+    labelled = (label != IGNORE).to(feature.dtype)
+    count, classes = mean_over_ranks(labelled.sum()), len(prototypes)
+    mean = joined_mean(labelled @ feature / count.clamp_min(1))
     logs = (prototypes @ mean / temperature).log_softmax(0)
     return logs.sum() / (classes * math.log(classes)) * (count > 0)
 
 
-def _mean(total: Tensor, labelled: Tensor) -> Tensor:
-    """A rank's sum over the labelled pixels of all ranks."""
-    return total / mean_over_ranks(labelled.sum().to(total.dtype)).clamp_min(1)
+def _labelled(label: Tensor) -> tuple[Tensor, Tensor]:
+    """Which of (N,) pixels have a label, and a label for all of them, 0 for those without.
+
+    A loss runs over all pixels and counts these: to pick them out the host would have to wait for the device.
+    """
+    labelled = label != IGNORE
+    return labelled, label.where(labelled, 0)
+
+
+def _cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
+    return _mean(F.cross_entropy(logits, label, ignore_index=IGNORE, reduction="none"), label != IGNORE)
+
+
+def _mean(loss: Tensor, labelled: Tensor) -> Tensor:
+    """A rank's sum of its pixels' losses, 0 for those without a label, over the labelled pixels of all ranks."""
+    return loss.sum() / mean_over_ranks(labelled.sum().to(loss.dtype)).clamp_min(1)

@@ -183,6 +183,9 @@ def uniform_divergence(logits: Tensor) -> Tensor:
 def lovasz_softmax(logits: Tensor, label: Tensor) -> Tensor:
     """Kornia's Lovasz-softmax loss, a surrogate of the Jaccard index, on each image's labelled pixels.
 
+    Other pixels get a class of their own, which they surely are and no other pixel is: their errors are 0, so that they
+    come last in Kornia's order and add nothing, and what is labelled need not be picked out.
+
     Args:
         logits: (B, K, H, W).
         label: (B, H, W) int64 train ids, 255 = ignore.
@@ -190,12 +193,8 @@ def lovasz_softmax(logits: Tensor, label: Tensor) -> Tensor:
     Returns:
         Scalar, the mean over images; an image without labels counts as 0.
     """
-    losses = []
-    for image, y in zip(logits.movedim(1, -1), label, strict=True):
-        pixels, labels = image[y != IGNORE], y[y != IGNORE]
-        losses.append(
-            kornia.losses.lovasz_softmax_loss(pixels.T[None, :, :, None], labels[None, :, None])
-            if len(labels)
-            else image.sum() * 0
-        )
-    return torch.stack(losses).mean()
+    classes, ignored = logits.shape[1], (label == IGNORE)[:, None]
+    surely = torch.zeros_like(logits[:, :1]).masked_fill(~ignored, -math.inf)
+    widened = torch.cat([logits.masked_fill(ignored, -math.inf), surely], 1)
+    loss: Tensor = kornia.losses.lovasz_softmax_loss(widened, label.masked_fill(ignored[:, 0], classes))
+    return loss * (classes + 1) / classes  # its mean counts the class that is added, whose loss is 0

@@ -19,7 +19,7 @@ from udaseg.types import IGNORE
 
 NOT_LOSSES = {
     *("stage", "name", "step", "lr", "grad_norm"),
-    *("images_per_second", "data_wait", "step_seconds", "memory_mib", "workers"),
+    *("images_per_second", "data_wait", "step_seconds", "host_seconds", "memory_mib", "workers"),
 }
 """What a row of metrics.jsonl holds beside the losses."""
 

@@ -10,16 +10,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from udaseg.checkpoints.tensor_files import read_state
 from udaseg.config import Stage
-from udaseg.distributed import average_batch_norm, average_gradients, rank
+from udaseg.distributed import average_batch_norm, rank
 from udaseg.errors import CheckpointError, TrainingError
 from udaseg.methods.base import Method
 from udaseg.models.build import build_segmenter
 from udaseg.rng import key_to_seed
+from udaseg.training.averaging import GradientAverage
 from udaseg.types import Batch
 
 _NAMED = 4
@@ -32,7 +33,7 @@ class _Unread(NamedTuple):
     step: int
     names: tuple[str, ...]
     numbers: Tensor
-    """The losses by these names, then every optimiser's gradient norm, then its share of `average_gradients`."""
+    """The losses by these names, then every optimiser's gradient norm, then its share of `GradientAverage.finish`."""
 
 
 @dataclass
@@ -43,12 +44,16 @@ class RunState:
     optimizers: list[Optimizer]
     step: int = 0
     """Steps done."""
+    bf16_gradients: bool = False
+    """Ranks exchange gradients in bfloat16."""
+    averages: dict[int, GradientAverage] = field(default_factory=dict, init=False, repr=False)
+    """Of an optimiser's gradients over ranks, by its number."""
     _unread: list[_Unread] = field(default_factory=list, init=False, repr=False)
     _sound: Tensor | None = field(default=None, init=False, repr=False)
     _values: dict[str, float] = field(default_factory=dict, init=False, repr=False)
 
     def take_in(self, losses: Mapping[str, Tensor], gathered: list[tuple[Tensor, Tensor]]) -> Tensor:
-        """Keep a step's losses, and each optimiser's gradient norm and share of `average_gradients`, for `read`.
+        """Keep a step's losses, and each optimiser's gradient norm and share of `GradientAverage.finish`, for `read`.
 
         Returns a scalar tensor: 0 if all that was found since the start is finite, and each optimiser has a gradient;
         else 1.
@@ -90,11 +95,20 @@ class RunState:
                 )
         return dict(self._values)
 
+    def begin(self, number: int) -> None:
+        """Get ready to average an optimiser's gradients, before a step's first backward pass."""
+        if number not in self.averages:
+            self.averages[number] = GradientAverage(self.parameters(number), bf16=self.bf16_gradients)
+        self.averages[number].begin()
+
+    def parameters(self, number: int) -> list[nn.Parameter]:
+        """Those of an optimiser."""
+        return [p for group in self.optimizers[number].param_groups for p in group["params"]]
+
     def names(self, number: int, *, frozen: bool = False) -> list[str]:
         """The names of an optimiser's parameters, or of those of them that are frozen."""
         names = {id(p): name for name, p in self.method.named_parameters()}
-        parameters = (p for group in self.optimizers[number].param_groups for p in group["params"])
-        return [names.get(id(p), "?") for p in parameters if not frozen or not p.requires_grad]
+        return [names.get(id(p), "?") for p in self.parameters(number) if not frozen or not p.requires_grad]
 
     def save(self, path: Path) -> None:
         """Write the state to a file that loads without executing code; raises as `read` does."""
@@ -135,7 +149,14 @@ def _check_moments(optimizer: Optimizer) -> None:
 
 
 def build_state(
-    stage: Stage, num_classes: int, *, seed: int, init: Mapping[str, Tensor] | None, device: torch.device, bf16: bool
+    stage: Stage,
+    num_classes: int,
+    *,
+    seed: int,
+    init: Mapping[str, Tensor] | None,
+    device: torch.device,
+    bf16: bool,
+    channels_last: bool = True,
 ) -> RunState:
     """A stage's method before its first step.
 
@@ -146,6 +167,7 @@ def build_state(
         init: state of the network to start from; None = from the backbone's weights.
         device: where everything lives.
         bf16: autocast the network to bfloat16.
+        channels_last: how the weights of convolutions lie in memory.
     """
     torch.manual_seed(key_to_seed(seed, "init"))
     model = stage.model if init is None else dataclasses.replace(stage.model, pretrained=False, weights=None)
@@ -153,7 +175,8 @@ def build_state(
     if init is not None:
         student.load_network(init)
     method: Method = stage.method.build(student, seed=seed)
-    method = method.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    method = method.to(device=device, memory_format=layout)  # type: ignore[call-overload]
     return RunState(method, method.optimizers(stage.optim))
 
 
@@ -178,6 +201,7 @@ def queue_step(state: RunState, batches: Mapping[str, Batch], stage: Stage, *, s
     torch.manual_seed(key_to_seed(seed, step, rank(), "dropout"))
     for number, optimizer in enumerate(state.optimizers):
         optimizer.zero_grad(set_to_none=True)
+        state.begin(number)
         factor = method.schedule(number, stage.optim).lr_factor(step, stage.steps)
         for group in optimizer.param_groups:
             group["lr"] = group.setdefault("base_lr", group["lr"]) * factor
@@ -207,15 +231,15 @@ def _asks(optimizer: Optimizer) -> bool:
 
 
 def _gather(state: RunState, number: int, stage: Stage) -> tuple[Tensor, Tensor]:
-    """Average an optimiser's gradients over ranks and clip them; returns their norm before, and `average_gradients`'s.
+    """Average an optimiser's gradients over ranks and clip them; returns their norm before, and what `finish` does.
 
     Raises TrainingError, naming parameters, where some are frozen: they would never learn, without a word.
     """
-    parameters = [p for group in state.optimizers[number].param_groups for p in group["params"]]
+    parameters = state.parameters(number)
     if not all(p.requires_grad for p in parameters):
         frozen = _listed(state.names(number, frozen=True))
         raise TrainingError(f"optimiser {number}: frozen parameters never learn: {frozen}; leave them out")
-    share = average_gradients(parameters)
+    share = state.averages[number].finish()
     clip = state.method.schedule(number, stage.optim).clip or math.inf
     return torch.nn.utils.clip_grad_norm_(parameters, clip), share
 

@@ -1,0 +1,123 @@
+"""How networks compute on a device: one graph each when compiled, the same results, and settings of GPUs alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from networks import small_network
+from timm.layers import BatchNormAct2d, convert_sync_batchnorm
+from torch import nn
+from toy import CPU, SEED, changed, make_batches, make_stage, make_state, snapshot
+
+from udaseg.errors import ConfigError
+from udaseg.job_config import Cluster
+from udaseg.models.backbones import attend_fused
+from udaseg.training.kernels import compile_networks, set_precision
+from udaseg.training.step import train_step
+
+KINDS: dict[str, dict[str, Any]] = {
+    "DeepLabV2": {"backbone": "resnet10t", "head": "aspp"},
+    "ProDA": {"backbone": "resnet10t", "head": "aspp_gn", "head_channels": 32},
+    "mobilenet": {"backbone": "mobilenetv3_small_050"},
+    "ViT": {"backbone": "test_vit", "head": "context_aware"},
+    "DAFormer": {"backbone": "mit_b0", "head": "context_aware", "drop_path": 0.1},
+    "HRDA": {"backbone": "resnet10t", "head": "context_aware", "detail_crop": (32, 32)},
+}
+
+
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=() if k == "ViT" else pytest.mark.full) for k in KINDS])
+def test_backbone_and_head_are_one_graph(kind: str) -> None:
+    torch._dynamo.reset()
+    network = small_network(**KINDS[kind]).train()
+    found = torch._dynamo.explain(network.net)(torch.rand(2, 3, 64, 64))
+    assert (found.graph_count, found.graph_break_count) == (1, 0), found.break_reasons
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("method", ["dacs", "bcl_teacher", "cluda_hrda"])
+def test_compiled_networks_learn_the_same_and_are_compiled_in_the_first_steps_alone(method: str) -> None:
+    """With a compiler that runs a graph as it is: student and teacher, both domains' own parts, both resolutions."""
+    torch._dynamo.reset()
+    compiled = 0
+
+    def backend(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        nonlocal compiled
+        compiled += 1
+        return graph.forward
+
+    stage = make_stage(method)
+    plain, fast = make_state(stage), make_state(stage)
+    compile_networks(fast.method, backend)
+    counts = []
+    for step in range(4):
+        batches = make_batches(stage, step)
+        values = train_step(plain, batches, stage, seed=SEED)
+        assert train_step(fast, batches, stage, seed=SEED) == pytest.approx(values, rel=1e-4, abs=1e-7)
+        counts.append(compiled)
+    assert counts[0] > 0 and counts[1] == counts[3] <= 8, counts  # 8 forms of a network are kept
+
+
+def test_a_compiled_network_is_saved_and_evaluated_as_any_other() -> None:
+    network = small_network().eval()
+    image, before = torch.rand(1, 3, 64, 96), snapshot(network)
+
+    def refuses(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        raise AssertionError("an image of evaluation was compiled for")
+
+    compile_networks(nn.ModuleList([network]), refuses)
+    assert not changed(before, network)
+    with torch.compiler.set_stance("force_eager"):
+        assert network(image).logits.shape == (1, 5, 64, 96)
+
+
+def test_fused_attention_is_that_of_the_package() -> None:
+    network = small_network(backbone="mit_b0").double().eval()
+    attentions = [m for m in network.modules() if type(m).__name__ == "Attention"]
+    assert {m.sr_ratio for m in attentions} == {1, 2, 4, 8}
+    for attention in attentions:
+        x = torch.randn(2, 16 * 24, attention.dim, dtype=torch.float64)
+        x, other = x.clone().requires_grad_(), x.clone().requires_grad_()
+        mine, theirs = attend_fused(attention, x, 16, 24), attention(other, 16, 24)
+        torch.testing.assert_close(mine, theirs)
+        for out in (mine, theirs):
+            (out * torch.linspace(-1, 1, out.shape[-1], dtype=out.dtype)).sum().backward()
+        torch.testing.assert_close(x.grad, other.grad)
+
+
+def test_precision_is_of_gpus_alone() -> None:
+    kept = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark
+
+    def now() -> tuple[str, bool, bool]:
+        return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark
+
+    try:
+        set_precision(Cluster(gpu=True), CPU)
+        assert now() == kept
+        set_precision(Cluster(gpu=True), torch.device("cuda"))
+        assert now() == ("high", True, True)
+        set_precision(Cluster(gpu=True, tf32=False, cudnn_benchmark=False), torch.device("cuda"))
+        assert now() == ("highest", False, False)
+    finally:
+        torch.set_float32_matmul_precision(kept[0])
+        torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = kept[1:]
+
+
+def test_batch_norms_over_ranks_keep_tensors_activations_and_names() -> None:
+    network = small_network(backbone="mobilenetv3_small_050", head="multilevel").eval()
+    assert any(isinstance(m, BatchNormAct2d) for m in network.modules())
+    image, before = torch.rand(2, 3, 64, 64), snapshot(network)
+    parameters, expected = dict(network.named_parameters()), network(image).logits
+    made = convert_sync_batchnorm(network)
+    assert sum(isinstance(m, nn.SyncBatchNorm) for m in made.modules()) > 10
+    assert not any(type(m) in (nn.BatchNorm2d, BatchNormAct2d) for m in made.modules())
+    assert not changed(before, made) and all(p is parameters[name] for name, p in made.named_parameters())
+    assert torch.equal(made(image).logits, expected)
+
+
+def test_batch_norms_over_ranks_are_refused_on_cpus() -> None:
+    with pytest.raises(ConfigError, match="sync_batch_norm"):
+        Cluster(gpu=False, sync_batch_norm=True).check()
+    replace(Cluster(gpu=False), sync_batch_norm=False).check()
