@@ -30,6 +30,7 @@ from udaseg.losses.contrastive import (
     mean_feature_regulariser,
     prototype_contrast,
 )
+from udaseg.losses.distillation import unbiased_distillation
 from udaseg.losses.feature import mmd
 from udaseg.losses.pixel_pair import multi_resolution_contrast, pixel_contrast
 from udaseg.losses.segmentation import (
@@ -40,6 +41,7 @@ from udaseg.losses.segmentation import (
     reverse_cross_entropy,
     uniform_divergence,
 )
+from udaseg.losses.weighted_contrast import weighted_contrast
 from udaseg.types import IGNORE
 
 GOLDEN = json.loads(Path(os.environ.get("GOLDEN") or Path(__file__).with_name("golden.json")).read_text())
@@ -185,6 +187,25 @@ def _pixel_contrast(batch: int) -> Result:
     return {"value": pixel_contrast(low.detach(), label, position_major=True, rows=25)}
 
 
+def _joint_contrast() -> Result:
+    anchor, label = F.normalize(T((6, 8), 0.37), dim=1)[None], torch.tensor([[1, 1, 2, 2, 3, 3]])
+    key = torch.cat([anchor, F.normalize(T((4, 8), 0.53, 1), dim=1)[None]], 1)
+    key_label = torch.cat([label, torch.tensor([[1, 2, 3, 1]])], 1)
+    weight, unit = T((1, 6, 10), 0.9).abs(), torch.eye(10)[None]
+    value = weighted_contrast(
+        anchor, label, weight, key, key_label, unit, temperature=0.07, unshifted_negatives=True, rows=4
+    )
+    return {"value": value}
+
+
+def _uncertain_contrast() -> Result:
+    """The authors' pixels go view by view, their weights anchor by anchor."""
+    pixels = F.normalize(T((4, 3, 8), 0.37), dim=2).transpose(0, 1).reshape(1, 12, 8)
+    label, weight = torch.tensor([[1, 2, 1, 3]]).repeat(1, 3), T((1, 12, 1), 0.9).abs()
+    both = pixels, label, weight
+    return {"value": weighted_contrast(*both, *both, temperature=0.07)}
+
+
 def _feature_distance() -> Result:
     mask = T((2, 1, 6, 8), 0.9)[:, 0] > 0
     return {"value": feature_distance(T((2, 32, 6, 8), 0.37), T((2, 32, 6, 8), 0.53, 1), mask)}
@@ -238,6 +259,11 @@ IMPLEMENTED: dict[str, Callable[[], Result]] = {
     "ProDA/RCE": _reverse_cross_entropy,
     "ProDA/MRKLD": lambda: {"value": uniform_divergence(3 * T((2, 19, 4, 6), 0.29))},
     "CRDA/pairwise MSE": lambda: {"value": relation_consistency(T((2, 19, 24), 0.37), T((2, 19, 24), 0.53, 1))},
+    "UCD/unbiased KD": lambda: {
+        "value": unbiased_distillation(3 * T((2, 6, 4, 4), 0.29), 3 * T((2, 4, 4, 4), 0.43), background=0)
+    },
+    "UCD/contrast": _joint_contrast,
+    "TADA/contrast": _uncertain_contrast,
     "DAFormer/FD": _feature_distance,
     "DAFormer/downscale_label_ratio": _majority_label,
 }

@@ -253,6 +253,11 @@ class Stage:
     pseudo_label: PseudoLabel | None = None
     """Label the target anew before this stage."""
 
+    @property
+    def background(self) -> int | None:
+        """The class that pixels of new ones had, where the method lets the head of `init_from` grow; None elsewhere."""
+        return getattr(self.method, "background", None)
+
     def check(self) -> None:
         """Raise ConfigError, naming the field, where settings contradict one another."""
         if not self.name.replace("-", "").replace("_", "").isalnum() or len(self.name) > 60:

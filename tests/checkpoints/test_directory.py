@@ -60,3 +60,15 @@ def test_a_damaged_model_is_refused(tmp_path: Path) -> None:
         (tmp_path / "model.json").write_text(text)
         with pytest.raises(CheckpointError, match="not a model card"):
             load_model(str(tmp_path))
+
+
+def test_a_number_of_old_classes_that_cannot_be_is_refused(tmp_path: Path) -> None:
+    _, card = _saved(tmp_path / "model")
+    text = (tmp_path / "model" / "model.json").read_text()
+    for number, fits in ((2, True), (3, False), (0, False)):
+        (tmp_path / "model" / "model.json").write_text(text.replace('"old_classes": null', f'"old_classes": {number}'))
+        if fits:
+            assert read_card(str(tmp_path / "model")).old_classes == number and card.old_classes is None
+        else:
+            with pytest.raises(CheckpointError, match=f"old_classes is {number}; 1 to 2 are possible"):
+                read_card(str(tmp_path / "model"))

@@ -18,6 +18,7 @@ from udaseg.losses.segmentation import (
     lovasz_softmax,
     negative_learning,
     reverse_cross_entropy,
+    unbiased_cross_entropy,
     uniform_divergence,
 )
 from udaseg.types import IGNORE, SegOutput
@@ -199,3 +200,20 @@ def test_adjusted_logits_are_raised_by_the_power_of_the_share(power: float) -> N
         assert probability[b, :, i, j].tolist() == pytest.approx([r / sum(raised) for r in raised], rel=1e-5)
     assert torch.allclose(adjusted.aux["detail_logits"] - detail, power * shares.log()[:, None, None].double())
     assert adjusted.aux["coarse_logits"] is detail, "what predicts stays as it is"
+
+
+def test_unbiased_cross_entropy_is_the_loop_over_pixels() -> None:
+    logits, label = normal(2, 5, 3, 4).requires_grad_(), labels(2, 3, 4, classes=5)
+    total = logits.sum() * 0
+    for b, i, j in np.ndindex(2, 3, 4):
+        y, probability = int(label[b, i, j]), logits[b, :, i, j].softmax(0)
+        if y != IGNORE:
+            total = total - (probability[:3].sum() if y < 3 else probability[y]).log()
+    expected = total / label.numel()
+    (wanted,) = torch.autograd.grad(expected, logits)
+    crop = {"detail_logits": logits, "detail_at": torch.zeros(2, 2, dtype=torch.int64)}  # that shows the whole
+    for aux in ({}, crop):
+        loss = unbiased_cross_entropy(SegOutput(logits=logits, embedding=logits, aux=aux), label, 3)
+        (gradient,) = torch.autograd.grad(loss, logits)
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-9)
+        torch.testing.assert_close(gradient, wanted)

@@ -140,6 +140,8 @@ PARAMETERS = {
     "advent_synthia": 43_901_068,
     "clan": 45_301_976,  # two heads
     "clan_synthia": 45_301_976,
+    "ucd_first": 58_630_483,
+    "ucd": 58_630_483,
 }
 
 

@@ -201,3 +201,14 @@ def test_means_over_the_classes_of_synthia() -> None:
     for title in ("mIoU-16", "mIoU-13"):
         assert re.search(rf"{title} +\S +{100 * values[title]:.1f} +\S +{100 * values[title]:.1f} ", text.getvalue())
     assert not {"mIoU-16", "mIoU-13"} & set(summary(counts[:18, :18], names[:18]))
+
+
+def test_means_over_old_and_new_classes() -> None:
+    values = summary(ADAPTED, NAMES, old_classes=1)
+    assert (values["mIoU-old"], values["mIoU-new"], values["miou"]) == (0.666667, 0.666667, 0.666667)
+    counts = np.diag([4, 3, 0]) + np.array([[0, 4, 0], [0, 0, 0], [0, 3, 0]])
+    values = summary(counts, NAMES, old_classes=1)
+    assert (values["mIoU-old"], values["mIoU-new"]) == (0.5, 0.15)
+    text = io.StringIO()
+    Console(file=text, width=120).print(iou_table({"": counts}, NAMES, old_classes=1))
+    assert re.search(r"mIoU-old +\S +50\.0", text.getvalue()) and re.search(r"mIoU-new +\S +15\.0", text.getvalue())

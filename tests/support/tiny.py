@@ -28,6 +28,8 @@ from udaseg.training.step import build_state, train_step
 
 CPU = torch.device("cpu")
 CLASSES = Classes(names=("ground", "sky", "box"), palette=((128, 64, 128), (70, 130, 180), (0, 0, 142)))
+FIRST = Classes(names=CLASSES.names[:2], palette=CLASSES.palette[:2], raw_to_train={0: 0, 1: 1, 2: 0})
+"""Boxes are ground: what there is before they are learned."""
 
 
 def draw(domain: str, number: int, size: tuple[int, int] = (40, 56)) -> tuple[np.ndarray, np.ndarray]:
@@ -45,7 +47,9 @@ def draw(domain: str, number: int, size: tuple[int, int] = (40, 56)) -> tuple[np
     return image.clip(0, 255).astype(np.uint8), label
 
 
-def make_dataset(folder: Path, domain: str, *, train: int = 10, val: int = 4, labelled: bool = True) -> str:
+def make_dataset(
+    folder: Path, domain: str, *, train: int = 10, val: int = 4, labelled: bool = True, classes: Classes = CLASSES
+) -> str:
     """Write images, labels and the dataset directory; returns the latter."""
     rows = []
     for number in range(train + val):
@@ -61,13 +65,17 @@ def make_dataset(folder: Path, domain: str, *, train: int = 10, val: int = 4, la
                 "label_uri": f"labels/{name}.png" if labelled else None,
                 "height": label.shape[0],
                 "width": label.shape[1],
-                "class_pixels": np.bincount(label.ravel(), minlength=3).tolist() if labelled else None,
+                "class_pixels": _class_pixels(label, classes) if labelled else None,
                 "dataset": domain,
                 "split": "train" if number < train else "val",
             }
         )
-    write_dataset(str(folder), pa.Table.from_pylist(rows, schema=MANIFEST), CLASSES)
+    write_dataset(str(folder), pa.Table.from_pylist(rows, schema=MANIFEST), classes)
     return str(folder)
+
+
+def _class_pixels(label: np.ndarray, classes: Classes) -> list[int]:
+    return np.bincount(classes.lookup()[label.ravel()], minlength=len(classes))[: len(classes)].tolist()
 
 
 def tiny_recipe(name: str, *, steps: int = 4, **values: object) -> Recipe:
@@ -86,7 +94,7 @@ def tiny_recipe(name: str, *, steps: int = 4, **values: object) -> Recipe:
         },
     )
     for i, stage in enumerate(recipe.stages):
-        own = {"long_tail": (2,), "things": (2,), "group_size": 2}
+        own = {"long_tail": (2,), "things": (2,), "group_size": 2, "old_classes": 2}
         fits = {f"stages.{i}.method.{name}": v for name, v in own.items() if getattr(stage.method, name, 1) != 1}
         if f"stages.{i}.method.group_size" in fits:
             fits[f"stages.{i}.data.group_size"] = 2

@@ -32,6 +32,7 @@ from udaseg.methods.sdca import SDCA
 from udaseg.methods.sepico import SePiCo
 from udaseg.methods.spcl import SPCL
 from udaseg.methods.supervised import Supervised
+from udaseg.methods.ucd import UCD
 from udaseg.methods.vfm import VFM
 from udaseg.models.segmenter import Segmenter
 from udaseg.recipes import RECIPES
@@ -79,6 +80,7 @@ DATA: dict[type[MethodConfig], dict[str, Stream | None]] = {
     DSP.Config: _TEMPLATES,
     ProDA.Config: {"target": Stream(labels="distribution")},
     CAMix.Config: {"target": Stream(labels="none", prior=True)},
+    UCD.Config: {"target": None},
 }
 """Streams that a method reads beside or in place of source and target."""
 METHODS: dict[str, MethodConfig] = {
@@ -128,6 +130,7 @@ METHODS: dict[str, MethodConfig] = {
     "proda_distil": ProDA.Config(phase="distil"),
     "advent": ADVENT.Config(auxiliary_branches=(1, 2), target_weight=0.1, discriminator_channels=4),
     "clan": CLAN.Config(preheat_steps=0, adversarial_weight=0.1, discriminator_channels=4),
+    "ucd": UCD.Config(old_classes=2, group_size=2),
     "spcl": SPCL.Config(temperature=1.0),
     "proca": ProCA.Config(temperature=0.5, threshold=0.3),
     "sepico": _SEPICO,
@@ -165,7 +168,14 @@ def recipe_stages(name: str) -> list[Stage]:
     stages = []
     for stage in RECIPES[name]().stages:
         own = {"threshold": 0.3, "mix_threshold": 0.3, "things": (1, 2), "long_tail": (2,), "fill_steps": 2}
-        own |= {"contrast_size": 9, "group_size": 2, "place_spread": 1, "preheat_steps": 0, "contrast_from": 2}
+        own |= {
+            "contrast_size": 9,
+            "group_size": 2,
+            "place_spread": 1,
+            "preheat_steps": 0,
+            "contrast_from": 2,
+            "old_classes": 2,
+        }
         method = replace(stage.method, **{k: v for k, v in own.items() if hasattr(stage.method, k)})
         model = replace(stage.model, detail_crop=stage.model.detail_crop and (32, 32))
         if model.backbone == "test_byobnet":

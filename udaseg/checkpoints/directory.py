@@ -50,6 +50,8 @@ class ModelCard:
     """How images are brought to that size, see `udaseg.config.Data`."""
     image_sizes: ImageSizes | None = None
     """Which sizes its backbone takes; None = to be found by trial."""
+    old_classes: int | None = None
+    """How many of the classes, the first ones, the network had before the stage taught it new ones; None = all."""
     weights_sha256: str | None = None
     """Of the file of weights, in hexadecimal, as it was written; None = not compared."""
 
@@ -94,6 +96,10 @@ def read_card(uri: str) -> ModelCard:
         raise CheckpointError(f"{join(uri, CARD_FILE)}: not a model card ({reason})") from error
     if not 1 <= card.short_side <= _MAX_SIDE:
         raise CheckpointError(f"{join(uri, CARD_FILE)}: short_side is {card.short_side}; 1 to {_MAX_SIDE} are possible")
+    if card.old_classes is not None and not 1 <= card.old_classes < len(classes):
+        raise CheckpointError(
+            f"{join(uri, CARD_FILE)}: old_classes is {card.old_classes}; 1 to {len(classes) - 1} are possible"
+        )
     if ":" in model.backbone:  # timm would fetch a network's description from a hub or a folder
         raise CheckpointError(f"{join(uri, CARD_FILE)}: backbone {model.backbone!r} is to be loaded from elsewhere")
     return card

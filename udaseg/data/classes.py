@@ -156,6 +156,16 @@ def require_same_classes(wanted: Classes, found: Classes, uri: str, *, of: str) 
         )
 
 
+def require_first_classes(wanted: Classes, found: Classes, count: int, uri: str) -> None:
+    """Raise DatasetError, naming `uri`, a model directory, where its classes are not the first `count` of a dataset."""
+    if found.names != wanted.names[:count]:
+        raise DatasetError(
+            f"{uri}: its classes are {_listed(found)}; the dataset's first {count} (method.old_classes) are "
+            f"{', '.join(map(repr, wanted.names[:count]))}. A dataset of new classes has the old ones first, in the "
+            "same order: prepare it with a --mapping to such names"
+        )
+
+
 def _listed(classes: Classes) -> str:
     return ", ".join(map(repr, classes.names))
 

@@ -11,7 +11,7 @@ import numpy as np
 import ray
 import torch
 
-from udaseg.checkpoints.directory import check_checkpoint, load_model
+from udaseg.checkpoints.directory import check_checkpoint, load_model, read_card
 from udaseg.data.classes import read_classes, require_same_classes
 from udaseg.data.index import open_index
 from udaseg.data.manifest import read_manifest
@@ -109,7 +109,8 @@ def evaluate_to(
             raise ConfigError(f"{out}: holds results already; choose another --out")
         counts = evaluate([checkpoint], dataset, split=split, inference=inference)[0]
         classes = read_classes(dataset)
-        metrics = summary(counts, classes.names)
+        old_classes = read_card(checkpoint).old_classes
+        metrics = summary(counts, classes.names, old_classes)
         if out is not None:
             picture = io.BytesIO()
             confusion_picture(counts, classes.names).save(picture, "PNG")
@@ -118,4 +119,4 @@ def evaluate_to(
     if print_json:
         print(dump_json(metrics))
     else:
-        show(iou_table({"": counts}, classes.names))
+        show(iou_table({"": counts}, classes.names, old_classes))

@@ -13,7 +13,7 @@ import ray.train
 from udaseg.checkpoints.directory import CARD_FILE, MODEL_FILE, STATE_FILE, check_checkpoint
 from udaseg.checkpoints.tensor_files import read_header, read_state
 from udaseg.config import DOMAIN_OF, Recipe, Stage
-from udaseg.data.classes import Classes, read_classes, require_same_classes
+from udaseg.data.classes import Classes, read_classes, require_first_classes, require_same_classes
 from udaseg.data.index import open_index
 from udaseg.data.storage import absolute, exists, join, read_bytes
 from udaseg.errors import ConfigError, DatasetError
@@ -96,13 +96,17 @@ def check(recipe: Recipe, directories: dict[str, str | None], cluster: Cluster) 
         by = None if stage.pseudo_label is None else stage.pseudo_label.by
         for uri in {stage.init_from, by} - {None, *earlier}:
             assert uri is not None
-            require_same_classes(classes, check_checkpoint(uri).classes, uri, of="the dataset")
+            theirs = check_checkpoint(uri).classes
+            if stage.background is not None and uri == stage.init_from:
+                require_first_classes(classes, theirs, stage.method.old_classes, uri)
+            else:
+                require_same_classes(classes, theirs, uri, of="the dataset")
         try:
             model = dataclasses.asdict(dataclasses.replace(stage.model, pretrained=False))
             student = build_segmenter(len(classes), **model)
             _check_crop(stage, student)
             if stage.init_from is not None and stage.init_from not in earlier:
-                student.matched(read_header(join(stage.init_from, MODEL_FILE)))
+                student.matched(read_header(join(stage.init_from, MODEL_FILE)), background=stage.background)
             stage.method.build(student, seed=0)
         except ValueError as error:
             raise ConfigError(f"stages.{i}: {error}") from error

@@ -310,6 +310,7 @@ def _checkpoint(state: RunState, history: list[dict[str, Any]], job: WorkerJob, 
         recipe=job.recipe,
         stage=job.stage.name,
         step=state.step,
+        old_classes=getattr(job.stage.method, "old_classes", None),
     )
     save_model(scratch, state.method.predictor, card)
     last = state.step == job.stage.steps

@@ -27,6 +27,7 @@ def pair_contrast(
     *,
     weight: PairWeight | None = None,
     valid: Tensor | None = None,
+    unshifted_negatives: bool = False,
     rows: int = 512,
 ) -> tuple[Tensor, Tensor]:
     """Per anchor i: sum_j -w_ij log(e^s_ij / (e^s_ij + N_i)) over the other keys j of its label.
@@ -42,6 +43,7 @@ def pair_contrast(
         key_label: (M,) int64.
         weight: of the pairs; 1 without it.
         valid: (M,) bool, the keys that there are; all without it.
+        unshifted_negatives: take the anchor's largest similarity off all s_ij but those within N_i, as UCD's code does.
         rows: anchors at a time.
 
     Returns:
@@ -50,10 +52,13 @@ def pair_contrast(
 
     def block(part: slice, anchor: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         similarity = anchor[part] @ key.T
-        similarity = similarity - similarity.detach().max(1, keepdim=True).values  # cancels; keeps exp in range
+        largest = similarity.detach().max(1, keepdim=True).values
+        similarity = similarity - largest  # cancels; keeps exp in range
         same = anchor_label[part, None] == key_label
         power = similarity.exp()
         negative = power.masked_fill(same if valid is None else same | ~valid, 0).sum(1, keepdim=True)
+        if unshifted_negatives:
+            negative = negative * largest.exp()
         log_share = similarity - (power + negative).clamp_min(torch.finfo(power.dtype).tiny).log()
         positive = (same if valid is None else same & valid).to(similarity.dtype)
         if part.start < len(key):

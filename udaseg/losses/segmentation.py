@@ -68,6 +68,27 @@ def output_cross_entropy(
     return (1 - DETAIL_SHARE) * whole + DETAIL_SHARE * cross_entropy(logits, label, weight, reduction=reduction)
 
 
+def unbiased_cross_entropy(out: SegOutput, label: Tensor, old_classes: int) -> Tensor:
+    """`output_cross_entropy` of labels that tell new classes apart, while an old one may be any of the old ones.
+
+    A pixel whose label is old loses -log of the sum of the old classes' probabilities. The mean is over every pixel.
+
+    Source: MiB (2002.00718), eq. 3, which UCD (2203.14098) keeps; `UnbiasedCrossEntropy` of fcdl94/MiB.
+
+    Args:
+        out: of a `Segmenter`.
+        label: (B, H, W) int64 train ids, 255 = ignore.
+        old_classes: how many classes are old; they are the first.
+    """
+
+    def joined(logits: Tensor) -> Tensor:
+        return torch.cat([logits[:, :old_classes].logsumexp(1, keepdim=True), logits[:, old_classes:]], 1)
+
+    aux = {name: joined(logits) if name == "detail_logits" else logits for name, logits in out.aux.items()}
+    place = torch.where(label == IGNORE, label, (label - old_classes + 1).clamp_min(0))
+    return output_cross_entropy(replace(out, logits=joined(out.logits), aux=aux), place, reduction="all")
+
+
 def logit_adjusted(out: SegOutput, shares: Tensor, power: float) -> SegOutput:
     """An output whose logits are raised by power * log(share of their class), for the loss it learns by alone.
 

@@ -287,6 +287,13 @@ class HeadPair(nn.Module):
         return first, second
 
 
+def classifiers(head: Head | HeadPair) -> list[nn.Conv2d]:
+    """The convolutions whose outputs, added up, are a head's logits."""
+    if isinstance(head, HeadPair):
+        return [*classifiers(head.first), *classifiers(head.second)]
+    return [*head.branches] if isinstance(head, ASPPHead) else [head.classify]
+
+
 def draw(head: Head, init: HeadInit) -> None:
     """Draw a head's first weights as a line of papers does, in place. See `HeadInit` of `udaseg.config.Model`.
 
@@ -304,11 +311,10 @@ def draw(head: Head, init: HeadInit) -> None:
         return
     if (init == "deeplab") != isinstance(head, ASPPGroupNormHead):
         raise ValueError(f"model.head_init {init!r} is not of a {type(head).__name__}; set it to torch")
-    classifiers = list(head.branches) if isinstance(head, ASPPHead) else [head.classify]
     for name, module in head.named_modules():
         if not isinstance(module, nn.Conv2d) or name.startswith(("project.", "bottleneck.0.")):
             continue
-        if init == "deeplab" or module in classifiers:
+        if init == "deeplab" or module in classifiers(head):
             nn.init.normal_(module.weight, std=0.01)
         else:
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

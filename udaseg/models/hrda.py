@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from udaseg.models.heads import Head, HeadPair
 from udaseg.models.image_sizes import pad
 from udaseg.models.segmenter import Segmenter
 from udaseg.models.windows import window_starts
@@ -39,9 +40,9 @@ class HRDA(Segmenter):
     def __init__(
         self,
         backbone: nn.Module,
-        head: nn.Module,
+        head: Head | HeadPair,
         *,
-        attention: nn.Module,
+        attention: Head,
         detail_crop: tuple[int, int],
         **settings: Any,
     ) -> None:

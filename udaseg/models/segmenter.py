@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from udaseg.models.growth import grown
+from udaseg.models.heads import Head, HeadPair
 from udaseg.models.image_sizes import ImageSizes, crop, pad
 from udaseg.types import Detail, Domain, PerDomain, SegOutput
 
@@ -27,7 +29,7 @@ class Segmenter(nn.Module):
     def __init__(
         self,
         backbone: nn.Module,
-        head: nn.Module,
+        head: Head | HeadPair,
         *,
         num_classes: int,
         mean: Sequence[float],
@@ -42,7 +44,7 @@ class Segmenter(nn.Module):
         image_sizes: ImageSizes | None = None,
         align_corners: bool = False,
         bgr: bool = False,
-        attention: nn.Module | None = None,
+        attention: Head | None = None,
         seed: int = 0,
         bf16: bool = False,
     ) -> None:
@@ -133,18 +135,25 @@ class Segmenter(nn.Module):
         """What `features` of the output is, without the rest."""
         return self.run(image, domain)[0]
 
-    def load_network(self, state: Mapping[str, Tensor]) -> None:
+    def load_network(self, state: Mapping[str, Tensor], *, background: int | None = None) -> None:
         """Load another `Segmenter`'s state, see `matched`, whose ValueErrors it raises."""
-        self.load_state_dict(self.matched(state))
+        self.load_state_dict(self.matched(state, background=background))
 
-    def matched(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def matched(self, state: Mapping[str, Tensor], *, background: int | None = None) -> dict[str, Tensor]:
         """Another `Segmenter`'s state as one of this. Parts that it does not have per domain are the shared ones.
 
         A state that does have target parts becomes, for a network without, that of its target. Values are not read.
 
+        Args:
+            state: of the other one, which may lie on the meta device.
+            background: where it may have fewer classes, the one that pixels of new classes had: the head grows, see
+                `udaseg.models.growth.grown`.
+
         Raises ValueError, naming a tensor, where the networks differ otherwise.
         """
         mine = self.state_dict()
+        if background is not None:
+            state = grown(state, self.net, self.net.head, self.net.attention, background)
         state = dict(state)
         theirs_only = [name for name in state if name.startswith(("target_parameters.", "target_buffers."))]
         for name in theirs_only:
@@ -178,10 +187,10 @@ class _Net(nn.Module):
     def __init__(
         self,
         backbone: nn.Module,
-        head: nn.Module,
+        head: Head | HeadPair,
         projection: nn.Module | None,
         skip_levels: int,
-        attention: nn.Module | None,
+        attention: Head | None,
     ) -> None:
         super().__init__()
         self.backbone, self.head, self.projection, self.attention = backbone, head, projection, attention

@@ -108,6 +108,12 @@ class FrozenNetwork(nn.Module):
         return self
 
     @torch.no_grad()
+    def forward(self, image: Tensor, domain: Domain = "target") -> SegOutput:
+        """The network's output in evaluation mode, without gradient."""
+        output: SegOutput = self.network(image, domain, detail="everywhere")
+        return output
+
+    @torch.no_grad()
     def levels(self, image: Tensor, domain: Domain) -> tuple[Tensor, ...]:
         """The backbone's levels in evaluation mode, without gradient."""
         return self.network.levels(image, domain)

@@ -43,6 +43,7 @@ MODULES = (
     "vfm",
     "advent",
     "clan",
+    "ucd",
 )
 
 

@@ -58,23 +58,42 @@ def _synthia_means(counts: np.ndarray, names: Sequence[str]) -> dict[str, float]
     return {title: mean_iou(counts, [names.index(name) for name in some]) for title, some in SYNTHIA_MEANS.items()}
 
 
-def summary(counts: np.ndarray, names: Sequence[str]) -> dict[str, object]:
-    """A confusion matrix's metrics as plain values; None where no pixel tells, as the IoU of an absent class."""
+def _incremental_means(counts: np.ndarray, old_classes: int | None) -> dict[str, float]:
+    """Of a network that has learned new classes the means over the old ones and over the new; of others nothing."""
+    if old_classes is None:
+        return {}
+    parts = {"mIoU-old": range(old_classes), "mIoU-new": range(old_classes, len(counts))}
+    return {title: mean_iou(counts, some) for title, some in parts.items()}
+
+
+def summary(counts: np.ndarray, names: Sequence[str], old_classes: int | None = None) -> dict[str, object]:
+    """A confusion matrix's metrics as plain values; None where no pixel tells, as the IoU of an absent class.
+
+    Args:
+        counts: (K, K) pixels, see `udaseg.evaluation.metrics.confusion`.
+        names: of the classes.
+        old_classes: how many of them, the first, the network had before it learned the others; None = all.
+    """
 
     def plain(value: float) -> float | None:
         return None if np.isnan(value) else round(float(value), 6)
 
     return {
         "miou": plain(mean_iou(counts)),
-        **{title: plain(value) for title, value in _synthia_means(counts, names).items()},
+        **{title: plain(value) for title, value in _means(counts, names, old_classes).items()},
         "pixel_accuracy": plain(pixel_accuracy(counts)),
         "iou": {name: plain(value) for name, value in zip(names, iou(counts), strict=True)},
         "confusion": counts.tolist(),
     }
 
 
-def iou_table(counts: Mapping[str, np.ndarray], names: Sequence[str]) -> Table:
-    """Per-class IoU in percent, one column a network, with the means and pixel accuracy below."""
+def _means(counts: np.ndarray, names: Sequence[str], old_classes: int | None) -> dict[str, float]:
+    """The means over some of the classes, by their name."""
+    return _synthia_means(counts, names) | _incremental_means(counts, old_classes)
+
+
+def iou_table(counts: Mapping[str, np.ndarray], names: Sequence[str], old_classes: int | None = None) -> Table:
+    """Per-class IoU in percent, one column a network, with the means and pixel accuracy below; see `summary`."""
     table = Table()
     table.add_column("class")
     for title in counts:
@@ -83,7 +102,7 @@ def iou_table(counts: Mapping[str, np.ndarray], names: Sequence[str]) -> Table:
     for k, name in enumerate(names):
         table.add_row(cell(name), *(percent(column[k]) for column in columns))
     table.add_section()
-    means = [{"mIoU": mean_iou(c)} | _synthia_means(c, names) for c in counts.values()]
+    means = [{"mIoU": mean_iou(c)} | _means(c, names, old_classes) for c in counts.values()]
     for title in means[0]:
         table.add_row(title, *(percent(mean[title]) for mean in means))
     table.add_row("pixel accuracy", *(percent(pixel_accuracy(c)) for c in counts.values()))
