@@ -57,8 +57,8 @@ def test_pixels_of_which_the_teacher_is_unsure_are_not_learned_from(monkeypatch:
     values: dict[str, list[float]] = {"paper": [], "released": []}
     for form, found in values.items():
         stage = made(significance=form, context_from=100, threshold=0.0)  # a mask that the teacher does not make
+        state = make_state(stage)
         for flipped in (False, True):
-            state = make_state(stage)
             if flipped:
                 with torch.no_grad():
                     for parameter in state.method.teacher.network.net.head.parameters():

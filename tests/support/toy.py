@@ -72,7 +72,7 @@ _EHTDI = EHTDI.Config(
     mixed_weight=0.5,
     contrast_weight=0.1,
     auxiliary_branches=(1,),
-    crop=(64, 64),
+    crop=(32, 32),
 )
 _TEMPLATES: dict[str, Stream | None] = {"template": _TRUE, "rare": _TRUE}
 DATA: dict[type[MethodConfig], dict[str, Stream | None]] = {
