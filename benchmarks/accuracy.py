@@ -69,6 +69,7 @@ RECIPE_OF = {
     "bcl": "bcl_small",
     "bcl_paper": "bcl_paper_small",
     "ldbe": "ldbe_small",
+    "stvm": "stvm_small",
     "dsp": "dsp_small",
     "camix": "camix_small",
     "rccr": "rccr_small",
@@ -77,6 +78,8 @@ RECIPE_OF = {
     "proda": "proda_small",
     "spcl": "spcl_small",
     "proca": "proca_small",
+    "ucda": "ucda_small",
+    "drsl": "drsl_small",
     "daformer": "daformer_small",
     "mic": "mic_small",
     "crda": "crda_small",
@@ -88,6 +91,7 @@ RECIPE_OF = {
     "advent": "advent_small",
     "minent": "minent_small",
     "clan": "clan_small",
+    "cada": "cada_small",
 }
 
 
@@ -112,12 +116,12 @@ def recipe_for(name: str, seed: int, weights: Path, warm: str | None) -> Recipe:
     recipe = override(RECIPES[RECIPE_OF[name]](), SETTINGS | {"model.weights": str(weights), "seed": seed})
     if name == "oracle":
         return override(recipe, {"steps": WARM_STEPS + ADAPT_STEPS})
-    recipe = override(recipe, {k: v for k, v in RARE.items() if name != "ldbe"})  # which reads no source
+    recipe = override(recipe, {k: v for k, v in RARE.items() if name not in ("ldbe", "stvm")})  # which read no source
     if name == "source_only":
         return replace(recipe, stages=(replace(recipe.stages[0], steps=ADAPT_STEPS, init_from=warm),))
     if name.startswith("bcl"):  # a pretrained network wants a milder view than one from scratch
         recipe = override(recipe, {"method.mix_jitter": 0.25})
-    own = {"things": (2, 3), "long_tail": (2, 4)}  # living things and vehicles; living things and roadside objects
+    own = {"things": (2, 3), "long_tail": (2, 4), "hard": (2, 4)}  # living things, vehicles, roadside objects
     for field, value in own.items():
         if any(hasattr(stage.method, field) for stage in recipe.stages):
             recipe = override(recipe, {f"method.{field}": value})

@@ -1,11 +1,12 @@
 """Memory and time of contrasts between pixels: in blocks, as here, and with whole matrices; and what their banks hold.
 
-    python -m benchmarks.contrast_memory [--losses pairs regions views] [--side 65] [--images 2] [--channels 256]
+    python -m benchmarks.contrast_memory [--losses pairs regions views bank] [--side 65] [--images 2] [--channels 256]
 
 "pairs" is CLUDA's contrast of all pixels of a batch, "regions" RCCR's of cells with a bank of 24,000, "views" EHTDI's
-of the cells of two views. Each form runs forward and backward in a process of its own; what is printed is the growth of
-its resident set, or of the GPU's allocated memory, at the peak; freed memory goes back to the system at once, so that
-it does not count. Both give the same loss and gradient, which is checked.
+of the cells of two views, "bank" UCDA's of all cells with a bank of each class. Each form runs forward and backward in
+a process of its own; what is printed is the growth of its resident set, or of the GPU's allocated memory, at the peak;
+freed memory goes back to the system at once, so that it does not count. Both give the same loss and gradient, which is
+checked.
 """
 
 from __future__ import annotations
@@ -28,12 +29,14 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from udaseg.components.memory_bank import MemoryBank, PixelQueue
-from udaseg.losses.pixel_pair import flatten, pixel_contrast, region_contrast, view_contrast
+from udaseg.components.pixel_bank import PixelBank
+from udaseg.losses.pixel_pair import flatten, memory_contrast, pixel_contrast, region_contrast, view_contrast
 from udaseg.methods.rccr import RCCR
 from udaseg.methods.sepico import SePiCo
+from udaseg.methods.ucda import UCDA
 
 Form = Literal["blocks", "matrices"]
-Name = Literal["pairs", "regions", "views"]
+Name = Literal["pairs", "regions", "views", "bank"]
 Run = Callable[[Tensor, Tensor], Tensor]
 """(feature (B, A, h, w), label (B, h, w)) -> loss."""
 SCALE = 20.0
@@ -42,7 +45,7 @@ SCALE = 20.0
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    losses: tuple[Name, ...] = ("pairs", "regions", "views")
+    losses: tuple[Name, ...] = ("pairs", "regions", "views", "bank")
     side: int = 65
     """Side of the feature map; that of crops of 512 at a stride of 8 is 65."""
     images: int = 2
@@ -91,10 +94,30 @@ def views(feature: Tensor, label: Tensor, *, whole: bool) -> Tensor:
     return total / len(feature)
 
 
+def bank(feature: Tensor, label: Tensor, *, whole: bool) -> Tensor:
+    """UCDA's contrast of all cells with a bank as long as its own, of such features."""
+    unit, y, temperature = F.normalize(flatten(feature), dim=1), label.flatten(), UCDA.Config().temperature
+    rows = torch.arange(_bank_size(), device=y.device) * 7 % len(y)
+    memory, memory_label = unit.detach()[rows], y[rows]
+    if not whole:
+        return memory_contrast(unit, y, memory, memory_label, temperature=temperature)
+    similarity, same = unit @ memory.T / temperature, y[:, None] == memory_label
+    power = similarity.exp()
+    log_share = similarity - (power + (power * ~same).sum(1, keepdim=True)).log()
+    found = same.sum(1)
+    return -((log_share * same).sum(1) / found.clamp_min(1)).sum() / (found > 0).sum().clamp_min(1)
+
+
+def _bank_size() -> int:
+    """Pixels in one of UCDA's banks, of 19 classes."""
+    return 19 * UCDA.Config().bank_length
+
+
 FORMS: dict[Name, dict[Form, Run]] = {
     "pairs": {"blocks": pixel_contrast, "matrices": whole_pairs},
     "regions": {"blocks": partial(regions, whole=False), "matrices": partial(regions, whole=True)},
     "views": {"blocks": partial(views, whole=False), "matrices": partial(views, whole=True)},
+    "bank": {"blocks": partial(bank, whole=False), "matrices": partial(bank, whole=True)},
 }
 
 
@@ -133,7 +156,7 @@ def compare(name: Name, a: Arguments) -> None:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
             rows[form] = pool.submit(measure, name, form, a).result()
     pixels = a.images * a.side**2
-    width = RCCR.Config().bank_length if name == "regions" else pixels
+    width = {"regions": RCCR.Config().bank_length, "bank": _bank_size()}.get(name, pixels)
     table = Table(title=f"{name}, {pixels} pixels: a matrix of similarities has {pixels * width * 4 / 2**20:.0f} MiB")
     for column in ("form", "peak memory MiB", "seconds", "loss", "gradient norm"):
         table.add_column(column, justify="right")
@@ -148,11 +171,14 @@ def compare(name: Name, a: Arguments) -> None:
 
 def banks(a: Arguments) -> None:
     """Print what the banks of published recipes hold, whatever the number of steps and workers."""
-    rccr, sepico = RCCR.Config(), SePiCo.Config()
+    rccr, sepico, ucda = RCCR.Config(), SePiCo.Config(), UCDA.Config()
     made: dict[str, nn.Module] = {
         f"RCCR, {rccr.bank_length} cells": PixelQueue(rccr.bank_length, rccr.projection_channels),
         f"SePiCo, {sepico.bank_length} means a class": MemoryBank(
             a.classes, sepico.projection_channels, sepico.bank_length
+        ),
+        f"UCDA, {ucda.bank_length} pixels a class, of each domain": PixelBank(
+            a.classes, ucda.projection_channels, ucda.bank_length
         ),
     }
     table = Table("bank", "MiB", title=f"banks of {a.classes} classes")

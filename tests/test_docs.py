@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from toy import METHODS
 
+from udaseg.components.equal_contrast import PNE
 from udaseg.components.masked_consistency import MIC
 from udaseg.components.relation_consistency import CRDA
 from udaseg.recipes import MODULES, RECIPES
@@ -17,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(p for p in (ROOT / "docs").rglob("*.md") if p.stem != "log")]
 PAGES = {path.stem: path.read_text() for path in (ROOT / "docs/methods").glob("*.md") if path.stem != "README"}
 PAPERS = [path.stem for path in (ROOT / "udaseg/methods").glob("*.py") if path.stem not in ("__init__", "base")]
-PARTS = {"mic": MIC(), "crda": CRDA()}
+PARTS = {"mic": MIC(), "crda": CRDA(), "pne": PNE()}
 TOP = ("udaseg", "pipelines", "tune_spaces", "benchmarks", "tests", "docs")
 
 
@@ -86,7 +87,7 @@ def test_a_page_lists_the_fields_with_their_defaults(name: str) -> None:
 
 
 def shown(value: object) -> str:
-    if isinstance(value, MIC | CRDA):
+    if isinstance(value, MIC | CRDA | PNE):
         return "on" if value.weight else "off"
     return "`" + repr(value).replace("'", '"') + "`"
 

@@ -34,6 +34,13 @@ def mean_over_ranks(value: Tensor) -> Tensor:
     return sum_over_ranks(value) / world_size()
 
 
+def all_samples(value: Tensor) -> Tensor:
+    """(B, ...) of all ranks one after another, which is the samples' order; each rank has B (no gradient flows)."""
+    slots = value.detach().new_zeros(world_size(), *value.shape)
+    slots[rank()] = value.detach()
+    return sum_over_ranks(slots).flatten(0, 1)
+
+
 def joined_mean(value: Tensor) -> Tensor:
     """The mean of `value` over all ranks, in place of a rank's own where a loss is no sum over samples.
 

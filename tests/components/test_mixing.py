@@ -9,9 +9,11 @@ from udaseg.components.mixing import (
     border,
     class_mask,
     context_mask,
+    next_of_group,
     paste,
     rare_mask,
     region_mask,
+    reliable_mask,
     soft_paste,
     thing_mask,
 )
@@ -172,3 +174,25 @@ def test_companions_are_pasted_with_what_they_come_with_in_the_order_of_their_pa
     late = context_mask(label, index, companions=((1, 2), (0, 1)), seed=0, num_classes=6)
     missed = [set(sample[m].tolist()) for sample, m in zip(label, late, strict=True)]
     assert any({0, 1} <= classes and 2 not in classes for classes in missed), "a pair is looked at once"
+
+
+def test_classes_are_drawn_by_how_reliable_their_pixels_are() -> None:
+    """Of four classes half: the first draw is in proportion to mean reliability, the second likewise of the rest."""
+    samples, mean = 2000, (0.1, 0.2, 0.3, 0.4)
+    label = torch.arange(4).repeat(samples, 2, 1)
+    label[:, 1, 3] = IGNORE
+    reliability = torch.tensor(mean).expand(samples, 2, 4) * torch.tensor([[1.5], [0.5]])
+    reliability[:, 0, 3] = mean[3]  # the only pixel of the class that is known
+    mask = reliable_mask(label, reliability, torch.arange(samples), share=0.5, seed=0, num_classes=4)
+    assert not mask[:, 1, 3].any() and (mask[:, 0].sum(1) == 2).all()
+    assert torch.equal(mask[:, 0, :3], mask[:, 1, :3])
+    for c, p in enumerate(mean):
+        drawn = p + sum(q * p / (1 - q) for d, q in enumerate(mean) if d != c)
+        assert abs(float(mask[:, 0, c].float().mean()) - drawn) < 0.04
+    part = reliable_mask(label[5:7], reliability[5:7], torch.arange(5, 7), share=0.5, seed=0, num_classes=4)
+    assert torch.equal(part, mask[5:7]), "each sample draws by its own key"
+    assert not reliable_mask(label, reliability, torch.arange(samples), share=0, seed=0, num_classes=4).any()
+
+
+def test_the_next_of_a_group_is_found_within_it() -> None:
+    assert next_of_group(torch.arange(6), 3).tolist() == [1, 2, 0, 4, 5, 3]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
+from draws import labels, normal
 
-from udaseg.components.pseudo_label import confident_share, hybrid_label, prototype_transfer
+from udaseg.components.pseudo_label import confident_share, hybrid_label, nearest_label, prototype_transfer
 from udaseg.components.thresholds import threshold_top1
 from udaseg.types import IGNORE
 
@@ -70,3 +72,20 @@ def test_certainty_is_one_minus_the_normalised_entropy() -> None:
         entropy = -sum(p * np.log(p) for p in column if p > 0)
         expected.append(1 - entropy / np.log(4))
     np.testing.assert_allclose(got.numpy(), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [5, 1000])
+def test_a_cell_takes_the_class_on_which_its_neighbours_agree(rows: int) -> None:
+    feature, memory = normal(2, 3, 4, 5), normal(17, 3, seed=1)
+    memory_label = labels(17, classes=3, seed=2)
+    given = nearest_label(feature, memory, memory_label, num_classes=4, neighbours=5, agreeing=3, rows=rows)
+    known = [(m, c) for m, c in zip(memory, memory_label.tolist(), strict=True) if c != IGNORE]
+    for b, i, j in np.ndindex(2, 4, 5):
+        nearest = sorted(known, key=lambda entry: -float(feature[b, :, i, j] @ entry[0]))[:5]
+        classes = [c for _, c in nearest]
+        agreed = [c for c in set(classes) if classes.count(c) >= 3]
+        assert int(given[b, i, j]) == (agreed[0] if agreed else IGNORE)
+    assert (given == IGNORE).any() and (given != IGNORE).any()
+    few = memory_label.clone()
+    few[2:] = IGNORE
+    assert (nearest_label(feature, memory, few, num_classes=4, neighbours=5, agreeing=3) == IGNORE).all()

@@ -21,6 +21,7 @@ from udaseg.losses.contrastive import (
     masked_average_pool,
     mean_feature_regulariser,
     pixel_prototype_contrast,
+    positive_negative_equal_contrast,
     prototype_contrast,
 )
 from udaseg.types import IGNORE
@@ -269,3 +270,42 @@ def test_without_a_labelled_pixel_a_contrast_is_zero_with_finite_gradients(name:
     }[name]()
     value.backward()
     assert value.item() == 0 and feature.grad is not None and not feature.grad.any()
+
+
+def test_positives_and_negatives_weigh_alike_however_many_there_are() -> None:
+    anchor, key = normal(2, 6, 4).requires_grad_(), normal(2, 9, 4, seed=1).requires_grad_()
+    y, key_y = labels(2, 6, classes=3, seed=2), labels(2, 9, classes=3, seed=3)
+    key_y[1][key_y[1] == 0] = IGNORE  # anchors of class 0 of the second image have no positive
+    found = []
+    for b, n in np.ndindex(2, 6):
+        power = {True: [], False: []}
+        for m in range(9):
+            if int(key_y[b, m]) != IGNORE:
+                power[bool(key_y[b, m] == y[b, n])].append(torch.exp(anchor[b, n] @ key[b, m] / 0.5))
+        if int(y[b, n]) != IGNORE and power[True] and power[False]:
+            positive, negative = (sum(power[kind]) / len(power[kind]) for kind in (True, False))
+            found.append(-torch.log(positive / (positive + negative)))
+    assert 0 < len(found) < int((y != IGNORE).sum())
+    expected = sum(found) / len(found)
+    value = positive_negative_equal_contrast(anchor, y, key, key_y, temperature=0.5)
+    assert value.item() == pytest.approx(float(expected), rel=1e-9)
+    for tensor in (anchor, key):
+        mine, loop = (torch.autograd.grad(v, tensor, retain_graph=True)[0] for v in (value, expected))
+        assert mine.abs().max() > 0
+        torch.testing.assert_close(mine, loop, rtol=1e-7, atol=1e-10)
+    often = torch.cat([key_y, key_y, key_y], 1), torch.cat([key, key, key], 1)
+    again = positive_negative_equal_contrast(anchor, y, often[1], often[0], temperature=0.5)
+    torch.testing.assert_close(again, value)
+
+
+@pytest.mark.parametrize("which", ["anchors", "positives", "negatives"])
+def test_an_equal_contrast_without_pairs_is_zero_with_finite_gradients(which: str) -> None:
+    anchor = normal(1, 3, 4, dtype=torch.float32).requires_grad_()
+    y, key_y = torch.zeros(1, 3, dtype=torch.long), torch.tensor([[0, 1]])
+    if which == "anchors":
+        y[:] = IGNORE
+    else:
+        key_y[key_y == (0 if which == "positives" else 1)] = IGNORE
+    value = positive_negative_equal_contrast(anchor, y, normal(1, 2, 4).float(), key_y, temperature=0.1)
+    value.backward()
+    assert value.item() == 0 and anchor.grad is not None and not anchor.grad.any()

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from udaseg.losses.pixel_pair import (
     flatten,
+    memory_contrast,
     multi_resolution_contrast,
     pair_contrast,
     pixel_contrast,
@@ -218,3 +219,33 @@ def test_two_views_are_contrasted_between_classes_that_are_there_and_between_cel
     for i in range(2):
         rows = [view[i].flatten(1).T.softmax(1) for view in (strong, weak)]
         assert cells[i].item() == pytest.approx(view_contrast(*rows, scale=5).item(), rel=1e-9)
+
+
+@pytest.mark.parametrize("rows", [3, 100])
+def test_memory_contrast_is_the_loop_over_remembered_pixels(rows: int) -> None:
+    """Memory i is no pixel of the step: where its class is that of pixel i, it is a positive like any other."""
+    feature, y = normal(11, 4).requires_grad_(), labels(11, classes=4)
+    memory, memory_y = normal(14, 4, seed=1), labels(14, classes=3, seed=1)  # none of class 3
+    found = []
+    for f, c in zip(feature, y.tolist(), strict=True):
+        power = [torch.exp(f @ m / 0.5) for m in memory]
+        negative = sum(p for p, d in zip(power, memory_y.tolist(), strict=True) if d not in (c, IGNORE))
+        each = [
+            -torch.log(p / (p + negative)) for p, d in zip(power, memory_y.tolist(), strict=True) if d == c != IGNORE
+        ]
+        if each:
+            found.append(sum(each) / len(each))
+    assert 0 < len(found) < (y != IGNORE).sum()
+    expected = sum(found) / len(found)
+    value = memory_contrast(feature, y, memory, memory_y, temperature=0.5, rows=rows)
+    assert value.item() == pytest.approx(float(expected), rel=1e-9)
+    mine, loop = (torch.autograd.grad(v, feature, retain_graph=True)[0] for v in (value, expected))
+    assert mine.abs().max() > 0
+    torch.testing.assert_close(mine, loop, rtol=1e-7, atol=1e-10)
+
+
+def test_with_an_empty_memory_its_contrast_is_zero_with_finite_gradients() -> None:
+    feature, nothing = normal(5, 4).requires_grad_(), torch.full((6,), IGNORE)
+    value = memory_contrast(feature, labels(5, classes=2), torch.zeros(6, 4).double(), nothing, temperature=0.1)
+    value.backward()
+    assert value.item() == 0 and feature.grad is not None and not feature.grad.any()

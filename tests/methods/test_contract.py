@@ -25,6 +25,7 @@ VARIANTS = (
     "dsp_released",
     "ehtdi_edges",
     "oracle",
+    "pne",
     "sepico_bank",
 )
 """Settings of a method that `make test` trains in another way."""

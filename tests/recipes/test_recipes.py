@@ -100,15 +100,20 @@ TWICE = (
     "dacs_small",
     "advent_small",
     "bcl_paper_small",
+    "cada_small",
     "clan_small",
     "classwise_small",
     "cluda_small",
+    "drsl_small",
     "dsp_small",
     "hrda_small",
     "minent_small",
+    "pne_small",
     "proda_small",
     "sepico_bank_small",
     "sepico_prototype_small",
+    "stvm_small",
+    "ucda_small",
 )
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from udaseg.components.equal_contrast import PNE
 from udaseg.components.masked_consistency import MIC
 from udaseg.components.relation_consistency import CRDA
 from udaseg.config import Data, Model, Optim, Stage, Stream
@@ -16,12 +17,14 @@ from udaseg.methods.adabn import AdaBN
 from udaseg.methods.advent import ADVENT
 from udaseg.methods.base import MethodConfig
 from udaseg.methods.bcl import BCL
+from udaseg.methods.cada import CADA
 from udaseg.methods.camix import CAMix
 from udaseg.methods.clan import CLAN
 from udaseg.methods.classwise import Classwise
 from udaseg.methods.cluda import CLUDA
 from udaseg.methods.dacs import DACS
 from udaseg.methods.daformer import DAFormer
+from udaseg.methods.drsl import DRSL
 from udaseg.methods.dsp import DSP
 from udaseg.methods.ehtdi import EHTDI
 from udaseg.methods.ldbe import LDBE
@@ -31,8 +34,10 @@ from udaseg.methods.rccr import RCCR
 from udaseg.methods.sdca import SDCA
 from udaseg.methods.sepico import SePiCo
 from udaseg.methods.spcl import SPCL
+from udaseg.methods.stvm import STvM
 from udaseg.methods.supervised import Supervised
 from udaseg.methods.ucd import UCD
+from udaseg.methods.ucda import UCDA
 from udaseg.methods.vfm import VFM
 from udaseg.models.segmenter import Segmenter
 from udaseg.recipes import RECIPES
@@ -74,9 +79,20 @@ _EHTDI = EHTDI.Config(
     auxiliary_branches=(1,),
     crop=(32, 32),
 )
+_UCDA = UCDA.Config(
+    projection_channels=8,
+    bank_length=6,
+    bank_cells=2,
+    temperature=0.5,
+    hard=(1, 2),
+    neighbours=2,
+    agreeing=2,
+    expand_from=0,
+)
 _TEMPLATES: dict[str, Stream | None] = {"template": _TRUE, "rare": _TRUE}
 DATA: dict[type[MethodConfig], dict[str, Stream | None]] = {
     LDBE.Config: {"source": None},
+    STvM.Config: {"source": None},
     DSP.Config: _TEMPLATES,
     ProDA.Config: {"target": Stream(labels="distribution")},
     CAMix.Config: {"target": Stream(labels="none", prior=True)},
@@ -86,6 +102,7 @@ DATA: dict[type[MethodConfig], dict[str, Stream | None]] = {
 METHODS: dict[str, MethodConfig] = {
     "supervised": Supervised.Config(),
     "oracle": Supervised.Config(stream="target"),
+    "pne": Supervised.Config(pne=PNE(weight=0.5, anchors=4, keys=4)),
     "adabn": AdaBN.Config(),
     "dacs": DACS.Config(threshold=0.3),
     "classwise": Classwise.Config(),
@@ -103,6 +120,7 @@ METHODS: dict[str, MethodConfig] = {
     "vfm": VFM.Config(threshold=0.3, mic=MIC(weight=1.0, block=16)),
     "ldbe_denoising": LDBE.Config(place_spread=1),
     "ldbe_enhancement": LDBE.Config(phase="boundary_enhancement", threshold=0.3, group_size=2),
+    "stvm": STvM.Config(metric_channels=8, metric_threshold=0.3, teacher_momentum=0.9),
     "dsp": DSP.Config(long_tail=(2, 3), threshold=0.3, mmd_channels=8, mmd_weight=0.05),
     "dsp_released": DSP.Config(long_tail=(0,), keep_soft_term=False, mmd_mask="first", mmd_channels=8, mmd_weight=0.1),
     "camix": CAMix.Config(
@@ -130,9 +148,14 @@ METHODS: dict[str, MethodConfig] = {
     "proda_distil": ProDA.Config(phase="distil"),
     "advent": ADVENT.Config(auxiliary_branches=(1, 2), target_weight=0.1, discriminator_channels=4),
     "clan": CLAN.Config(preheat_steps=0, adversarial_weight=0.1, discriminator_channels=4),
+    "cada": CADA.Config(
+        attention_channels=8, context_branches=(1, 2), adversarial_weight=0.1, discriminator_channels=4
+    ),
     "ucd": UCD.Config(old_classes=2, group_size=2),
     "spcl": SPCL.Config(temperature=1.0),
     "proca": ProCA.Config(temperature=0.5, threshold=0.3),
+    "ucda": _UCDA,
+    "drsl": DRSL.Config(modes=2, metric_channels=8),
     "sepico": _SEPICO,
     "sepico_bank": replace(_SEPICO, contrast="bank", bank_length=2, levels="last", crop=(64, 64)),
 }
@@ -167,7 +190,15 @@ def recipe_stages(name: str) -> list[Stage]:
     """A small recipe's stages, for batches of `make_batches`: fewer classes, smaller crops, lower thresholds."""
     stages = []
     for stage in RECIPES[name]().stages:
-        own = {"threshold": 0.3, "mix_threshold": 0.3, "things": (1, 2), "long_tail": (2,), "fill_steps": 2}
+        own = {
+            "threshold": 0.3,
+            "mix_threshold": 0.3,
+            "things": (1, 2),
+            "long_tail": (2,),
+            "hard": (2,),
+            "expand_from": 1,
+            "fill_steps": 2,
+        }
         own |= {
             "contrast_size": 9,
             "group_size": 2,
@@ -175,6 +206,7 @@ def recipe_stages(name: str) -> list[Stage]:
             "preheat_steps": 0,
             "contrast_from": 2,
             "old_classes": 2,
+            "metric_threshold": 0.3,
         }
         method = replace(stage.method, **{k: v for k, v in own.items() if hasattr(stage.method, k)})
         model = replace(stage.model, detail_crop=stage.model.detail_crop and (32, 32))

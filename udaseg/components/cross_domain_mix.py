@@ -11,6 +11,7 @@ from torch import Tensor
 
 from udaseg.components.augment import JitterForm, strong
 from udaseg.components.class_thresholds import ClassThresholds, Reliability
+from udaseg.components.equal_contrast import PNE
 from udaseg.components.masked_consistency import MIC
 from udaseg.components.mixing import class_mask, paste
 from udaseg.components.pseudo_label import confident_share
@@ -158,6 +159,7 @@ class SelfTraining:
     63.7 mIoU, the student 62.3."""
     mic: MIC = MIC()
     crda: CRDA = CRDA()
+    pne: PNE = PNE()
 
     def thresholds(self, num_classes: int) -> ClassThresholds | None:
         """What "class" judges pixels by; a method keeps it."""

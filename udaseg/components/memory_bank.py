@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from udaseg.components.prototypes import pooled_means
-from udaseg.distributed import rank, sum_over_ranks, world_size
+from udaseg.distributed import all_samples
 
 EMPTY = -1
 """The label of a place in a queue that nothing has been put into yet."""
@@ -71,8 +71,6 @@ class PixelQueue(nn.Module):
     def push(self, feature: Tensor, label: Tensor) -> None:
         """Take in the samples of all ranks: n pixels of each, (B, n, A), and their labels (B, n) >= 0."""
         own = torch.cat([feature, label[..., None].to(feature.dtype)], 2).to(self.entries.dtype)
-        slots = own.new_zeros(world_size(), *own.shape)
-        slots[rank()] = own
-        new, length = sum_over_ranks(slots).flatten(0, 2), len(self.entries)
+        new, length = all_samples(own).flatten(0, 1), len(self.entries)
         self.entries.copy_(torch.cat([self.entries, new[:, :-1]])[-length:])
         self.labels.copy_(torch.cat([self.labels, new[:, -1].long()])[-length:])

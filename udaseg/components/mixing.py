@@ -214,6 +214,37 @@ def border(mask: Tensor) -> Tensor:
     return grown(mask) & grown(~mask)
 
 
+def reliable_mask(
+    label: Tensor, reliability: Tensor, index: Tensor, *, share: float, seed: int, num_classes: int
+) -> Tensor:
+    """MOCM: a share of the classes of each label map, drawn one after the other by how reliable their pixels are.
+
+    A class is drawn with a probability that is in proportion to the mean reliability of its pixels in the image, among
+    the classes that are left (the largest of log r + Gumbel noise). Our reconstruction of the metric-based online
+    ClassMix of STvM (2212.04227), of which it is known that reliability governs what is mixed.
+
+    Args:
+        label: (B, H, W) int64 train ids; 255 = ignore, which is never drawn.
+        reliability: (B, H, W) >= 0.
+        index: (B,) global sample indices.
+        share: of the classes that a map has, in [0, 1]; their number is rounded up.
+        seed: key of the run and stage.
+        num_classes: K.
+
+    Returns:
+        (B, H, W) bool, True where the pixel is pasted.
+    """
+    slots, flat = label.new_zeros(len(label), IGNORE + 1, dtype=torch.float64), label.flatten(1)
+    total = slots.scatter_add(1, flat, reliability.flatten(1).double())[:, :num_classes]
+    count = slots.scatter_add(1, flat, torch.ones_like(flat, dtype=torch.float64))[:, :num_classes]
+    noise = np.stack([keyed(seed, number, "reliable_mask").gumbel(size=num_classes) for number in index.tolist()])
+    score = (total / count).log() + torch.from_numpy(noise).to(label.device, non_blocking=True)
+    present = count > 0
+    place = score.masked_fill(~present, -math.inf).argsort(1, descending=True).argsort(1)
+    chosen = present & (place < (share * present.sum(1, keepdim=True)).ceil())
+    return F.pad(chosen, (0, IGNORE + 1 - num_classes)).gather(1, flat).view_as(label)
+
+
 def soft_paste(mask: Tensor, over: Tensor, under: Tensor, *, blend: float) -> Tensor:
     """Blend `over` into `under` where the (B, H, W) bool mask is set: blend * over + (1 - blend) * under; (B, C, H, W).
 
@@ -231,3 +262,8 @@ def paste(mask: Tensor, over: Tensor, under: Tensor) -> Tensor:
         sizes = tuple(over.shape[-2:]), tuple(under.shape[-2:])
         raise ValueError(f"images of {sizes[0]} and {sizes[1]} cannot be mixed: their streams need one data.crop")
     return torch.where(mask if over.ndim == 3 else mask[:, None], over, under)
+
+
+def next_of_group(x: Tensor, size: int) -> Tensor:
+    """(B, ...) of which each sample is the next one of its group of `size`, the first again after the last."""
+    return x.unflatten(0, (-1, size)).roll(-1, 1).flatten(0, 1)

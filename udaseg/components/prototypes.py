@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from udaseg.distributed import rank, sum_over_ranks, world_size
+from udaseg.distributed import all_samples, sum_over_ranks
 from udaseg.losses.contrastive import masked_average_pool
 from udaseg.models.segmenter import Segmenter
 from udaseg.types import Detail, Domain, SegOutput
@@ -105,9 +105,7 @@ class MovingPrototypes(nn.Module):
         `average` is whether all images so far weigh alike, as while prototypes are made, and not the last ones more.
         """
         own = torch.cat([means.to(self.value.dtype), present[..., None].to(self.value.dtype)], 2)
-        slots = own.new_zeros(world_size(), *own.shape)
-        slots[rank()] = own
-        for image in sum_over_ranks(slots).flatten(0, 1):
+        for image in all_samples(own):
             mean, has = image[:, :-1], image[:, -1] > 0
             share = 1 / (self.count.double() + 1)
             share = share if average else torch.where(self.count > 0, 1 - self.momentum, 1.0).to(share)

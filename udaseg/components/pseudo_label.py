@@ -55,6 +55,41 @@ def hybrid_label(static: Tensor, dynamic: Tensor) -> Tensor:
     return torch.where(static != IGNORE, static, upsampled)
 
 
+@torch.no_grad()
+def nearest_label(
+    feature: Tensor,
+    memory: Tensor,
+    memory_label: Tensor,
+    *,
+    num_classes: int,
+    neighbours: int,
+    agreeing: int,
+    rows: int = 1024,
+) -> Tensor:
+    """Each cell takes the class that most of its nearest remembered pixels have, where enough of them agree.
+
+    Args:
+        feature: (B, A, h, w), unit vectors for neighbours by cosine.
+        memory: (M, A).
+        memory_label: (M,) int64 train ids, 255 = an empty place, which agrees with none.
+        num_classes: K.
+        neighbours: how many vote.
+        agreeing: how many votes the class must have.
+        rows: cells at a time, so that memory grows with rows M.
+
+    Returns:
+        (B, h, w) int64 train ids, 255 where fewer agree.
+    """
+    found = []
+    for cells in feature.movedim(1, -1).flatten(0, 2).split(rows):
+        similarity = (cells @ memory.T).masked_fill(memory_label == IGNORE, -math.inf)
+        nearest = memory_label[similarity.topk(min(neighbours, len(memory))).indices]
+        votes = F.one_hot(nearest.clamp_max(num_classes), num_classes + 1).sum(1)[:, :num_classes]
+        most, label = votes.max(1)
+        found.append(label.masked_fill(most < agreeing, IGNORE))
+    return torch.cat(found).view(len(feature), *feature.shape[2:])
+
+
 def normalised_certainty(probability: Tensor) -> Tensor:
     """(B, H, W) of 1 - entropy / ln(K) of (B, K, H, W) probabilities: 0 = all classes alike, 1 = one is sure."""
     entropy = -torch.xlogy(probability, probability).sum(1)

@@ -226,6 +226,40 @@ def bank_contrast(feature: Tensor, label: Tensor, bank: Tensor, filled: Tensor, 
     return _mean(loss * labelled, labelled)
 
 
+def positive_negative_equal_contrast(
+    anchor: Tensor, anchor_label: Tensor, key: Tensor, key_label: Tensor, *, temperature: float
+) -> Tensor:
+    """Contrast in which the positives of a pixel weigh as much as its negatives, however many there are of each.
+
+    With P the mean of e^{a . k / temperature} over an image's keys of the anchor's class, and N over those of others,
+    an anchor loses -log(P / (P + N)).
+
+    Source: our reconstruction of PNE (2207.01417), of which it is known that positives and negatives count equally.
+
+    Args:
+        anchor: (B, N, A), unit vectors.
+        anchor_label: (B, N) int64 train ids, 255 = no anchor.
+        key: (B, M, A), unit vectors; anchors are compared with those of their own image.
+        key_label: (B, M) int64 train ids, 255 = no key.
+        temperature: > 0.
+
+    Returns:
+        Scalar, the mean over the anchors of all ranks that have keys of both kinds; 0 where there is none.
+    """
+    similarity = torch.einsum("bna,bma->bnm", anchor, key) / temperature
+    same, there = anchor_label[:, :, None] == key_label[:, None], (key_label != IGNORE)[:, None]
+
+    def log_mean(chosen: Tensor) -> tuple[Tensor, Tensor]:
+        count = chosen.sum(2).to(similarity.dtype)
+        lowest = torch.finfo(count.dtype).min
+        return similarity.masked_fill(~chosen, lowest).logsumexp(2) - count.clamp_min(1).log(), count > 0
+
+    (positive, has_positive), (negative, has_negative) = log_mean(same & there), log_mean(~same & there)
+    counts = (anchor_label != IGNORE) & has_positive & has_negative
+    total = F.softplus(negative - positive).where(counts, 0.0).sum()
+    return total / mean_over_ranks(counts.sum().to(total.dtype)).clamp_min(1)
+
+
 def mean_feature_regulariser(feature: Tensor, label: Tensor, prototypes: Tensor, *, temperature: float) -> Tensor:
     """sum_c log softmax_c(f . p_c / temperature) / (K ln K), with f the mean of all labelled pixels of all ranks.
 

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from udaseg.distributed import mean_over_ranks
 from udaseg.losses.contrastive import downscale_label, masked_average_pool
+from udaseg.types import IGNORE
 
 PairWeight = Callable[[slice], Tensor]
 """Rows of anchors -> (rows, M) weights of their pairs."""
@@ -28,6 +29,7 @@ def pair_contrast(
     weight: PairWeight | None = None,
     valid: Tensor | None = None,
     unshifted_negatives: bool = False,
+    same_pixels: bool = True,
     rows: int = 512,
 ) -> tuple[Tensor, Tensor]:
     """Per anchor i: sum_j -w_ij log(e^s_ij / (e^s_ij + N_i)) over the other keys j of its label.
@@ -39,11 +41,12 @@ def pair_contrast(
     Args:
         anchor: (N, A), of the length that the loss means them to have.
         anchor_label: (N,) int64.
-        key: (M, A). Key i is taken to be the same pixel as anchor i, hence no positive of it.
+        key: (M, A).
         key_label: (M,) int64.
         weight: of the pairs; 1 without it.
         valid: (M,) bool, the keys that there are; all without it.
         unshifted_negatives: take the anchor's largest similarity off all s_ij but those within N_i, as UCD's code does.
+        same_pixels: whether key i is the same pixel as anchor i, hence no positive of it.
         rows: anchors at a time.
 
     Returns:
@@ -61,7 +64,7 @@ def pair_contrast(
             negative = negative * largest.exp()
         log_share = similarity - (power + negative).clamp_min(torch.finfo(power.dtype).tiny).log()
         positive = (same if valid is None else same & valid).to(similarity.dtype)
-        if part.start < len(key):
+        if same_pixels and part.start < len(key):
             positive.diagonal(part.start).zero_()  # each anchor's own pixel
         count = positive.sum(1)
         if weight is not None:
@@ -110,6 +113,35 @@ def pixel_contrast(
         sums, counts = pair_contrast(unit, flat, unit, flat, valid=real, rows=rows)
         total = total + _sum_of_anchors(sums, counts, real)
     return total / _count(label, valid)
+
+
+def memory_contrast(
+    feature: Tensor, label: Tensor, memory: Tensor, memory_label: Tensor, *, temperature: float, rows: int = 512
+) -> Tensor:
+    """Contrast of pixels with remembered ones, of which each of the same class is a positive.
+
+    With s_j = f . memory[j] / temperature, a pixel loses, as the mean over the memories j of its class,
+    -log(e^{s_j} / (e^{s_j} + sum over the memories n of other classes of e^{s_n})).
+
+    Source: the supervised pixel contrast of ContrastiveSeg (2101.11939), eq. 4, with a memory.
+
+    Args:
+        feature: (N, A) pixels.
+        label: (N,) int64 train ids, 255 = ignore.
+        memory: (M, A), without gradient.
+        memory_label: (M,) int64 train ids, 255 = an empty place.
+        temperature: > 0.
+        rows: pixels at a time, see `pair_contrast`.
+
+    Returns:
+        Scalar, the mean over pixels, on all ranks, that have a memory of their class; 0 where none has.
+    """
+    there = memory_label != IGNORE
+    sums, counts = pair_contrast(
+        feature / temperature, label, memory, memory_label, valid=there, same_pixels=False, rows=rows
+    )
+    having = mean_over_ranks((counts > 0).sum().to(sums.dtype))
+    return (sums / counts.clamp_min(1)).sum() / having.clamp_min(1)
 
 
 def multi_resolution_contrast(

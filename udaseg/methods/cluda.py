@@ -89,6 +89,7 @@ class CLUDA(Method):
             Loss("source_ce", output_cross_entropy(out, source.labels, reduction=c.reduction)),
             Loss("source_contrast", self._contrast(out, source.labels), c.contrast_weight),
         ]
+        losses += c.pne.losses(out, source.labels, source.index, seed=self.seed)
         if self.beginning is not None:
             distance = thing_distance(
                 out.features[-1], self.beginning, source, things=c.things, min_share=c.thing_share

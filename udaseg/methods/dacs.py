@@ -8,6 +8,7 @@ from typing import Literal
 
 from udaseg.components.class_thresholds import ClassThresholds, Reliability
 from udaseg.components.cross_domain_mix import mix
+from udaseg.components.equal_contrast import PNE
 from udaseg.components.masked_consistency import MIC
 from udaseg.components.relation_consistency import CRDA
 from udaseg.losses.segmentation import Reduction, output_cross_entropy
@@ -21,7 +22,7 @@ from udaseg.types import Batch, Loss
 class DACS(Method):
     """Half of each source image's classes is pasted on a target image that the teacher has labelled.
 
-    1. source cross-entropy;
+    1. source cross-entropy, and on request PNE's contrast;
     2. the teacher labels the target, q = share of its pixels that are confident;
     3. mixed cross-entropy, pixels from the source with weight 1, from the target with weight q;
     4. on request, CRDA's consistency of pixels' relations in the mixture, and MIC's masked consistency;
@@ -54,6 +55,7 @@ class DACS(Method):
         had 63.7 mIoU, the student 62.3."""
         mic: MIC = MIC()
         crda: CRDA = CRDA()
+        pne: PNE = PNE()
 
         def build(self, student: Segmenter, *, seed: int) -> DACS:
             return DACS(self, student, seed)
@@ -74,7 +76,8 @@ class DACS(Method):
     def losses(self, batches: Mapping[str, Batch], step: int, total_steps: int) -> Iterator[tuple[Loss, ...]]:
         c, source, target = self.config, batches["source"], batches["target"]
         out = self.student(source.image, "source", source.index)
-        yield (Loss("source_ce", output_cross_entropy(out, source.labels)),)
+        contrast = c.pne.losses(out, source.labels, source.index, seed=self.seed)
+        yield Loss("source_ce", output_cross_entropy(out, source.labels)), *contrast
 
         mixed = mix(
             self.teacher,

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
 
-from udaseg.components.mixing import class_mask, paste
+from udaseg.components.mixing import class_mask, next_of_group, paste
 from udaseg.losses.segmentation import EntropyForm, entropy, negative_learning, output_cross_entropy
 from udaseg.methods.base import Method
 from udaseg.models.segmenter import Segmenter
@@ -94,7 +93,8 @@ class LDBE(Method):
         confidence = torch.where(labelled, 1.0 if target.weight is None else target.weight, confidence)
 
         mask = class_mask(label, target.index, seed=self.seed, round_up=False, num_classes=self.student.num_classes)
-        image, label, confidence = (paste(mask, x, self._next(x)) for x in (target.image, label, confidence))
+        planes = (target.image, label, confidence)
+        image, label, confidence = (paste(mask, x, next_of_group(x, c.group_size)) for x in planes)
         sure = (confidence >= c.threshold).float().mean((1, 2))
         weight = sure[:, None, None].expand_as(confidence)
         out = self.student(image, "target", target.index)
@@ -102,10 +102,6 @@ class LDBE(Method):
             Loss("mixed_ce", output_cross_entropy(out, label, weight, reduction="nonzero")),
             Loss("coverage", sure.mean(), weight=0),
         )
-
-    def _next(self, x: Tensor) -> Tensor:
-        """The next sample of each one's group, the first again after the last."""
-        return x.unflatten(0, (-1, self.config.group_size)).roll(-1, 1).flatten(0, 1)
 
     def after_step(self) -> None:
         self.teacher.update(self.student)

@@ -108,6 +108,7 @@ class SePiCo(Method):
 
         out = self.student(self._strong(source), "source", source.index)
         losses = [Loss("source_ce", output_cross_entropy(out, source.labels, reduction=c.reduction))]
+        losses += c.pne.losses(out, source.labels, source.index, seed=self.seed)
         if contrasts:
             losses += self._contrast("source", out.features, source.labels)
         yield tuple(losses)

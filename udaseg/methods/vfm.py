@@ -75,6 +75,7 @@ class VFM(Method):
             Loss("forward_contrast", forward, c.contrast_weight),
             Loss("backward_contrast", backward, c.contrast_weight),
             Loss("coverage", mixed.quality, weight=0),
+            *c.pne.losses(out, source.labels, source.index, seed=self.seed),
             *c.crda.losses(out_mixed.logits, self.teacher, mixed.image, target.index, seed=self.seed),
         )
 

@@ -26,6 +26,7 @@ MODULES = (
     "dacs",
     "bcl",
     "ldbe",
+    "stvm",
     "dsp",
     "camix",
     "rccr",
@@ -34,6 +35,9 @@ MODULES = (
     "proda",
     "spcl",
     "proca",
+    "ucda",
+    "pne",
+    "drsl",
     "daformer",
     "hrda",
     "mic",
@@ -43,6 +47,7 @@ MODULES = (
     "vfm",
     "advent",
     "clan",
+    "cada",
     "ucd",
 )
 
