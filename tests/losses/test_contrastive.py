@@ -288,7 +288,7 @@ def test_positives_and_negatives_weigh_alike_however_many_there_are() -> None:
     assert 0 < len(found) < int((y != IGNORE).sum())
     expected = sum(found) / len(found)
     value = positive_negative_equal_contrast(anchor, y, key, key_y, temperature=0.5)
-    assert value.item() == pytest.approx(float(expected), rel=1e-9)
+    assert value.item() == pytest.approx(expected.item(), rel=1e-9)
     for tensor in (anchor, key):
         mine, loop = (torch.autograd.grad(v, tensor, retain_graph=True)[0] for v in (value, expected))
         assert mine.abs().max() > 0

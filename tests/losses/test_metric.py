@@ -41,7 +41,7 @@ def test_the_nearest_mode_of_each_class_tells_by_distance_and_margin() -> None:
     found = multimodal_loss(_cosines(feature, proxies), label, sigma=0.6, margin=0.3)
     for value, each in zip(found, (ce, hinge), strict=True):
         expected = sum(each) / len(each)
-        assert value.item() == pytest.approx(float(expected), rel=1e-9)
+        assert value.item() == pytest.approx(expected.item(), rel=1e-9)
         mine, loop = (torch.autograd.grad(v, feature, retain_graph=True)[0] for v in (value, expected))
         assert mine.abs().max() > 0
         torch.testing.assert_close(mine, loop, rtol=1e-6, atol=1e-10)
@@ -71,7 +71,7 @@ def test_means_of_cells_of_one_mode_are_brought_together_pair_by_pair() -> None:
     assert 0 < len(squares) < 12
     expected = sum(squares) / len(squares)
     value = mode_alignment(source, source_mode, target, target_mode, modes=6)
-    assert value.item() == pytest.approx(float(expected), rel=1e-9)
+    assert value.item() == pytest.approx(expected.item(), rel=1e-9)
     for tensor in (source, target):
         mine, loop = (torch.autograd.grad(v, tensor, retain_graph=True)[0] for v in (value, expected))
         torch.testing.assert_close(mine, loop, rtol=1e-7, atol=1e-10)

@@ -238,7 +238,7 @@ def test_memory_contrast_is_the_loop_over_remembered_pixels(rows: int) -> None:
     assert 0 < len(found) < (y != IGNORE).sum()
     expected = sum(found) / len(found)
     value = memory_contrast(feature, y, memory, memory_y, temperature=0.5, rows=rows)
-    assert value.item() == pytest.approx(float(expected), rel=1e-9)
+    assert value.item() == pytest.approx(expected.item(), rel=1e-9)
     mine, loop = (torch.autograd.grad(v, feature, retain_graph=True)[0] for v in (value, expected))
     assert mine.abs().max() > 0
     torch.testing.assert_close(mine, loop, rtol=1e-7, atol=1e-10)

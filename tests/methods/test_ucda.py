@@ -24,8 +24,8 @@ def made(**settings: object) -> UCDA:
 def test_each_domain_s_cells_are_contrasted_with_both_banks_before_they_enter_their_own() -> None:
     method, batches = made(hard=()), make_batches(make_stage("ucda"))
     first = {loss.name: loss for losses in method.losses(batches, 0, 10) for loss in losses}
-    assert float(first["source_in_domain"].value) == float(first["source_cross_domain"].value) == 0
-    assert float(first["target_in_domain"].value) == 0 < float(first["target_cross_domain"].value)
+    assert first["source_in_domain"].value.item() == first["source_cross_domain"].value.item() == 0
+    assert first["target_in_domain"].value.item() == 0 < first["target_cross_domain"].value.item()
     banks = {
         d: (b.pixels.clone(), b.labels.clone())
         for d, b in (("source", method.source_bank), ("target", method.target_bank))

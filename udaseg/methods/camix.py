@@ -92,6 +92,7 @@ class CAMix(Method):
             self.teacher.update(self.student)
         out = self.student(source.image, "source", source.index)
         losses = [Loss("source_ce", output_cross_entropy(out, source.labels))]
+        losses += c.pne.losses(out, source.labels, source.index, seed=self.seed)
         if self.beginning is not None:
             distance = thing_distance(
                 out.features[-1], self.beginning, source, things=c.things, min_share=c.thing_share

@@ -76,8 +76,10 @@ class DACS(Method):
     def losses(self, batches: Mapping[str, Batch], step: int, total_steps: int) -> Iterator[tuple[Loss, ...]]:
         c, source, target = self.config, batches["source"], batches["target"]
         out = self.student(source.image, "source", source.index)
-        contrast = c.pne.losses(out, source.labels, source.index, seed=self.seed)
-        yield Loss("source_ce", output_cross_entropy(out, source.labels)), *contrast
+        yield (
+            Loss("source_ce", output_cross_entropy(out, source.labels)),
+            *c.pne.losses(out, source.labels, source.index, seed=self.seed),
+        )
 
         mixed = mix(
             self.teacher,

@@ -92,7 +92,10 @@ class RCCR(Method):
         if c.teacher_moves == "before":
             self._move_teacher()
         out = self.student(source.image, "source", source.index)
-        yield (Loss("source_ce", output_cross_entropy(out, source.labels)),)
+        yield (
+            Loss("source_ce", output_cross_entropy(out, source.labels)),
+            *c.pne.losses(out, source.labels, source.index, seed=self.seed),
+        )
 
         on_target = self.teacher(target.image)
         confidence, label = on_target.logits.softmax(1).max(1)
