@@ -71,7 +71,7 @@ class Cluster:
     """Training workers; the global batch stays as it is and is split among them."""
     min_workers: Count | None = None
     """Elastic: go on with as few as this while more cannot be had; None = always `workers`. Results then depend on how
-    many there were, since batch norm normalises per worker, but not which samples make a step."""
+    many there were where batch norm normalises per worker (`sync_batch_norm`), but not which samples make a step."""
     gpu: bool = field(default_factory=has_gpu)
     """One GPU a worker."""
     cpus_per_worker: Positive = 1.0

@@ -39,3 +39,10 @@ def compile_networks(method: nn.Module, backend: str | Callable[..., Any] = "ind
     for module in method.modules():
         if isinstance(module, Segmenter):
             module.net.compile(dynamic=False, backend=backend)
+            module.register_forward_pre_hook(_channels_last)
+
+
+def _channels_last(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Images in one layout: it depends on what of an augmentation was drawn, and each would be compiled for."""
+    image, *rest = inputs
+    return image.contiguous(memory_format=torch.channels_last), *rest
