@@ -9,10 +9,13 @@ import sys
 COMMANDS = {
     "adapt": "adapt a network to a target without labels, and say whether it helped",
     "prepare": "check folders of images and labels, and write a dataset",
+    "inspect": "what is in datasets, and what is doubtful about them, as a page",
     "train": "run a recipe: train, pseudo-label, train again",
+    "predict": "label maps of a few images, at once",
     "evaluate": "IoU of a checkpoint on a labelled dataset",
     "sweep": "search a recipe's settings on Ray Tune",
     "pseudo-label": "label images with a checkpoint",
+    "export": "a model as one file that runs without udaseg",
     "import": "a model directory of a checkpoint that another repository published",
     "demo": "the whole chain on an embedded pair of domains, with a report",
 }

@@ -91,7 +91,19 @@ def test_bad_input_is_refused_in_one_line(
 
 def test_the_table_covers_all_commands() -> None:
     counts = collections.Counter(case.command for case in CASES)
-    assert set(counts) == {"prepare", "train", "evaluate", "sweep", "pseudo-label", "demo", "import", "adapt"}
+    assert set(counts) == {
+        "prepare",
+        "train",
+        "evaluate",
+        "sweep",
+        "pseudo-label",
+        "demo",
+        "import",
+        "adapt",
+        "predict",
+        "export",
+        "inspect",
+    }
     assert len(CASES) >= 150 and min(counts.values()) >= 5
 
 

@@ -113,6 +113,19 @@ def test_ray_lives_at_the_top(module: str) -> None:
     assert not imports_ray or any(_within(module, folder) for folder in KNOWS_RAY)
 
 
+@pytest.mark.parametrize("module", ["udaseg.jobs.predict", "udaseg.jobs.export", "udaseg.checkpoints.predictor"])
+def test_one_image_is_predicted_without_ray(module: str) -> None:
+    """Nor with what takes seconds to load and is of training and reports alone, at whatever depth."""
+    found, left = set(), {module}
+    while left:
+        name = left.pop()
+        found.add(name)
+        left |= _ours(name) - found
+    heavy = {f"{name} imports {other}" for name in found for other in _imports(MODULES[name])
+             if other.partition(".")[0] in ("ray", "kornia", "matplotlib", "jinja2", "tyro")}  # fmt: skip
+    assert len(found) > 10 and not heavy
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_a_module_is_read_in_one_sitting(module: str) -> None:
     assert len(MODULES[module].read_text().splitlines()) <= MOST_LINES
@@ -130,7 +143,7 @@ def test_what_others_read_is_json_for_everybody(module: str) -> None:
 
 def test_commands_only_parse_arguments() -> None:
     lines = [len(path.read_text().splitlines()) for name, path in MODULES.items() if _within(name, "pipelines")]
-    assert sum(lines) < 700
+    assert sum(lines) < 800
 
 
 def _loaded(code: str, *names: str) -> list[str]:
@@ -156,6 +169,9 @@ def test_tasks_that_need_no_network_start_without_torch() -> None:
         ["demo", "--help"],
         ["adapt", "--help"],
         ["import", "--help"],
+        ["predict", "--help"],
+        ["export", "--help"],
+        ["inspect", "--help"],
     ],
 )
 def test_help_loads_neither_torch_nor_ray(words: list[str]) -> None:

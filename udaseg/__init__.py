@@ -10,6 +10,8 @@ From Python as from the command line; each name loads what it needs when it is f
     model = udaseg.train(recipe, source="data/source", target="data/target", out="runs/bcl")
     (confusion,) = udaseg.evaluate([model], "data/target_val")
     udaseg.pseudo_label(checkpoint=model, images="fleet/images", out="data/fleet_labels")
+
+    label, confidence = udaseg.load(model).predict("fleet/images/000.jpg")
 """
 
 from __future__ import annotations
@@ -19,11 +21,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from udaseg.checkpoints.directory import load_model
+    from udaseg.checkpoints.predictor import Prediction, Predictor, load
     from udaseg.config import PseudoLabel, Recipe
     from udaseg.errors import CheckpointError, ConfigError, DatasetError, TrainingError
     from udaseg.job_config import Adapt, Cluster, Inference
     from udaseg.jobs.adapt.job import adapt
     from udaseg.jobs.evaluate import evaluate
+    from udaseg.jobs.export import export_model
     from udaseg.jobs.import_ import import_model
     from udaseg.jobs.prepare import prepare
     from udaseg.jobs.pseudo_label.job import pseudo_label
@@ -40,12 +44,16 @@ __all__ = [
     "ConfigError",
     "DatasetError",
     "Inference",
+    "Prediction",
+    "Predictor",
     "PseudoLabel",
     "Recipe",
     "TrainingError",
     "adapt",
     "evaluate",
+    "export_model",
     "import_model",
+    "load",
     "load_model",
     "override",
     "predict",
@@ -56,11 +64,13 @@ __all__ = [
 
 _HOME = {
     "checkpoints.directory": ("load_model",),
+    "checkpoints.predictor": ("Prediction", "Predictor", "load"),
     "config": ("PseudoLabel", "Recipe"),
     "errors": ("CheckpointError", "ConfigError", "DatasetError", "TrainingError"),
     "job_config": ("Adapt", "Cluster", "Inference"),
     "jobs.adapt.job": ("adapt",),
     "jobs.evaluate": ("evaluate",),
+    "jobs.export": ("export_model",),
     "jobs.import_": ("import_model",),
     "jobs.prepare": ("prepare",),
     "jobs.pseudo_label.job": ("pseudo_label",),

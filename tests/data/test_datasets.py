@@ -213,7 +213,7 @@ MINIS = {
 
 
 def test_every_dataset_has_a_miniature() -> None:
-    assert {"folders", *MINIS} == set(LAYOUTS)
+    assert {"folders", "voc", "cvat", *MINIS} == set(LAYOUTS)  # voc and cvat: test_voc_layouts.py
 
 
 @pytest.mark.parametrize("name", MINIS)
@@ -227,7 +227,7 @@ def test_layout(tmp_path: Path, name: str) -> None:
     assert len(pairs) == len(found) and found == {i: (split, *files[i]) for i, split in mini.rows.items()}
     assert classes is not None and classes.names == CITYSCAPES_CLASSES.names
     for pair in pairs:
-        facts = inspect(str(pair.image_uri), pair.label_uri, classes.lookup(), 19)
+        facts = inspect(str(pair.image_uri), pair.label_uri, classes, classes.lookup())
         label = labels[pair.image_id]
         assert (facts.height, facts.width) == SIZE
         counts = None if facts.class_pixels is None else facts.class_pixels.tolist()
@@ -243,12 +243,12 @@ def test_cityscapes_test_labels_are_all_ignored(tmp_path: Path) -> None:
     MINIS["cityscapes"].build(tmp_path)
     test = next(pair for pair in LAYOUTS["cityscapes"].pairs(str(tmp_path)) if pair.split == "test")
     put(Path(str(test.label_uri)), grey_png(np.random.default_rng(0).integers(0, 4, SIZE)))
-    facts = inspect(str(test.image_uri), test.label_uri, CITYSCAPES_CLASSES.lookup(), 19)
+    facts = inspect(str(test.image_uri), test.label_uri, CITYSCAPES_CLASSES, CITYSCAPES_CLASSES.lookup())
     assert facts.class_pixels is not None and facts.class_pixels.tolist() == [0] * 19
 
 
 def test_palette_is_that_of_cityscapes() -> None:
-    palettes = {layout.classes.palette for layout in LAYOUTS.values() if layout.classes}
+    palettes = {layout.classes.palette for name in MINIS if (layout := LAYOUTS[name]).classes}
     assert len(palettes) == 1
     colours = dict(zip(CITYSCAPES_CLASSES.names, palettes.pop(), strict=True))
     assert (colours["road"], colours["sky"], colours["bicycle"]) == ((128, 64, 128), (70, 130, 180), (119, 11, 32))
@@ -276,9 +276,10 @@ def test_refuses_what_is_not_there(tmp_path: Path, name: str, missing: list[str]
 def test_ids_beyond_a_dataset_are_refused(tmp_path: Path) -> None:
     put_image(tmp_path / "a.png")
     put(tmp_path / "l.png", rgb16_png(np.full(SIZE, 300)))  # 300 = 44 + 256: both bytes count
-    lookup = LAYOUTS["synthia"].classes.lookup()  # type: ignore[union-attr]
+    classes = LAYOUTS["synthia"].classes
+    assert classes is not None
     with pytest.raises(DatasetError, match=r"l.png: label ids outside the class list: 300 \(192 pixels\)"):
-        inspect(str(tmp_path / "a.png"), str(tmp_path / "l.png"), lookup, 19)
+        inspect(str(tmp_path / "a.png"), str(tmp_path / "l.png"), classes, classes.lookup())
 
 
 def test_decodes_the_first_of_three_16_bit_channels() -> None:

@@ -13,11 +13,12 @@ import torch
 from PIL import Image
 from tiny import CLASSES, draw, make_checkpoint, make_dataset, tiny_recipe
 
+from pipelines.pseudo_label import Arguments as LabelArguments
 from udaseg.checkpoints.directory import ModelCard, load_model, save_model
 from udaseg.components.prototypes import PrototypeClassifier
-from udaseg.config import Model, PseudoLabel
+from udaseg.config import ASKED_FOR, Model, PseudoLabel
 from udaseg.data import export
-from udaseg.data.confidence import decode_distribution
+from udaseg.data.confidence import decode_confidence, decode_distribution
 from udaseg.data.images import read_image
 from udaseg.data.index import open_index
 from udaseg.data.layouts import LAYOUTS
@@ -31,7 +32,7 @@ from udaseg.jobs.ledger import Ledger, open_ledger
 from udaseg.jobs.pseudo_label import phases
 from udaseg.jobs.pseudo_label.actors import PredictActor, PrototypeActor
 from udaseg.jobs.pseudo_label.job import pseudo_label
-from udaseg.jobs.pseudo_label.tasks import Work, apply_thresholds, label_chunk
+from udaseg.jobs.pseudo_label.tasks import Work, apply_thresholds, label_chunk, tally_chunk
 from udaseg.losses.contrastive import downscale_label
 from udaseg.models.inference import predict
 from udaseg.training.step import build_state
@@ -254,3 +255,23 @@ def test_a_network_of_two_scales_labels_too(tmp_path: Path) -> None:
     PredictActor(job, 1)(BLOCK)
     expected = predict(network.eval(), pixels(2), short_side=40, window=(32, 32))[0].argmax(0).numpy()
     assert (png(tmp_path, "predictions", 2) == expected).mean() > 0.99
+
+
+def test_where_nothing_is_said_every_pixel_above_its_class_s_threshold_is_kept(tmp_path: Path) -> None:
+    """At least half of every class, and what is surer than 0.9; the rest is ignored."""
+    assert LabelArguments(checkpoint="a", images="b", out="c").rules == ASKED_FOR
+    job = work(tmp_path, make_checkpoint(tmp_path / "model", 0), rules=ASKED_FOR)
+    PredictActor(job, 1)(BLOCK)
+    thresholds = phases.class_thresholds(ASKED_FOR, tally_chunk(job.ledger, [0], 3).histogram)
+    apply_thresholds(job, thresholds)(BLOCK)
+    kept, predicted = np.zeros(3), np.zeros(3)
+    for n in range(4):
+        prediction, label = (png(tmp_path, kind, n) for kind in ("predictions", "labels"))
+        confidence = decode_confidence(png(tmp_path, "confidence", n))
+        assert np.array_equal(label, np.where(confidence >= thresholds[prediction], prediction, IGNORE))
+        assert (label[confidence >= 0.9] != IGNORE).all()
+        predicted += np.bincount(prediction.ravel(), minlength=3)
+        kept += np.bincount(label.ravel(), minlength=256)[:3]
+    seen = predicted > 0
+    assert (kept[seen] >= predicted[seen] // 2).all() and 0 < kept.sum() < predicted.sum()
+    assert (thresholds[seen] <= np.float32(0.9)).all()

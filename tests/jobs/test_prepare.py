@@ -87,7 +87,7 @@ def refusal(tree: Path, **changes: object) -> str:
     """The message of a refusal that wrote nothing."""
     with pytest.raises(DatasetError) as error:
         run(tree, **changes)
-    assert not (tree / "out").exists()
+    assert not (tree / str(changes.get("out", "out"))).exists()
     return str(error.value)
 
 
@@ -184,6 +184,45 @@ def test_splits_file(tree: Path) -> None:
     run(tree, splits="splits.json")
     rows = read_manifest(str(tree / "out")).to_pylist()
     assert [(row["image_id"], row["split"]) for row in rows] == [("a", "train"), ("b/c", "train"), ("b/d e", "val")]
+
+
+def test_colour_labels_with_suffixes(tree: Path) -> None:
+    ids = {}
+    for path in sorted((tree / "labels").rglob("*.png")):
+        ids[path.stem] = np.asarray(Image.open(path)) % 3
+        put(path.with_name(f"{path.stem}_gt.png"), png(np.array(CLASSES.palette, np.uint8)[ids[path.stem]]))
+    run(tree, label_suffix="_gt", label_colors="palette")
+    rows = read_manifest(str(tree / "out")).to_pylist()
+    assert [row["class_pixels"] for row in rows] == [counts(ids[row["image_id"].split("/")[-1]]) for row in rows]
+    assert read_classes(str(tree / "out")).color_to_train == {"128,64,128": 0, "70,130,180": 1, "0,0,142": 2}
+
+
+# -- what is warned of
+
+
+def test_warns_of_what_is_mostly_a_mistake(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(tree)
+    assert "warning" not in capsys.readouterr().err
+    for path in (tree / "labels").rglob("*.png"):
+        put(path, png(np.where(np.arange(192).reshape(SIZE) < 48, 0, 255).astype(np.uint8)))
+    message = refusal(tree, strict=True, out="strict")
+    run(tree, overwrite=True)
+    warned = capsys.readouterr().err.splitlines()
+    assert [line.partition(" ")[0] for line in warned] == ["warning:"] * 3
+    assert message.splitlines()[1:] == [f"  {line.removeprefix('warning: ')}" for line in warned]
+    assert "0 and 255 are the only values" in warned[0] and "'sky', 'car'" in warned[1] and "75.00 %" in warned[2]
+    assert read_manifest(str(tree / "out"))["class_pixels"].to_pylist() == [[48, 0, 0]] * 3
+
+
+def test_an_image_stored_turned_has_the_size_that_is_shown(tree: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = Image.open(tree / "images/a.png").transpose(Image.Transpose.ROTATE_90)
+    image.save(tree / "images/a.png", exif=exif)
+    assert image.size == SIZE
+    run(tree)
+    row = read_manifest(str(tree / "out")).to_pylist()[0]
+    assert (row["height"], row["width"]) == SIZE
 
 
 # -- label encodings

@@ -143,16 +143,24 @@ SWEEP = "thresholds --source {d}/source --target {d}/target"
 ADAPT = "--source {d}/source --target {d}/target --no-pretrained"
 PREPARE = "--images {d}/source/images --labels {d}/source/labels"
 IMPORT = "{d}/theirs.pth --classes {d}/classes.json"
+PREDICT = "{d}/model {d}/images/000.png"
+EXPORT = "{d}/model"
+INSPECT = "{d}/source {d}/target"
 CUTS = ("0", "1", "half", "all but 1")
 
 
 def truncated() -> Iterator[Case]:
     readers = {
         "target/classes.json": [("evaluate", EVALUATE), ("train", TRAIN), ("sweep", SWEEP)],
-        "target/manifest.parquet": [("evaluate", EVALUATE), ("pseudo-label", LABEL), ("train", TRAIN)],
+        "target/manifest.parquet": [
+            ("evaluate", EVALUATE),
+            ("pseudo-label", LABEL),
+            ("train", TRAIN),
+            ("inspect", INSPECT),
+        ],
         "target/index.arrow": [("evaluate", EVALUATE), ("train", TRAIN)],
         "target/class_rows.arrow": [("evaluate", EVALUATE), ("train", TRAIN)],
-        "model/model.json": [("evaluate", EVALUATE), ("pseudo-label", LABEL)],
+        "model/model.json": [("evaluate", EVALUATE), ("pseudo-label", LABEL), ("predict", PREDICT), ("export", EXPORT)],
         "model/model.safetensors": [
             ("evaluate", EVALUATE),
             ("pseudo-label", LABEL),
@@ -304,6 +312,8 @@ def out_of_range() -> Iterator[Case]:
         field = words.split()[0].removeprefix("--").replace("-", "_")
         yield Case("range", "sweep", f"{SWEEP} {words}", field)
     yield Case("range", "demo", "--seed -1", "seed")
+    for side in ("0", "99999"):
+        yield Case("range", "export", f"{EXPORT} --size 64 {side}", ("--size", side))
     yield Case("range", "demo", "--seed 99999999999999999999", "seed")
 
 
@@ -335,6 +345,15 @@ def unknown() -> Iterator[Case]:
     yield Case("unknown", "prepare", f"{PREPARE} --classes {{d}}/classes.json --root {{d}}", "--root")
     words = f"{PREPARE} --classes {{d}}/classes.json --splits {{d}}/splits.json --split val"
     yield Case("unknown", "prepare", words, "--split")
+    with_classes = f"{PREPARE} --classes {{d}}/classes.json"
+    yield Case("unknown", "prepare", f"{with_classes} --label-suffix _gt", "_gt.png")
+    yield Case("unknown", "prepare", f"{with_classes} --image-suffix _left", "_left.png")
+    words = f"{with_classes} --reduce-zero-label"
+    yield Case("unknown", "prepare", words, "reduce_zero", changed("classes.json", raw_to_train={"0": 0}))
+    words = f"{with_classes} --label-colors palette"
+    yield Case("one colour", "prepare", words, ("ground", "sky"), changed("classes.json", palette=[[0, 0, 0]] * 3))
+    for layout, missing in (("voc", "JPEGImages"), ("cvat", "labelmap.txt")):
+        yield Case("unknown", "prepare", f"--layout {layout} --root {{d}}/empty", missing)
 
 
 def words_that_do_not_fit() -> Iterator[Case]:
@@ -365,6 +384,7 @@ def words_that_do_not_fit() -> Iterator[Case]:
         ("pseudo-label", f"{LABEL} --output {{d}}/new", "--out STR"),
         ("prepare", f"{PREPARE} --out {{d}}/new --layot folders", ("--layot", "did you mean --layout")),
         ("prepare", f"{PREPARE} --out {{d}}/new --on-error pass", ("--on-error", "'pass'", "'skip'")),
+        ("prepare", f"{PREPARE} --out {{d}}/new --label-colors", "--label-colors"),
         ("prepare", PREPARE, "--out STR"),
         ("demo", "--seed one", ("--seed", "'one'", "INT")),
         ("demo", "--seed", ("--seed", "1 value")),
@@ -377,9 +397,22 @@ def words_that_do_not_fit() -> Iterator[Case]:
         ("import", "--classes cityscapes --out {d}/new", "CHECKPOINT"),
         ("import", "{d}/theirs.pth --out {d}/new", "--classes STR"),
         ("import", IMPORT, "--out STR"),
+        ("predict", f"{PREDICT} --out {{d}}/new --overlays", ("--overlays", "did you mean --overlay")),
+        ("predict", "{d}/model", "IMAGE..."),
+        ("predict", "", "MODEL"),
+        ("export", EXPORT, "--out STR"),
+        ("inspect", "", "DATASET..."),
+        ("export", f"{EXPORT} --out {{d}}/new --format onnx", ("--format", "'onnx'", "torch-export")),
+        ("export", f"{EXPORT} --out {{d}}/new --size 64", ("--size", "INT INT")),
     )  # fmt: skip
     for i, (command, words, named) in enumerate(lines):
         yield Case("words", command, words, named, out=False, full=command in ("train", "sweep") and i % 3 > 0)
+
+
+def images() -> Iterator[Case]:
+    """Images that are none; one whose last byte is missing is whole."""
+    for share in ("0", "1", "half"):
+        yield Case(f"an image cut to {share}", "predict", PREDICT, "images/000.png", cut("images/000.png", share))
 
 
 def imports() -> Iterator[Case]:
@@ -416,7 +449,11 @@ def other_things() -> Iterator[Case]:
         yield Case("other thing", "train", f"--config {thing}", name)
         yield Case("other thing", "sweep", f"thresholds --source {{d}}/source --target {thing}", name)
         yield Case("other thing", "prepare", f"--images {{d}}/images --classes {thing}", name)
+        yield Case("other thing", "predict", f"{thing} {{d}}/images", name)
+        yield Case("other thing", "export", thing, name)
+        yield Case("other thing", "inspect", f"{{d}}/source {thing}", name)
         if "://" not in thing:
+            yield Case("other thing", "predict", f"{{d}}/model {thing}", name)
             yield Case("other thing", "pseudo-label", f"--checkpoint {{d}}/model --images {thing}", name)
             yield Case("other thing", "prepare", f"--images {thing} --classes {{d}}/classes.json", name)
             yield Case("other thing", "prepare", f"--layout folders --root {thing} --classes {{d}}/classes.json", name)
@@ -490,7 +527,8 @@ def outputs() -> Iterator[Case]:
     commands = [("train", TRAIN), ("sweep", SWEEP), ("pseudo-label", LABEL), ("demo", "")]
     commands.append(("adapt", ADAPT))
     commands.append(("prepare", f"{PREPARE} --classes {{d}}/classes.json"))
-    commands += [("evaluate", EVALUATE), ("import", "{d}/theirs.pth --classes cityscapes")]
+    commands += [("evaluate", EVALUATE), ("import", "{d}/theirs.pth --classes cityscapes"), ("predict", PREDICT)]
+    commands += [("export", EXPORT), ("inspect", INSPECT)]
     for command, words in commands:
         yield Case("out is a file", command, f"{words} --out {{d}}/text", "text", out=False)
         yield Case("out is below a file", command, f"{words} --out {{d}}/text/x", "text", out=False)
@@ -509,7 +547,7 @@ def _results(folder: Path) -> None:
 
 
 TABLES = (
-    truncated, wrong_json, out_of_range, unknown, words_that_do_not_fit, imports, other_things, counts,
+    truncated, wrong_json, out_of_range, unknown, words_that_do_not_fit, images, imports, other_things, counts,
     adaptations, outputs,
 )  # fmt: skip
 CASES = [case for table in TABLES for case in table()]

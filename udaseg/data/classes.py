@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
 
 import numpy as np
 
@@ -27,6 +27,8 @@ class Classes:
     ignore: int = 255
     raw_to_train: Mapping[int, int] = field(default_factory=dict)
     """Raw label id -> train id; empty where labels hold train ids already."""
+    color_to_train: Mapping[str, int] = field(default_factory=dict)
+    """Colour in a label, "r,g,b" -> train id; empty where labels hold ids."""
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.names) <= 254:
@@ -46,12 +48,24 @@ class Classes:
             raise DatasetError(f"classes: raw_to_train maps to {bad_ids}, outside 0..{len(self.names) - 1} and 255")
         if bad_ids := sorted(raw for raw in self.raw_to_train if not 0 <= raw <= 65535):
             raise DatasetError(f"classes: raw_to_train maps {bad_ids}; a 16-bit label map holds ids of 0 to 65535")
+        if bad_ids := sorted(set(self.color_to_train.values()) - allowed):
+            raise DatasetError(f"classes: color_to_train maps to {bad_ids}, outside 0..{len(self.names) - 1} and 255")
+        if bad_colors := [color for color in self.color_to_train if not _COLOR.fullmatch(color)]:
+            raise DatasetError(f'classes: color_to_train maps {bad_colors[0]!r}; a colour is written as "128,64,0"')
 
     def __len__(self) -> int:
         return len(self.names)
 
     def lookup(self) -> np.ndarray:
-        """(65536,) int16: raw id -> train id, -1 where a raw id is not known."""
+        """(65536,) int16: raw id -> train id, -1 where a raw id is not known.
+
+        Where labels hold colours (2^24,): red << 16 | green << 8 | blue -> train id.
+        """
+        if self.color_to_train:
+            table = np.full(1 << 24, -1, np.int16)
+            for color, train in self.color_to_train.items():
+                table[color_code(color)] = train
+            return table
         table = np.full(65536, -1, np.int16)
         if self.raw_to_train:
             for raw, train in self.raw_to_train.items():
@@ -62,7 +76,10 @@ class Classes:
         return table
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self) | {"raw_to_train": {str(k): v for k, v in self.raw_to_train.items()}}, indent=1)
+        values = asdict(self) | {"raw_to_train": {str(k): v for k, v in self.raw_to_train.items()}}
+        if not self.color_to_train:
+            del values["color_to_train"]
+        return json.dumps(values, indent=1)
 
     @classmethod
     def from_json(cls, text: str | bytes, origin: str = "classes.json") -> Classes:
@@ -78,10 +95,21 @@ class Classes:
             raise DatasetError(f"{origin}: {error}") from None
 
 
+_BYTE = "(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
+_COLOR = re.compile(f"{_BYTE},{_BYTE},{_BYTE}")
+
+
+def color_code(color: str) -> int:
+    """The place of a colour "r,g,b" in `Classes.lookup()`."""
+    red, green, blue = map(int, color.split(","))
+    return red << 16 | green << 8 | blue
+
+
 _FORM = (
     '; a class list is {"names": [...], "palette": [[r, g, b], ...]}, '
-    'and may have "ignore" and "raw_to_train": {"raw id": train id}'
+    'and may have "ignore", "raw_to_train": {"raw id": train id} and "color_to_train": {"r,g,b": train id}'
 )
+_FIELDS = ("names", "palette", "ignore", "raw_to_train", "color_to_train")
 
 
 def _fields(value: Any) -> dict[str, Any]:
@@ -90,7 +118,7 @@ def _fields(value: Any) -> dict[str, Any]:
         raise DatasetError(f"not a class list but {_shown(value)}{_FORM}")
     if missing := [name for name in ("names", "palette") if name not in value]:
         raise DatasetError(f"not a class list: {missing[0]!r} is missing{_FORM}")
-    if unknown := [name for name in value if name not in ("names", "palette", "ignore", "raw_to_train")]:
+    if unknown := [name for name in value if name not in _FIELDS]:
         raise DatasetError(f"{unknown[0]!r} is no field of a class list{_FORM}")
     names, palette, mapping = value["names"], value["palette"], value.get("raw_to_train", {})
     if not isinstance(names, list):
@@ -113,6 +141,9 @@ def _fields(value: Any) -> dict[str, Any]:
             _whole(v, "palette")
     if not isinstance(mapping, dict):
         raise DatasetError(f'raw_to_train: {_shown(mapping)} is not an object; write {{"raw id": train id, ...}}')
+    colors = value.get("color_to_train", {})
+    if not isinstance(colors, dict):
+        raise DatasetError(f'color_to_train: {_shown(colors)} is not an object; write {{"r,g,b": train id, ...}}')
     if wrong := [raw for raw in mapping if not re.fullmatch(r"0|-?[1-9][0-9]{0,8}", raw)]:
         raise DatasetError(f'raw_to_train: {_shown(wrong[0])} is not a whole number; ids are written as "7"')
     return {
@@ -120,6 +151,7 @@ def _fields(value: Any) -> dict[str, Any]:
         "palette": tuple(map(tuple, palette)),
         "ignore": _whole(value.get("ignore", 255), "ignore"),
         "raw_to_train": {int(raw): _whole(train, f"raw_to_train {raw}") for raw, train in mapping.items()},
+        "color_to_train": {color: _whole(train, f"color_to_train {color}") for color, train in colors.items()},
     }
 
 
@@ -138,6 +170,33 @@ def _shown(value: Any) -> str:
     """JSON of a value, cut short."""
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def of_color_labels(classes: Classes, form: Literal["palette", "grey"]) -> Classes:
+    """The classes of labels that are colours.
+
+    Args:
+        classes: of the palette, or the ids.
+        form: "palette": labels have the palette's colours, beside those that `color_to_train` has; "grey": all three
+            channels hold the id.
+
+    Raises DatasetError where two classes would have one colour.
+    """
+    if form == "grey":
+        train = replace(classes, color_to_train={}).lookup()[:256].tolist()
+        return replace(classes, color_to_train={f"{i},{i},{i}": k for i, k in enumerate(train) if k >= 0})
+    colors = [",".join(map(str, color)) for color in classes.palette]
+    if twice := [k for k, color in enumerate(colors) if color in colors[:k]]:
+        names = classes.names[colors.index(colors[twice[0]])], classes.names[twice[0]]
+        raise DatasetError(f"palette: {names[0]!r} and {names[1]!r} have one colour, {colors[twice[0]]}")
+    return replace(classes, color_to_train={color: k for k, color in enumerate(colors)} | dict(classes.color_to_train))
+
+
+def of_reduced_labels(classes: Classes) -> Classes:
+    """The classes of labels whose 0 is ignored, and whose 1 is the first class. DatasetError where they map ids."""
+    if classes.raw_to_train or classes.color_to_train:
+        raise DatasetError("--reduce-zero-label: the class list says itself which ids or colours are which class")
+    return replace(classes, raw_to_train={0: 255, 255: 255} | {k + 1: k for k in range(len(classes))})
 
 
 def require_same_classes(wanted: Classes, found: Classes, uri: str, *, of: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import os
 import re
 from collections import Counter
@@ -17,6 +18,10 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 
 LABEL_SUFFIXES = (".png",)
+
+
+_SAMPLE = 500
+"""Images whose names are looked at for what they end in."""
 
 
 class Pair(NamedTuple):
@@ -152,6 +157,28 @@ def match(images: Iterable[tuple[str, str]], labels: Iterable[tuple[str, str]], 
         if image_id not in matched:
             for label_uri in label_uris:
                 yield Pair(image_id, None, label_uri, split)
+
+
+def likely_suffixes(images: Sequence[str], labels: Sequence[str]) -> tuple[str, str] | None:
+    """The endings of ids, one of images' and one of labels', without which most images have a label; None if few do.
+
+    Of several that fit alike it is that with the word "label", then the shortest.
+    """
+    names, votes = sorted(labels), Counter[tuple[str, str]]()
+    for image in images[:_SAMPLE]:
+        at = bisect.bisect(names, image)  # beside it lie those that begin as it does
+        for label in names[max(0, at - 8) : at + 8]:
+            stem = os.path.commonprefix([image, label]).rstrip("_-. ")  # noqa: RUF071 - of letters
+            votes[image[len(stem) :], label[len(stem) :]] += 1
+
+    def worth(suffixes: tuple[str, str]) -> tuple[int, bool, int]:
+        of_image, of_label = suffixes
+        stems = {name.removesuffix(of_image) for name in images if name.endswith(of_image)}
+        paired = stems & {name.removesuffix(of_label) for name in names if name.endswith(of_label)}
+        return len(paired), "label" in of_label.lower(), -len(of_label)
+
+    best = max((pair for pair, _ in votes.most_common(20)), key=worth, default=None)
+    return best if best is not None and 2 * worth(best)[0] > len(images) else None
 
 
 def sort_out(pairs: Sequence[Pair]) -> tuple[list[Pair], list[Problem]]:

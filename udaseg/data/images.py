@@ -1,15 +1,17 @@
-"""Reading images and label maps, and what is in them."""
+"""Reading images and label maps, turned as they are shown, and what is in them."""
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
+from udaseg.data.classes import Classes
 from udaseg.data.folders import why_missing
 from udaseg.data.places import at_places
 from udaseg.data.storage import filesystem, read_bytes
@@ -24,6 +26,7 @@ MAX_BYTES = 1 << 28
 
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")  # Pillow's others include formats that run programs
+_COLOURS = ("LA", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 
 
 class Facts(NamedTuple):
@@ -33,13 +36,16 @@ class Facts(NamedTuple):
     width: int
     class_pixels: np.ndarray | None
     """(num_classes,) int64, None where unlabelled."""
+    raw_ids: np.ndarray | None = None
+    """The values in the label, None where unlabelled."""
     places: bytes | None = None
     """uint8 train ids of the label `at_places`, None where unlabelled."""
 
 
 def _open(data: bytes, raw_mode: str | None = None) -> Image.Image:
-    """Decode all pixels of an encoded image, as they are stored. Raises DatasetError with the reason.
+    """Decode all pixels of an encoded image, turned as its EXIF orientation says. Raises DatasetError with the reason.
 
+    Cameras store pixels as the sensor lies, and whoever draws labels sees the image turned.
     `raw_mode`, a name of Pillow's, is how the file's bytes are taken where not as the file says.
     """
     try:
@@ -49,6 +55,8 @@ def _open(data: bytes, raw_mode: str | None = None) -> Image.Image:
         if raw_mode is not None:
             image.tile = [tile._replace(args=raw_mode) for tile in image.tile]
         image.load()  # open() reads headers only; a truncated file is noticed here
+        with contextlib.suppress(Exception):  # EXIF that is broken is passed over, as it is where the image is shown
+            ImageOps.exif_transpose(image, in_place=True)
         return image
     except DatasetError:
         raise
@@ -59,19 +67,29 @@ def _open(data: bytes, raw_mode: str | None = None) -> Image.Image:
 
 
 def decode_image(data: bytes) -> np.ndarray:
-    """(H, W, 3) uint8 RGB of an encoded image; an EXIF rotation is not applied, as labels have none.
+    """(H, W, 3) uint8 RGB of an encoded image as it is shown.
 
     Raises DatasetError, without the file's name, where it is broken or its pixels are no 8-bit colours or greys.
     """
-    image = _open(data)
-    if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"):
+    return rgb(_open(data))
+
+
+def rgb(image: Image.Image) -> np.ndarray:
+    """(H, W, 3) uint8 of an opened image. Raises DatasetError where its pixels are no 8-bit colours or greys."""
+    if image.mode not in ("1", "L", "P", *_COLOURS):
         # 16-bit grey, above all, which convert() would clip without a word.
         raise DatasetError(f"pixels of mode {image.mode}; convert the image to 8-bit RGB")
     return np.asarray(image.convert("RGB"))
 
 
+def require_proportions(height: int, width: int, short_side: float, name: str) -> None:
+    """Raise DatasetError, with the image's name, where brought to a short side it would have more than MAX_PIXELS."""
+    if short_side * short_side * max(height, width) / min(height, width) > MAX_PIXELS:
+        raise DatasetError(f"{name}: {width} x {height} pixels are too long and narrow to be predicted")
+
+
 def decode_label(data: bytes) -> np.ndarray:
-    """(H, W) uint16 raw ids of an encoded label map: grey of 1 to 16 bits, or palette indices.
+    """(H, W) uint16 raw ids of an encoded label map as it is shown: grey of 1 to 16 bits, or palette indices.
 
     Of a PNG of three channels of 16 bits, which are no colours, it is the first: the others hold instances in SYNTHIA.
     Raises DatasetError, without the file's name, where it is broken or has several channels otherwise.
@@ -82,12 +100,26 @@ def decode_label(data: bytes) -> np.ndarray:
         high, low = (np.asarray(i)[..., 0].astype(np.uint16) for i in (image, _open(data, "RGB;16L")))
         return high << 8 | low
     if image.mode not in ("1", "L", "P", "I;16", "I;16B", "I"):
-        raise DatasetError(f"label has {len(image.getbands())} channels (mode {image.mode}), not one channel of ids")
+        what = f"label has {len(image.getbands())} channels (mode {image.mode}), not one channel of ids"
+        if image.mode in _COLOURS:
+            pixels = np.asarray(image.convert("RGB"))
+            form = "grey: all hold the same" if (pixels == pixels[..., :1]).all() else "palette, if these are colours"
+            what = f"{what}; give --label-colors {form}"
+        raise DatasetError(what)
     label = np.asarray(image).astype(np.uint16)
     if image.format == "PNG" and image.mode == "L":
         # Pillow stretches grey of 2 and 4 bits, which PNG optimisers write, to 0..255; byte 24 is the number of bits.
         label //= {2: 85, 4: 17}.get(data[24], 1)
     return label
+
+
+def decode_colours(data: bytes) -> np.ndarray:
+    """(H, W) int32 colours of an encoded label map as it is shown, red << 16 | green << 8 | blue; alpha is passed over.
+
+    Raises DatasetError, without the file's name, where it is broken or has no 8-bit colours.
+    """
+    red, green, blue = np.moveaxis(rgb(_open(data)).astype(np.int32), -1, 0)
+    return red << 16 | green << 8 | blue
 
 
 def _read(uri: str, decode: Callable[[bytes], np.ndarray]) -> np.ndarray:
@@ -130,25 +162,57 @@ def read_label(uri: str) -> np.ndarray:
     return _read(uri, decode_label)
 
 
-def inspect(image_uri: str, label_uri: str | None, lookup: np.ndarray, num_classes: int) -> Facts:
-    """Decode an image and its label in full and count the label's pixels per train id; `lookup` is `Classes.lookup()`.
+def read_raw_label(uri: str, classes: Classes) -> np.ndarray:
+    """(H, W) places in `classes.lookup()` of the label map at `uri`: raw ids, or colours where its labels hold such.
+
+    Raises as `read_label` does.
+    """
+    return _read(uri, decode_colours if classes.color_to_train else decode_label)
+
+
+def unknown_text(raw: np.ndarray, pixels: np.ndarray, classes: Classes) -> str:
+    """What values of a label that no class has are, with their numbers of pixels; of colours the nearest too."""
+    most = np.argsort(-pixels, kind="stable")[:8]
+    found = [_named(int(raw[i]), f"{pixels[i]} pixels", classes) for i in most]
+    more = f" and {len(raw) - 8} more" if len(raw) > 8 else ""
+    kind = "colours" if classes.color_to_train else "ids"
+    return f"label {kind} outside the class list: {', '.join(found)}{more}"
+
+
+def _named(value: int, pixels: str, classes: Classes) -> str:
+    if not classes.color_to_train:
+        return f"{value} ({pixels})"
+    color = np.array([value >> 16, value >> 8 & 255, value & 255])
+    known = [[int(v) for v in c.split(",")] for c in classes.color_to_train]
+    nearest = list(classes.color_to_train)[int(((np.array(known) - color) ** 2).sum(1).argmin())]
+    train = classes.color_to_train[nearest]
+    name = "ignored" if train == classes.ignore else repr(classes.names[train])
+    return f"{','.join(map(str, color.tolist()))} ({pixels}; nearest is {nearest}, {name})"
+
+
+def inspect(image_uri: str, label_uri: str | None, classes: Classes, lookup: np.ndarray) -> Facts:
+    """Decode an image and its label in full and count the label's pixels per train id; `lookup` is `classes.lookup()`.
 
     Raises DatasetError, naming the file, where one cannot be decoded, the sizes differ or an id is not in the classes.
     """
     height, width, _ = _read(image_uri, decode_image).shape
     if label_uri is None:
         return Facts(height, width, None)
-    label = _read(label_uri, decode_label)
+    label = read_raw_label(label_uri, classes)
     if label.shape != (height, width):
         size = f"{label.shape[1]} x {label.shape[0]}"
         raise DatasetError(f"{label_uri}: label is {size} pixels (width x height), its image {width} x {height}")
-    pixels = np.bincount(label.ravel())
-    raw_ids = np.flatnonzero(pixels)
+    if classes.color_to_train:
+        raw_ids, pixels = np.unique(label, return_counts=True)
+    else:
+        counts = np.bincount(label.ravel())
+        raw_ids = np.flatnonzero(counts)
+        pixels = counts[raw_ids]
     train_ids = lookup[raw_ids]
-    if unknown := [f"{raw} ({pixels[raw]} pixels)" for raw in raw_ids[train_ids < 0]]:
-        more = f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""
-        raise DatasetError(f"{label_uri}: label ids outside the class list: {', '.join(unknown[:8])}{more}")
-    counted = train_ids < num_classes  # the rest is ignored
-    class_pixels = np.zeros(num_classes, np.int64)
-    np.add.at(class_pixels, train_ids[counted], pixels[raw_ids[counted]])
-    return Facts(height, width, class_pixels, lookup[at_places(label)].astype(np.uint8).tobytes())
+    if (unknown := train_ids < 0).any():
+        raise DatasetError(f"{label_uri}: {unknown_text(raw_ids[unknown], pixels[unknown], classes)}")
+    counted = train_ids < len(classes)  # the rest is ignored
+    class_pixels = np.zeros(len(classes), np.int64)
+    np.add.at(class_pixels, train_ids[counted], pixels[counted])
+    places = lookup[at_places(label)].astype(np.uint8).tobytes()
+    return Facts(height, width, class_pixels, raw_ids, places)

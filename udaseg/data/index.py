@@ -16,7 +16,7 @@ import pyarrow.fs as pafs
 
 from udaseg.data.classes import read_classes
 from udaseg.data.confidence import distribution_size
-from udaseg.data.images import read_image, read_label
+from udaseg.data.images import read_image, read_label, read_raw_label, unknown_text
 from udaseg.data.manifest import (
     ANEW,
     BROKEN,
@@ -96,10 +96,11 @@ class DatasetIndex:
         Raises DatasetError as `image` does, and on an id outside the class list.
         """
         uri = self.uri(row, "label_uri")
-        raw = self._of_size(row, read_label(uri), uri)
+        raw = self._of_size(row, read_raw_label(uri, self.classes), uri)
         mapped = self._lookup[raw]
         if (mapped < 0).any():
-            raise DatasetError(f"{uri}: label ids {np.unique(raw[mapped < 0]).tolist()} are not in classes.json")
+            values, pixels = np.unique(raw[mapped < 0], return_counts=True)
+            raise DatasetError(f"{uri}: {unknown_text(values, pixels, self.classes)}")
         return mapped.astype(np.uint8)
 
     def confidence(self, row: int) -> np.ndarray:

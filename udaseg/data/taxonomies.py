@@ -52,6 +52,21 @@ def _classes(dataset: int, raw_ids: int) -> Classes:
 CITYSCAPES_CLASSES = _classes(_CITYSCAPES, raw_ids=34)
 
 
+def _voc_palette(colors: int) -> tuple[tuple[int, int, int], ...]:
+    """Pascal VOC's colours: each next three bits of an id are the next lower bits of red, green and blue."""
+    bits = [[sum((i >> 3 * n + c & 1) << 7 - n for n in range(8)) for c in range(3)] for i in range(colors)]
+    return tuple((red, green, blue) for red, green, blue in bits)
+
+
+_VOC = (
+    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
+    "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)  # fmt: skip
+
+
+VOC_CLASSES = Classes(names=_VOC, palette=_voc_palette(len(_VOC)))
+
+
 _SYNTHIA_16 = tuple(name for name in CITYSCAPES_CLASSES.names if name not in ("terrain", "truck", "train"))
 
 
@@ -82,7 +97,10 @@ def remap(classes: Classes, text: str | bytes, origin: str) -> Classes:
     index = {None: 255} | {name: i for i, name in enumerate(new.names)}
     train_ids = {255: 255} | {i: index[name_of[name]] for i, name in enumerate(classes.names)}
     raw_to_train = classes.raw_to_train or {i: i for i in train_ids}
-    return replace(new, raw_to_train={raw: train_ids[train] for raw, train in raw_to_train.items()})
+    color_to_train = {color: train_ids[train] for color, train in classes.color_to_train.items()}
+    return replace(
+        new, raw_to_train={raw: train_ids[train] for raw, train in raw_to_train.items()}, color_to_train=color_to_train
+    )
 
 
 def _listed(names: Iterable[str]) -> str:

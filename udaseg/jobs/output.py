@@ -48,6 +48,9 @@ NOUNS = {
     "import": "imported model",
     "demo": "demo",
     "evaluate": "evaluation",
+    "predict": "prediction",
+    "export": "exported model",
+    "inspect": "inspection",
 }
 """What each command's directory is of."""
 

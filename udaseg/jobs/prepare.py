@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -16,14 +17,15 @@ import ray
 from rich.table import Table
 
 from udaseg.data.classes import Classes
-from udaseg.data.folders import IMAGE_SUFFIXES, LABEL_SUFFIXES, Pair, Problem, files, match, sort_out
-from udaseg.data.images import MAX_BYTES, inspect
+from udaseg.data.dataset_input import assign_splits, check_given, find_classes, find_pairs
+from udaseg.data.folders import Pair, Problem, sort_out
+from udaseg.data.images import inspect
+from udaseg.data.label_warnings import label_warnings
 from udaseg.data.layouts import LAYOUTS
 from udaseg.data.manifest import DATASET_FILES, MANIFEST, write_dataset
 from udaseg.data.places import GRID, count_places
 from udaseg.data.storage import exists, filesystem, join, read_bytes, remove, write_bytes
-from udaseg.data.strict_json import dump_json, parse_json
-from udaseg.data.taxonomies import remap
+from udaseg.data.strict_json import dump_json
 from udaseg.errors import DatasetError
 from udaseg.jobs.output import keep_apart, own_directory, require_own
 from udaseg.jobs.ray_session import ensure_ray, track
@@ -38,6 +40,7 @@ _FACTS = pa.schema(
         ("width", pa.int32()),
         ("class_pixels", pa.list_(pa.int64())),
         ("places", pa.binary()),
+        ("raw_ids", pa.list_(pa.int32())),
         ("problem", pa.string()),  # null where there is none
     ]
 )
@@ -56,8 +59,13 @@ def prepare(
     root: str | None = None,
     splits: str | None = None,
     split: str | None = None,
+    image_suffix: str | None = None,
+    label_suffix: str | None = None,
+    label_colors: Literal["palette", "grey"] | None = None,
+    reduce_zero_label: bool = False,
     name: str | None = None,
     on_error: Literal["refuse", "skip"] = "refuse",
+    strict: bool = False,
     overwrite: bool = False,
 ) -> list[Problem]:
     """Check every image and label, and write a dataset directory. Images stay where they are.
@@ -73,15 +81,23 @@ def prepare(
         mapping: A JSON file that gives the dataset other classes, such as another dataset's: {"names": [...],
             "palette": [[r, g, b], ...], "map": {"class of the dataset": "one of names", or null to ignore it}}.
         layout: How a known dataset lies on disk: folders (ROOT/<split>/images and .../labels), cityscapes, gta5,
-            synthia, acdc, dark_zurich, bdd100k, idd or camvid.
+            synthia, acdc, dark_zurich, bdd100k, idd, camvid, voc (Pascal VOC 2012) or cvat ("Segmentation mask 1.1").
         root: The root folder of the layout.
         splits: A JSON file {split: [image paths below --images, without extension]}; else all rows are of --split.
         split: The split of all images of --images; train where it is not given.
+        image_suffix: What the names of --images end in before their extension and labels lack, as _leftImg8bit; files
+            without it are passed over.
+        label_suffix: The same of --labels, as _gtFine_labelIds.
+        label_colors: Labels are colours: those of the palette, or grey of three equal channels that hold the id.
+        reduce_zero_label: Labels hold 0 where they are ignored, and 1 for the first class.
         name: The dataset's name; that of the directory where it is not given.
         on_error: Whether an image that cannot be used makes it refuse, or is skipped and listed in skipped.json.
+        strict: Refuse what is only warned of otherwise: a class that never occurs, a split whose pixels are mostly
+            ignored, images without a labelled pixel, masks of 0 and 255.
         overwrite: Replace the dataset that is in the directory already.
     """
     require_own(out, "prepare")
+    check_given(images, labels, layout, root, splits, split, image_suffix, label_suffix)
     given = {"--classes": classes, "--mapping": mapping, "--splits": splits}
     if root is not None and classes is None and layout in LAYOUTS and LAYOUTS[layout].classes is None:
         given["--root"] = join(root, "classes.json")  # which is read
@@ -91,10 +107,11 @@ def prepare(
     with own_directory(out, "prepare"):
         if not _is_own_list(join(out, SKIPPED)):
             raise DatasetError(f"{join(out, SKIPPED)}: not written by `udaseg prepare`, which would; move it elsewhere")
-        pairs, class_list = _find(images, labels, classes, mapping, layout, root, splits, split)
+        class_list = find_classes(classes, mapping, layout, root, label_colors, reduce_zero_label=reduce_zero_label)
+        pairs = find_pairs(images, labels, layout, root, split, image_suffix, label_suffix)
         good, problems = sort_out(pairs)
         if splits is not None:
-            good, more = _assign_splits(good, {pair.image_id for pair in pairs if pair.image_uri}, splits)
+            good, more = assign_splits(good, {pair.image_id for pair in pairs if pair.image_uri}, splits)
             problems += more
         facts, places = _inspect_all(good, class_list)
         broken = pc.is_valid(facts["problem"])
@@ -106,6 +123,9 @@ def prepare(
             raise DatasetError(f"nothing was written, as no image can be used\n{_listing(problems)}")
 
         manifest = _manifest([good[row] for row in facts["row"].to_pylist()], facts, out, name)
+        warnings = label_warnings(manifest, class_list, pc.unique(pc.list_flatten(facts["raw_ids"])).to_pylist())
+        if warnings and strict:
+            raise DatasetError("\n  ".join(["nothing was written, as --strict refuses what is warned of", *warnings]))
         skipped = join(out, SKIPPED)
         if problems:
             write_bytes(skipped, dump_json([problem._asdict() for problem in problems], indent=1).encode())
@@ -115,6 +135,8 @@ def prepare(
         if problems:
             print(f"skipped, as {skipped} lists\n{_listing(problems)}")
         _show(manifest, class_list, title=out)
+        for warning in warnings:
+            print(f"warning: {warning}", file=sys.stderr)
         return problems
 
 
@@ -129,84 +151,13 @@ def _is_own_list(uri: str) -> bool:
         return False
 
 
-def _find(
-    images: str | None,
-    labels: str | None,
-    classes: str | None,
-    mapping: str | None,
-    layout: str | None,
-    root: str | None,
-    splits: str | None,
-    split: str | None,
-) -> tuple[list[Pair], Classes]:
-    """The images with their labels, and their classes; for the arguments see `prepare`."""
-    if images is not None and layout is None:
-        if root is not None:
-            raise DatasetError("--root belongs to --layout")
-        if splits is not None and split is not None:
-            raise DatasetError("give either --splits or --split")
-        class_list = _read_classes(classes, mapping)
-        label_files = [] if labels is None else files(labels, LABEL_SUFFIXES)
-        return list(match(files(images, IMAGE_SUFFIXES), label_files, split or "train")), class_list
-    if layout is not None and images is None:
-        if layout not in LAYOUTS:
-            raise DatasetError(f"no layout {layout!r}; there are {', '.join(LAYOUTS)}")
-        if root is None:
-            raise DatasetError("--layout needs --root")
-        if labels or splits or split:
-            raise DatasetError("--labels, --splits and --split belong to --images; a layout has its own")
-        own = LAYOUTS[layout].classes
-        if classes is None and own is None and exists(join(root, "classes.json")):
-            classes = join(root, "classes.json")
-        class_list = _read_classes(classes, mapping, own)
-        return list(LAYOUTS[layout].pairs(root)), class_list
-    raise DatasetError("give either --images, or --layout and --root")
-
-
-def _read_json(uri: str) -> bytes:
-    if not exists(uri):
-        raise DatasetError(f"{uri}: no such file")
-    return read_bytes(uri, limit=MAX_BYTES)
-
-
-def _read_classes(uri: str | None, mapping: str | None, own: Classes | None = None) -> Classes:
-    """The class list of a file, else a layout's own, with the names of the mapping file where there is one."""
-    if uri is not None:
-        own = Classes.from_json(_read_json(uri), uri)
-    if own is None:
-        raise DatasetError("these images come without a class list; give one by --classes")
-    return own if mapping is None else remap(own, _read_json(mapping), mapping)
-
-
-def _assign_splits(pairs: Sequence[Pair], known: set[str], uri: str) -> tuple[list[Pair], list[Problem]]:
-    """Give the pairs the splits of a file {split: [image ids]}; `known` are the ids of all images, usable or not."""
-    content = parse_json(_read_json(uri), uri)
-    if not isinstance(content, dict) or not all(
-        isinstance(ids, list) and all(isinstance(i, str) for i in ids) for ids in content.values()
-    ):
-        raise DatasetError(f'{uri}: not a list of splits; it needs {{"train": ["a/b", ...], "val": [...]}}')
-    split_of: dict[str, str] = {}
-    for split, ids in content.items():
-        for image_id in ids:
-            if split_of.setdefault(image_id, split) != split:
-                raise DatasetError(f"{uri}: {image_id!r} is in split {split_of[image_id]!r} and in {split!r}")
-    problems = [Problem(i, f"{uri}: there is no image {i!r}") for i in split_of if i not in known]
-    good = []
-    for pair in pairs:
-        if pair.image_id in split_of:
-            good.append(pair._replace(split=split_of[pair.image_id]))
-        else:
-            problems.append(Problem(pair.image_id, f"{pair.image_uri}: in no split of {uri}"))
-    return good, problems
-
-
 def _inspect_block(block: pa.Table, classes: Classes) -> pa.Table:
     """Rows (row, image_uri, label_uri) -> `_FACTS`."""
     lookup = classes.lookup()
 
     def facts(row: dict) -> dict:
         try:
-            found = inspect(row["image_uri"], row["label_uri"], lookup, len(classes))
+            found = inspect(row["image_uri"], row["label_uri"], classes, lookup)
             return {"row": row["row"], **found._asdict()}
         except DatasetError as error:
             return {"row": row["row"], "problem": str(error)}

@@ -29,7 +29,8 @@ from udaseg.data.confidence import (
     encode_confidence,
     encode_distribution,
 )
-from udaseg.data.images import MAX_PIXELS, read_image
+from udaseg.data.images import read_image, require_proportions
+from udaseg.data.pictures import palette_image
 from udaseg.data.storage import join
 from udaseg.errors import DatasetError, UnreachableError
 from udaseg.jobs.pseudo_label.tasks import (
@@ -39,7 +40,6 @@ from udaseg.jobs.pseudo_label.tasks import (
     failed_columns,
     in_order,
     label_entry,
-    palette_image,
     predict_entry,
     read_truth,
     write_label,
@@ -68,14 +68,10 @@ class Networks:
         """The image of a row, or why there is none."""
         try:
             image = self.read_image(row["image_uri"])
+            side = max(card.short_side for _, card in self.loaded) * max(self.work.inference.scales)
+            require_proportions(image.shape[0], image.shape[1], side, row["image_uri"])
         except DatasetError as error:
             return error
-        height, width = image.shape[:2]
-        side = max(card.short_side for _, card in self.loaded) * max(self.work.inference.scales)
-        if side * side * max(height, width) / min(height, width) > MAX_PIXELS:
-            return DatasetError(
-                f"{row['image_uri']}: {width} x {height} pixels are too long and narrow to be predicted"
-            )
         return image
 
     def batches(self, rows: list[dict[str, Any]]) -> Iterator[tuple[list[dict[str, Any]], np.ndarray]]:

@@ -33,7 +33,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from udaseg.checkpoints.directory import CARD_FILE, MODEL_FILE, STATE_FILE, check_checkpoint
-from udaseg.config import PseudoLabel
+from udaseg.config import ASKED_FOR, PseudoLabel
 from udaseg.data.classes import Classes, read_classes, require_same_classes
 from udaseg.data.export import ExportFormat, require_unique_names
 from udaseg.data.listing import list_images
@@ -94,7 +94,7 @@ def pseudo_label(
         layouts: folders for other tools to write beside.
         max_failed: stop when more images than this cannot be read; below 1 a share of all, None = never.
         block_size: images that are committed together.
-        rules: what is kept.
+        rules: what is kept; None = `udaseg.config.ASKED_FOR`.
         inference: how images are predicted.
 
     Raises:
@@ -103,7 +103,7 @@ def pseudo_label(
             worked on by another process.
         CheckpointError: a checkpoint cannot be used.
     """
-    rules, inference = rules or PseudoLabel(), inference or Inference()
+    rules, inference = rules or ASKED_FOR, inference or Inference()
     rules.check()
     inference.check()
     inference = dataclasses.replace(inference, flip=inference.flip or rules.flip)
@@ -199,7 +199,7 @@ def _common_classes(checkpoints: Sequence[str], inference: Inference) -> Classes
     first, *others = (check_checkpoint(uri, inference.network).classes for uri in checkpoints)
     for uri, other in zip(checkpoints[1:], others, strict=True):
         require_same_classes(first, other, uri, of=checkpoints[0])
-    return dataclasses.replace(first, raw_to_train={})
+    return dataclasses.replace(first, raw_to_train={}, color_to_train={})
 
 
 def _fingerprint(checkpoint: str, inference: Inference) -> str:

@@ -32,8 +32,9 @@ from udaseg.config import PseudoLabel
 from udaseg.data import export
 from udaseg.data.classes import Classes
 from udaseg.data.confidence import HISTOGRAM_BINS, decode_confidence
-from udaseg.data.images import read_label
+from udaseg.data.images import read_raw_label
 from udaseg.data.manifest import PSEUDO_MANIFEST, SOFT_MANIFEST
+from udaseg.data.pictures import palette_image, png
 from udaseg.data.storage import filesystem, join, read_bytes, write_bytes
 from udaseg.errors import DatasetError
 from udaseg.evaluation.calibration import RELIABILITY_BINS, reliability_counts
@@ -152,7 +153,7 @@ def write_label(
 
 def read_truth(row: Mapping[str, Any], classes: Classes) -> np.ndarray:
     """(H, W) uint8 train ids of a row's true label; ids outside the class list are ignored."""
-    mapped = classes.lookup()[read_label(row["label_uri"])]
+    mapped = classes.lookup()[read_raw_label(row["label_uri"], classes)]
     return np.where(mapped < 0, IGNORE, mapped).astype(np.uint8)
 
 
@@ -304,20 +305,9 @@ def label_chunk(
     return pa.concat_tables(tables), np.asarray(kept), right, reliability
 
 
-def palette_image(label: np.ndarray, classes: Classes) -> Image.Image:
-    """An 8-bit image of (H, W) uint8 train ids with the classes' colours."""
-    image = Image.fromarray(label)
-    colours = np.zeros((256, 3), np.uint8)
-    colours[: len(classes)] = classes.palette
-    image.putpalette(colours.tobytes())
-    return image
-
-
 def write_png(uri: str, image: Image.Image, scratch: str | None) -> None:
     """Write an image whole or not at all."""
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", compress_level=1)
-    write_bytes(uri, buffer.getvalue(), scratch=scratch)
+    write_bytes(uri, png(image), scratch=scratch)
 
 
 def _read_png(uri: str) -> np.ndarray:

@@ -1,0 +1,128 @@
+"""A model as one file that runs without udaseg: torch.export's, from the image's bytes to the class of every pixel."""
+
+from __future__ import annotations
+
+import inspect
+import io
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from udaseg.checkpoints.directory import ModelCard
+from udaseg.data.strict_json import dump_json
+from udaseg.errors import CheckpointError
+from udaseg.models.inference import predict
+from udaseg.models.segmenter import Segmenter
+from udaseg.rng import keyed
+
+METADATA = "udaseg.json"
+LARGEST_DIFFERENCE = 1e-3
+"""Of a probability, between the exported network and the original; more is an error."""
+
+
+class ImageToLabel(nn.Module):
+    """(B, H, W, 3) uint8 RGB images -> (B, H, W) uint8 train ids and (B, H, W) float32 probabilities of these.
+
+    The network's parameters get no gradients any more.
+    """
+
+    def __init__(self, network: Segmenter, card: ModelCard) -> None:
+        super().__init__()
+        self.network = network.requires_grad_(False)
+        self.size = card.size()
+        self.probability = inspect.unwrap(predict)  # tensors of the inference mode cannot be traced
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        pixels = image.permute(0, 3, 1, 2).float() / 255
+        confidence, label = self.probability(self.network, pixels, **self.size).max(1)
+        return label.to(torch.uint8), confidence
+
+
+class Exported(NamedTuple):
+    """A file of torch.export, and how it was checked."""
+
+    content: bytes
+    size: tuple[int, int] | None
+    """Height and width of the images that it takes; None = any, in batches of any size. Of one size, one at a time."""
+    difference: float
+    """The largest between a probability of it and of the original."""
+    pixels: int
+    """That were compared."""
+    other_classes: int
+    """Of these, how many have another class."""
+
+
+def export_network(network: Segmenter, card: ModelCard, size: tuple[int, int] | None = None) -> Exported:
+    """Export a network in evaluation mode, on the CPU, and compare what comes out with what went in.
+
+    Args:
+        network: in evaluation mode.
+        card: its card; names and colours of the classes become metadata.
+        size: height and width of the only images that it shall take; None = any, where that can be exported, else
+            `card.short_side` and twice that.
+
+    Raises CheckpointError where it cannot be exported, or differs from the original by more than LARGEST_DIFFERENCE.
+    """
+    module = ImageToLabel(network, card).eval()
+    if size is None:
+        # Neither side is such that nothing is resized or padded, which would be taken to be so of all images.
+        height, width = card.short_side + 9, card.short_side * 3 // 2 + 23
+        shapes = [(2, height, width), (1, width - 6, height + 4), (3, height * 2, width)]
+        try:
+            return _checked(module, card, shapes, dynamic=True)
+        except Exception:  # whatever tracing raises of a network that asks its tensors for their size
+            size = (card.short_side, 2 * card.short_side)
+    try:
+        return _checked(module, card, [(1, *size)], dynamic=False)
+    except CheckpointError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:500]
+        raise CheckpointError(f"the network cannot be exported: {type(error).__name__}: {reason}") from error
+
+
+@torch.no_grad()
+def _checked(module: ImageToLabel, card: ModelCard, shapes: list[tuple[int, int, int]], *, dynamic: bool) -> Exported:
+    """Export with images of the first shape (batch, height, width), and compare on images of all shapes."""
+    images = [torch.from_numpy(_image(shape)) for shape in shapes]
+    names = {0: "batch", 1: "height", 2: "width"}
+    dims = {axis: torch.export.Dim(name, min=1 if axis == 0 else 2) for axis, name in names.items()}
+    program = torch.export.export(module, (images[0],), dynamic_shapes=(dims,) if dynamic else None)
+    size = None if dynamic else shapes[0][1:]
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer, extra_files={METADATA: metadata(card, size)})
+    buffer.seek(0)
+    exported = torch.export.load(buffer).module()  # what a reader of the file gets
+    difference, pixels, other = 0.0, 0, 0
+    for image in images:
+        label, confidence = module(image)
+        found, certain = exported(image)
+        difference = max(difference, float((certain - confidence).abs().max()))
+        pixels, other = pixels + label.numel(), other + int((found != label).sum())
+    if not difference <= LARGEST_DIFFERENCE:
+        raise CheckpointError(f"the exported network differs from the original by {difference:.1e} in a probability")
+    return Exported(buffer.getvalue(), size, difference, pixels, other)
+
+
+def metadata(card: ModelCard, size: tuple[int, int] | None) -> str:
+    """What a program must know to use the file, as JSON."""
+    content: dict[str, Any] = {
+        "names": card.classes.names,
+        "palette": card.classes.palette,
+        "input": "(B, H, W, 3) uint8 RGB",
+        "output": ["(B, H, W) uint8 train ids", "(B, H, W) float32 probability of that class"],
+        "size": size,
+        "recipe": card.recipe,
+        "torch": torch.__version__,
+    }
+    return dump_json(content, indent=1)
+
+
+def _image(shape: tuple[int, int, int]) -> np.ndarray:
+    """(B, H, W, 3) uint8 of gradients and noise, so that classes change within it."""
+    batch, height, width = shape
+    waves = np.sin(np.linspace(0, 9, height)[:, None] * np.linspace(1, 3, 3)) * 90 + 128
+    noise = keyed(0, "export", batch, height, width).normal(0, 25, (batch, height, width, 3))
+    return (waves[:, None] + noise).clip(0, 255).astype(np.uint8)

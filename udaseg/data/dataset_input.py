@@ -1,0 +1,140 @@
+"""What `udaseg prepare` is given: files, options and class lists, as pairs of images and labels and their classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from udaseg.data.classes import Classes, of_color_labels, of_reduced_labels
+from udaseg.data.folders import IMAGE_SUFFIXES, LABEL_SUFFIXES, Pair, Problem, files, likely_suffixes, match
+from udaseg.data.images import MAX_BYTES
+from udaseg.data.layouts import LAYOUTS
+from udaseg.data.storage import exists, join, read_bytes
+from udaseg.data.strict_json import parse_json
+from udaseg.data.taxonomies import remap
+from udaseg.errors import DatasetError
+
+
+def check_given(
+    images: str | None,
+    labels: str | None,
+    layout: str | None,
+    root: str | None,
+    splits: str | None,
+    split: str | None,
+    image_suffix: str | None,
+    label_suffix: str | None,
+) -> None:
+    """Raise DatasetError where arguments of `udaseg.jobs.prepare.prepare` contradict each other, or one is missing."""
+    if images is not None and layout is None:
+        if root is not None:
+            raise DatasetError("--root belongs to --layout")
+        if splits is not None and split is not None:
+            raise DatasetError("give either --splits or --split")
+        if label_suffix is not None and labels is None:
+            raise DatasetError("--label-suffix belongs to --labels")
+    elif layout is not None and images is None:
+        if layout not in LAYOUTS:
+            raise DatasetError(f"no layout {layout!r}; there are {', '.join(LAYOUTS)}")
+        if root is None:
+            raise DatasetError("--layout needs --root")
+        if labels or splits or split:
+            raise DatasetError("--labels, --splits and --split belong to --images; a layout has its own")
+        if image_suffix or label_suffix:
+            raise DatasetError("--image-suffix and --label-suffix belong to --images; a layout has its own")
+    else:
+        raise DatasetError("give either --images, or --layout and --root")
+
+
+def find_pairs(
+    images: str | None,
+    labels: str | None,
+    layout: str | None,
+    root: str | None,
+    split: str | None,
+    image_suffix: str | None,
+    label_suffix: str | None,
+) -> list[Pair]:
+    """The images with their labels, for arguments that are checked.
+
+    Raises DatasetError where there is no image, or no label has an image's name; it then says what the names end in.
+    """
+    if layout is not None and root is not None:
+        return list(LAYOUTS[layout].pairs(root))
+    assert images is not None
+    found = files(images, _endings(image_suffix, IMAGE_SUFFIXES))
+    label_files = [] if labels is None else files(labels, _endings(label_suffix, LABEL_SUFFIXES))
+    pairs = list(match(found, label_files, split or "train"))
+    if label_files and not any(pair.image_uri and pair.label_uri for pair in pairs):
+        raise DatasetError(f"{labels}: no label has the name of an image of {images}; {_hint(found, label_files)}")
+    return pairs
+
+
+def _endings(suffix: str | None, extensions: Sequence[str]) -> list[str]:
+    """What names end in; a suffix may have its extension or not."""
+    if suffix is None:
+        return list(extensions)
+    return [suffix] if suffix.lower().endswith(tuple(extensions)) else [suffix + extension for extension in extensions]
+
+
+def _hint(images: Sequence[tuple[str, str]], labels: Sequence[tuple[str, str]]) -> str:
+    ids = [[image_id for image_id, _ in found] for found in (images, labels)]
+    likely = likely_suffixes(*ids)
+    if likely is None:
+        return f"the first are {ids[0][0]!r} and {ids[1][0]!r}: name labels as their images, in the same folders"
+    flags = zip(("--image-suffix", "--label-suffix"), likely, strict=True)
+    return "they pair with " + " ".join(f"{flag} {suffix}" for flag, suffix in flags if suffix)
+
+
+def find_classes(
+    classes: str | None,
+    mapping: str | None,
+    layout: str | None,
+    root: str | None,
+    label_colors: Literal["palette", "grey"] | None,
+    *,
+    reduce_zero_label: bool,
+) -> Classes:
+    """The class list of a file, else a layout's own, as the options and the mapping file say. Raises DatasetError."""
+    own = None
+    if layout is not None and root is not None:
+        own = LAYOUTS[layout].classes
+        if classes is None and own is None and exists(join(root, "classes.json")):
+            classes = join(root, "classes.json")
+    if classes is not None:
+        own = Classes.from_json(_read_json(classes), classes)
+    if layout is not None and root is not None and (read := LAYOUTS[layout].read_classes) is not None:
+        own = read(root, own)
+    if own is None:
+        raise DatasetError("these images come without a class list; give one by --classes")
+    own = of_reduced_labels(own) if reduce_zero_label else own
+    own = own if label_colors is None else of_color_labels(own, label_colors)
+    return own if mapping is None else remap(own, _read_json(mapping), mapping)
+
+
+def assign_splits(pairs: Sequence[Pair], known: set[str], uri: str) -> tuple[list[Pair], list[Problem]]:
+    """Give the pairs the splits of a file {split: [image ids]}; `known` are the ids of all images, usable or not."""
+    content = parse_json(_read_json(uri), uri)
+    if not isinstance(content, dict) or not all(
+        isinstance(ids, list) and all(isinstance(i, str) for i in ids) for ids in content.values()
+    ):
+        raise DatasetError(f'{uri}: not a list of splits; it needs {{"train": ["a/b", ...], "val": [...]}}')
+    split_of: dict[str, str] = {}
+    for split, ids in content.items():
+        for image_id in ids:
+            if split_of.setdefault(image_id, split) != split:
+                raise DatasetError(f"{uri}: {image_id!r} is in split {split_of[image_id]!r} and in {split!r}")
+    problems = [Problem(i, f"{uri}: there is no image {i!r}") for i in split_of if i not in known]
+    good = []
+    for pair in pairs:
+        if pair.image_id in split_of:
+            good.append(pair._replace(split=split_of[pair.image_id]))
+        else:
+            problems.append(Problem(pair.image_id, f"{pair.image_uri}: in no split of {uri}"))
+    return good, problems
+
+
+def _read_json(uri: str) -> bytes:
+    if not exists(uri):
+        raise DatasetError(f"{uri}: no such file")
+    return read_bytes(uri, limit=MAX_BYTES)

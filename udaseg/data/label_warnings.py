@@ -1,0 +1,63 @@
+"""What is allowed in labels and yet mostly a mistake: classes that never occur, pixels that are mostly ignored."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from udaseg.data.classes import Classes
+
+_NAMED = 3  # images
+
+
+def label_warnings(manifest: pa.Table, classes: Classes, raw_ids: Collection[int] | None = None) -> list[str]:
+    """A sentence for each doubt about the labels of a dataset; none where it has no labels.
+
+    Args:
+        manifest: rows of `udaseg.data.manifest.MANIFEST`.
+        classes: those of the dataset.
+        raw_ids: all values in its labels, where they are known.
+    """
+    labelled = manifest.filter(pc.is_valid(manifest["label_uri"]))
+    if not labelled.num_rows:
+        return []
+    class_pixels = np.asarray(labelled["class_pixels"].combine_chunks().flatten()).reshape(-1, len(classes))
+    found = [_binary(classes)] if _is_binary(classes, raw_ids) else []
+    if never := [name for name, pixels in zip(classes.names, class_pixels.sum(0), strict=True) if not pixels]:
+        share = f"0.00 % of the pixels of {labelled.num_rows} labels"
+        found.append(f"{len(never)} of {len(classes)} classes never occur, {share}: {_listed(never)}")
+    area = np.multiply(labelled["height"].to_numpy(), labelled["width"].to_numpy(), dtype=np.int64)
+    known, split = class_pixels.sum(1), np.array(labelled["split"].to_pylist(), object)
+    ids = np.array(labelled["image_id"].to_pylist(), object)
+    for name in dict.fromkeys(split.tolist()):
+        here = split == name
+        ignored = 1 - known[here].sum() / area[here].sum()
+        if ignored > 0.5:
+            found.append(f"split {name!r}: {100 * ignored:.2f} % of the pixels of its labels are ignored")
+        empty = here & (known == 0)
+        if empty.any() and ignored < 1:
+            share = f"{empty.sum()} of {here.sum()} images ({100 * empty.sum() / here.sum():.2f} %)"
+            found.append(f"split {name!r}: {share} have not one labelled pixel: {_listed(ids[empty].tolist(), _NAMED)}")
+    return found
+
+
+def _is_binary(classes: Classes, raw_ids: Collection[int] | None) -> bool:
+    """Whether labels are masks of 0 and 255, whose 255 is ignored."""
+    holds_ids = raw_ids is not None and not classes.color_to_train
+    return holds_ids and set(raw_ids or ()) == {0, 255} and classes.raw_to_train.get(255, 255) == 255
+
+
+def _binary(classes: Classes) -> str:
+    text = "0 and 255 are the only values in the labels, and 255 is ignored; if it is a class, "
+    line = 'put "raw_to_train": {"0": 0, "255": 1} into the class list'
+    if len(classes) < 2:
+        return f"{text}name two in the class list, that of 0 and that of 255, and {line}"
+    return f"{text}{line}: 0 is then {classes.names[0]!r} and 255 {classes.names[1]!r}"
+
+
+def _listed(names: list[str], most: int = 20) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(repr, names[:most])) + more

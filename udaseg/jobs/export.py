@@ -1,0 +1,41 @@
+"""`udaseg export`: a model as one file that runs without udaseg."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from udaseg.checkpoints.directory import load_model
+from udaseg.checkpoints.exporting import Exported, export_network
+from udaseg.data.storage import absolute, exists, join, write_bytes
+from udaseg.errors import CheckpointError, ConfigError
+from udaseg.jobs.output import own_directory
+
+FILES = {"torch-export": "model.pt2"}
+
+
+def export_model(
+    model: str, *, out: str, format: Literal["torch-export"] = "torch-export", size: tuple[int, int] | None = None
+) -> Exported:
+    """Write a model with all that is done before and after it as one file, and check it against the original.
+
+    Args:
+        model: model directory.
+        out: the directory to write, for model.pt2.
+        format: torch-export: `torch.export.load` reads it, in Python, and AOTInductor compiles it for C++.
+        size: height and width of the only images that it shall take; None = any where the network lets it be.
+
+    Raises ConfigError or CheckpointError, and writes nothing, where it cannot be exported or differs from the original.
+    """
+    if size is not None and not all(1 <= side <= 1 << 14 for side in size):
+        raise ConfigError(f"--size is {size[0]} {size[1]}; 1 to {1 << 14} pixels are possible")
+    file = join(absolute(out), FILES[format])
+    with own_directory(out, "export"):
+        if exists(file):
+            raise ConfigError(f"{out}: holds an exported model already; choose another --out")
+        network, card = load_model(model)
+        try:
+            exported = export_network(network, card, size)
+        except CheckpointError as error:
+            raise CheckpointError(f"{model}: {error}") from error
+        write_bytes(file, exported.content)
+    return exported

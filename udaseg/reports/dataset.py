@@ -1,0 +1,76 @@
+"""What is in datasets: counts, sizes, the balance of classes, pictures under their labels, and what is doubtful."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from PIL import Image
+
+from udaseg.data.classes import Classes
+from udaseg.reports.page import data_uri, render
+
+_SIZES = 5  # that are listed
+
+
+class Contents(NamedTuple):
+    """A dataset as its page shows it."""
+
+    directory: str
+    manifest: pa.Table
+    """Rows of `udaseg.data.manifest.MANIFEST`."""
+    classes: Classes
+    warnings: Sequence[str]
+    sheet: Sequence[tuple[str, Image.Image]]
+    """Image ids, and small images under their labels."""
+
+
+def dataset_page(datasets: Sequence[Contents], warnings: Sequence[str]) -> str:
+    """One HTML page that needs no other file. `warnings` are of all datasets together."""
+    return render(
+        "dataset",
+        title=", ".join(contents.directory for contents in datasets),
+        warnings=warnings,
+        datasets=[
+            {
+                "directory": contents.directory,
+                "images": contents.manifest.num_rows,
+                "labelled": contents.manifest.num_rows - contents.manifest["label_uri"].null_count,
+                "splits": _splits(contents.manifest),
+                "sizes": _sizes(contents.manifest),
+                "balance": balance(contents.manifest, contents.classes),
+                "warnings": contents.warnings,
+                "sheet": [(image_id, data_uri(picture)) for image_id, picture in contents.sheet],
+            }
+            for contents in datasets
+        ],
+    )
+
+
+def balance(manifest: pa.Table, classes: Classes) -> list[dict[str, object]]:
+    """Per class its name, colour, percent of the labelled pixels and images that it is in; none without labels."""
+    pixels = np.asarray(manifest["class_pixels"].combine_chunks().flatten()).reshape(-1, len(classes))
+    shares = 100 * pixels.sum(0) / max(1, pixels.sum())
+    rows = zip(classes.names, classes.palette, shares, (pixels > 0).sum(0), strict=True)
+    return [
+        {"name": name, "colour": colour, "percent": f"{share:.2f}", "width": f"{share:.1f}", "images": int(count)}
+        for name, colour, share, count in rows
+        if len(pixels)
+    ]
+
+
+def _splits(manifest: pa.Table) -> list[tuple[str, int]]:
+    return [(row["values"], row["counts"]) for row in pc.value_counts(manifest["split"]).to_pylist()]
+
+
+def _sizes(manifest: pa.Table) -> list[tuple[str, int]]:
+    """The most frequent sizes, width x height, and the rest in one row."""
+    counts = Counter(zip(manifest["width"].to_pylist(), manifest["height"].to_pylist(), strict=True)).most_common()
+    rows = [(f"{width} x {height}", count) for (width, height), count in counts[:_SIZES]]
+    if rest := counts[_SIZES:]:
+        rows.append((f"{len(rest)} other sizes", sum(count for _, count in rest)))
+    return rows
