@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -83,13 +83,20 @@ def predict(
 def resized(image: Tensor, short_side: float, resample: Resample) -> Tensor:
     """(B, 3, H, W) images in [0, 1] with a short side of so many pixels, the same image where it has them."""
     height, width = image.shape[-2:]
-    factor = short_side / min(height, width)
+    factor = short_side / torch.sym_min(height, width)
     if factor == 1:
         return image
-    size = (max(1, round(height * factor)), max(1, round(width * factor)))
+    size = (_whole(height * factor), _whole(width * factor))
     mode = "bicubic" if resample == "bicubic" else "bilinear"
     out = F.interpolate(image, size=size, mode=mode, align_corners=False, antialias=resample != "bilinear")
     return out.clamp(0, 1) if resample == "bicubic" else out
+
+
+def _whole(length: Any) -> Any:
+    """A side of whole pixels, at least one; of a size that is yet open, in tracing, as torch.export can write it."""
+    return (
+        torch.sym_max(1, torch.sym_int(length + 0.5)) if isinstance(length, torch.SymFloat) else max(1, round(length))
+    )
 
 
 def _slide(
