@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import time
 
@@ -38,6 +39,20 @@ def test_other_errors_of_a_task_are_one_line() -> None:
     with pytest.raises(TrainingError) as caught, plain_errors():
         ray.get(_ask.remote(KeyError("lost")))
     assert str(caught.value) == "KeyError: 'lost'; --verbose for the whole traceback"
+
+
+def test_an_error_of_a_file_in_a_task_is_one_of_a_file_here() -> None:
+    with pytest.raises(OSError) as caught, plain_errors():
+        ray.get(_ask.remote(OSError(errno.ENOSPC, "No space left on device", "/out/a.png")))
+    assert str(caught.value) == f"[Errno {errno.ENOSPC}] No space left on device: '/out/a.png'"
+
+    def full(block: dict[str, object]) -> dict[str, object]:
+        raise OSError(errno.ENOSPC, "No space left on device: '/out/b.png'")
+
+    ensure_ray()  # which has Ray Data raise what a task raised
+    with pytest.raises(OSError) as caught, plain_errors():
+        ray.data.range(1).map_batches(full).materialize()
+    assert str(caught.value) == f"[Errno {errno.ENOSPC}] No space left on device: '/out/b.png'"
 
 
 def test_a_local_error_is_not_touched() -> None:

@@ -163,9 +163,11 @@ def writer(uri: str, *, scratch: str | None = None) -> Iterator[pa.NativeFile]:
         with fs.open_output_stream(temporary) as stream:
             yield stream
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             os.remove(temporary)
+        if isinstance(error, OSError) and error.errno is not None:  # Arrow does not say which file
+            raise OSError(error.errno, f"{os.strerror(error.errno)}: {path!r}") from error
         raise
 
 

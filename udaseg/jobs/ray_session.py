@@ -31,6 +31,8 @@ Block = TypeVar("Block")
 OURS = (ConfigError, DatasetError, CheckpointError, TrainingError)
 REMOTE = (RayError, SystemException, TrainingFailedError)
 """What Ray raises here for what was raised elsewhere, or was lost."""
+_ADVICE = "Failed to apply UDF transform after"
+"""What Ray Data appends to a message, and to an OSError as the name of its file."""
 
 
 def _rows(block: Any) -> int:
@@ -106,7 +108,8 @@ def _require_cluster(address: str) -> None:
 def plain_errors() -> Iterator[None]:
     """Around all that drives Ray: what remote code raised is raised here as one line, with the node it came from.
 
-    An error of ours stays what it is. Any other, such as that of a process that was lost, becomes a TrainingError.
+    An error of ours stays what it is, and so does that of a file. Any other, such as that of a process that was lost,
+    becomes a TrainingError.
     """
     try:
         yield
@@ -117,10 +120,14 @@ def plain_errors() -> Iterator[None]:
 
 
 def plain_error(error: BaseException) -> Exception:
-    """What an error that Ray raised here was there: an error of ours, or a TrainingError with the first line of it."""
+    """What an error that Ray raised here was there: one of ours, of files, or a TrainingError with its first line."""
     if (own := own_error(error)) is not None:
         return own
     last, node = [(inner, on) for inner, on in _inside(error) if not isinstance(inner, SystemException)][-1]
+    if isinstance(last, OSError) and last.errno is not None:  # a full disk, say
+        name = str(last.filename or "")
+        named = "" if not name or name.startswith(_ADVICE) else f": {name!r}"
+        return OSError(last.errno, f"{last.strerror}{named}{_on(node)}")
     return TrainingError(f"{_first_line(last)}{_on(node)}; --verbose for the whole traceback")
 
 
@@ -131,7 +138,7 @@ def own_error(error: BaseException, node: str = "") -> Exception | None:
     """
     for inner, known in _inside(error):
         if isinstance(inner, OURS) and not isinstance(inner, RayTaskError):
-            message = str(inner).partition("\nFailed to apply UDF transform after")[0]  # Ray Data appends its advice
+            message = str(inner).partition(f"\n{_ADVICE}")[0]
             inner.args = (message + _on(known or node), *inner.args[1:])
             return inner
     return None
