@@ -110,6 +110,8 @@ def _columns(stage: Stage, first: int = 0) -> dict[str, np.ndarray]:
         columns[f"{name}_label"] = label
         if stream.labels == "soft":
             columns[f"{name}_confidence"] = encode_confidence(rng.random(label.shape).astype(np.float32))
+        if stream.labels == "candidates":
+            columns[f"{name}_candidates"] = np.zeros((count, 1, CLASSES), np.uint8)
     return columns
 
 

@@ -109,17 +109,29 @@ class Model:
     """Height and width of HRDA's detail crop; None = one resolution."""
 
 
-DOMAIN_OF: dict[str, Domain] = {"source": "source", "target": "target", "template": "source", "rare": "source"}
+DOMAIN_OF: dict[str, Domain] = {
+    "source": "source",
+    "target": "target",
+    "template": "source",
+    "rare": "source",
+    "fewshot": "target",
+}
 """The streams that a method can read, and the domain that each draws from."""
+
+
+def split_of(stream: str) -> str:
+    """The split of its dataset that a stream draws from."""
+    return "fewshot" if stream == "fewshot" else "train"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stream:
     """How the images of one domain are drawn."""
 
-    labels: Literal["true", "pseudo", "soft", "distribution", "none"]
-    """Which labels the stage reads. True labels of a target are read by oracles alone; "soft" are pseudo-labels whose
-    pixels weigh as much as they are certain; "distribution" adds all classes' probabilities to pseudo-labels."""
+    labels: Literal["true", "pseudo", "soft", "distribution", "candidates", "none"]
+    """Which labels the stage reads. True labels of a target are read by oracles and `fewshot` alone; "soft" are
+    pseudo-labels whose pixels weigh as much as they are certain; "distribution" adds all classes' probabilities to
+    pseudo-labels; "candidates" are true labels with what a pixel may be where a mapping gives its class several."""
     sampling: Literal["uniform", "rare_class"] = "uniform"
     rare_temperature: Positive = 0.01
     """T of rare-class sampling, P(c) ~ exp((1 - f_c) / T)."""
@@ -170,6 +182,8 @@ class Data:
     """A second image of the source, which methods paste from."""
     rare: Stream | None = None
     """A third image of the source, drawn for its rare classes."""
+    fewshot: Stream | None = None
+    """A labelled image of the target, of its split "fewshot"."""
 
     def streams(self) -> dict[str, Stream]:
         """The streams that are on, by name."""
@@ -286,6 +300,8 @@ class Stage:
             )
         if self.data.target.labels == "distribution" and not self.pseudo_label.distribution:
             raise ConfigError('data.target.labels is "distribution": set pseudo_label.distribution, which stores it')
+        if self.data.fewshot is not None:
+            raise ConfigError("pseudo_label and data.fewshot are set: the labels of a round hold no few-shot images")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,6 +44,9 @@ class Batch:
     prior: Tensor | None = None
     """(B, K, h, w) float, how often the source's labels have each class at the places of the image, at an eighth of its
     size."""
+    candidate: Tensor | None = None
+    """(B, U + 1, K) bool, for labels in which ids K + i stand for a pixel of one of several classes: those of row i;
+    the last row are the classes that unknown pixels may be, since the labels have none of them."""
     stream: str = ""
     """Which one, for messages."""
 
@@ -69,6 +72,14 @@ class Batch:
             raise ValueError(f"stream {self.stream!r} has no spatial prior: set data.{self.stream}.prior")
         return self.prior
 
+    @property
+    def candidates(self) -> Tensor:
+        """`candidate` of a stream that must have one. Raises ValueError, naming the stream, where it has none."""
+        if self.candidate is None:
+            wanted = f'data.{self.stream}.labels "candidates"'
+            raise ValueError(f"stream {self.stream!r} does not say what classes its pixels may be of: give {wanted}")
+        return self.candidate
+
     def to(self, device: torch.device) -> Batch:
         """The same batch with all but its index on `device`."""
         return replace(
@@ -78,6 +89,7 @@ class Batch:
             weight=None if self.weight is None else self.weight.to(device),
             distribution=None if self.distribution is None else self.distribution.to(device),
             prior=None if self.prior is None else self.prior.to(device),
+            candidate=None if self.candidate is None else self.candidate.to(device),
         )
 
 

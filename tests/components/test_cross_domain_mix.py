@@ -11,7 +11,7 @@ from toy import SEED, make_batches, make_stage
 from udaseg.components.cross_domain_mix import mix
 from udaseg.components.mixing import class_mask
 from udaseg.models.teacher import EMATeacher
-from udaseg.types import Batch
+from udaseg.types import IGNORE, Batch
 
 STAGE = make_stage("dacs")
 
@@ -53,3 +53,21 @@ def test_rows_at_the_border_of_the_target_weigh_nothing() -> None:
     assert torch.equal(weight > 0, mask | inside)
     assert not (mixed.sure & ~mask & ~inside).any()  # type: ignore[attr-defined]
     assert not mixture(ignore_bottom=500)[2].target_weight.any()  # type: ignore[attr-defined]
+
+
+def test_few_shot_images_are_pasted_below_the_source() -> None:
+    few = make_batches(make_stage("tada"))["fewshot"]
+    batches, mask, mixed = mixture(fewshot=few, blur_probability=0.0)
+    below = class_mask(
+        few.labels, few.index, seed=SEED, include_ignore=False, num_classes=len(half_sure()[0]), purpose="fewshot_mask"
+    )
+    assert (below & ~mask).any() and (below & mask).any() and not (few.labels[below] == IGNORE).any()
+    here, elsewhere = below & ~mask, ~below & ~mask
+    assert torch.equal(mixed.label[here], few.labels[here]) and (mixed.label[elsewhere] == 1).all()  # type: ignore[attr-defined]
+    assert torch.equal(mixed.label[mask], batches["source"].labels[mask])  # type: ignore[attr-defined]
+    assert (mixed.weight[here] == 1).all() and mixed.sure[here].all()  # type: ignore[attr-defined]
+    assert torch.allclose(mixed.weight[elsewhere], torch.tensor(0.25))  # type: ignore[attr-defined]
+    assert (mixed.target_label == 1).all(), "what the teacher says stays as it was"  # type: ignore[attr-defined]
+    image = mixed.image.permute(0, 2, 3, 1)  # type: ignore[attr-defined]
+    for where, of in ((here, few), (mask, batches["source"]), (elsewhere, batches["target"])):
+        torch.testing.assert_close(image[where], of.image.permute(0, 2, 3, 1)[where])

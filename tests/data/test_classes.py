@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
 from udaseg.data.classes import Classes
@@ -77,3 +78,47 @@ def test_what_is_written_is_read_again() -> None:
     assert Classes.from_json(classes.to_json()) == classes and classes.raw_to_train == {7: 0, 23: 1}
     written = dump_json({"miou": float("nan"), "iou": (0.5, float("inf"))})
     assert parse_json(written, "") == {"miou": None, "iou": [0.5, None]}
+
+
+OTHER = {
+    "names": ["road", "tree", "grass", "sky", "wall"],
+    "palette": [[0, 0, i] for i in range(5)],
+    "map": {"street": "road", "green": ["grass", "tree"], "plant": ["tree", "grass"], "air": ["sky"], "thing": None},
+}
+
+
+def test_a_class_may_become_one_of_several() -> None:
+    own = Classes(names=("street", "green", "plant", "air", "thing"), palette=((1, 2, 3),) * 5)
+    classes = remap(own, json.dumps(OTHER), "m.json")
+    assert classes.unions == ((1, 2),) and classes.names == tuple(OTHER["names"])
+    assert classes.lookup(unions=True)[[0, 1, 2, 3, 4, 255]].tolist() == [0, 5, 5, 3, 255, 255]
+    assert classes.lookup()[[0, 1, 2, 3, 4, 255]].tolist() == [0, 255, 255, 3, 255, 255], "ignored by all but TADA"
+    assert classes.lookup(unions=True)[9] == classes.lookup()[9] == -1
+    assert classes.candidates().tolist() == [[0, 1, 1, 0, 0], [0, 0, 0, 0, 1]], "wall is what unknown pixels may be"
+    assert Classes.from_json(classes.to_json()) == classes
+    with pytest.raises(DatasetError, match=r"m\.json: the dataset's classes have unions already"):
+        remap(classes, json.dumps(OTHER), "m.json")
+
+
+def test_labels_of_every_class_leave_nothing_to_unknown_pixels() -> None:
+    classes = Classes.from_json(json.dumps(GOOD))
+    assert classes.candidates().tolist() == [[0, 0]] and "unions" not in classes.to_json()
+    assert Classes(names=("a", "b"), palette=((0, 0, 0),) * 2).candidates().tolist() == [[0, 0]]
+    some = Classes.from_json(json.dumps(GOOD | {"raw_to_train": {"7": 0, "23": 255}}))
+    assert some.candidates().tolist() == [[0, 1]] and some.candidates().dtype == np.uint8
+
+
+@pytest.mark.parametrize(
+    ("unions", "reason"),
+    [
+        ([[0]], r"union \(0,\) is not of two or more of 0\.\.1"),
+        ([[0, 0]], r"union \(0, 0\) is not of two"),
+        ([[0, 2]], r"union \(0, 2\) is not of two"),
+        ([0, 1], r"unions: \[0, 1\] is not an array of arrays"),
+        ([[0, "1"]], 'unions: "1" is not a whole number'),
+        ([[0, 1]] * 253, "2 names and 253 unions; 254 ids are possible"),
+    ],
+)
+def test_unions_that_cannot_be_are_refused(unions: object, reason: str) -> None:
+    with pytest.raises(DatasetError, match=f"^c.json: .*{reason}"):
+        Classes.from_json(json.dumps(GOOD | {"unions": unions}), "c.json")

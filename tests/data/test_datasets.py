@@ -382,7 +382,10 @@ MAP = dict(COARSE["map"])  # type: ignore[call-overload]
         ),
         (change(tram="thing"), "m.json: map has 'tram', but the dataset's are 'road', 'sidewalk'"),
         (change(sky="air"), "m.json: map has 'sky': 'air', which is not one of names"),
-        (change(sky=["thing"]), r"m.json: map has 'sky': \['thing'\], which is not one of names"),
+        (change(sky=["thing", "air"]), "m.json: map has 'sky': 'air', which is not one of names"),
+        (change(sky=[["thing"]]), r"m.json: map has 'sky': \['thing'\], which is not one of names"),
+        (change(sky=[]), r"m.json: map has 'sky': \[\]; give distinct names, or null to ignore it"),
+        (change(sky=["thing", "thing"]), r"m.json: map has 'sky': .*; give distinct names"),
     ],
 )
 def test_refuses_a_mapping_before_any_work(tmp_path: Path, content: object, message: str) -> None:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import make_dataset
+from tiny import CLASSES, make_dataset
 
 from udaseg.config import Data, Stage, Stream
+from udaseg.data.classes import Classes
 from udaseg.data.confidence import decode_distribution, encode_distribution
 from udaseg.data.plan import Plan, StreamPlan
 from udaseg.jobs.train import make_plan
@@ -83,3 +84,36 @@ def test_a_stream_may_have_a_crop_of_its_own(plan: Plan) -> None:
         assert sample["source_image"].shape == (12, 12, 3) and sample["source_label"].shape == (12, 12)
         assert sample["target_image"].shape == (16, 24, 3) and sample["target_label"].shape == (16, 24)
     assert np.array_equal(both.load(3)["source_image"], plan.load(3)["source_image"])
+
+
+def test_pixels_of_several_classes_are_ids_of_their_own_where_a_stream_asks(tmp_path: Path) -> None:
+    """Sky and boxes may be of either of two classes, and a fourth has no pixel."""
+    names, palette = ("ground", "air", "thing", "wall"), ((0, 0, 0),) * 4
+    either = Classes(names=names, palette=palette, raw_to_train={0: 0, 1: 4, 2: 4}, unions=((1, 2),))
+    source, target = (
+        make_dataset(tmp_path / "a", "source", classes=either),
+        make_dataset(tmp_path / "b", "target", fewshot=2),
+    )
+    stage = Stage(
+        name="tada",
+        method=Supervised.Config(),
+        steps=1,
+        data=Data(
+            crop=(32, 32),
+            short_side=40,
+            source=Stream(labels="candidates"),
+            template=Stream(labels="true"),
+            fewshot=Stream(labels="true"),
+        ),
+    )
+    plan = make_plan(stage, {"source": source, "target": target}, 3)
+    assert [plan.streams[name].split for name in ("source", "target", "fewshot")] == ["train", "train", "fewshot"]
+    sample = plan.load(0)
+    assert set(np.unique(sample["source_label"])) <= {0, 4} and (sample["source_label"] == 4).any()
+    assert sample["source_candidates"].tolist() == [[0, 1, 1, 0], [0, 0, 0, 1]]
+    assert set(np.unique(sample["template_label"])) <= {0, IGNORE} and "template_candidates" not in sample
+    assert set(np.unique(sample["fewshot_label"])) <= set(range(len(CLASSES)))
+    empty = plan.empty()
+    assert {key: (value.shape, value.dtype) for key, value in empty.items()} == {
+        key: (value.shape, value.dtype) for key, value in sample.items()
+    }

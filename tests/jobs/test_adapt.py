@@ -41,7 +41,8 @@ CPU = Machine(memory=None, cores=2, hub=True)
 POSSIBLE = [
     name
     for name in RECIPES
-    if name.endswith("_small") and name not in ("hrda_small", "vfm_small", "supervised_small", "ucd_small")
+    if name.endswith("_small")
+    and name not in ("hrda_small", "vfm_small", "supervised_small", "tada_small", "ucd_small")
 ]
 
 

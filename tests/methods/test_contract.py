@@ -27,6 +27,7 @@ VARIANTS = (
     "oracle",
     "pne",
     "sepico_bank",
+    "tada_released",
 )
 """Settings of a method that `make test` trains in another way."""
 SHORT = [pytest.param(name, marks=pytest.mark.full) if name in VARIANTS else name for name in METHODS]

@@ -145,6 +145,9 @@ PARAMETERS = {
     "cada": 43_901_068,
     "clan": 45_301_976,  # two heads
     "clan_synthia": 45_301_976,
+    "tada": 43_200_614,
+    "tada_coarse": 43_200_614,
+    "tada_overlap": 43_200_614,
     "ucd_first": 58_630_483,
     "ucd": 58_630_483,
 }

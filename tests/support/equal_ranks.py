@@ -31,6 +31,7 @@ def share(batches: dict[str, Batch], rank: int | None) -> dict[str, Batch]:
             label=None if b.label is None else b.label[half],
             distribution=None if b.distribution is None else b.distribution[half],
             prior=None if b.prior is None else b.prior[half],
+            candidate=None if b.candidate is None else b.candidate[half],
         )
         for name, b in batches.items()
     }

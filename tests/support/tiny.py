@@ -48,11 +48,19 @@ def draw(domain: str, number: int, size: tuple[int, int] = (40, 56)) -> tuple[np
 
 
 def make_dataset(
-    folder: Path, domain: str, *, train: int = 10, val: int = 4, labelled: bool = True, classes: Classes = CLASSES
+    folder: Path,
+    domain: str,
+    *,
+    train: int = 10,
+    val: int = 4,
+    fewshot: int = 0,
+    labelled: bool = True,
+    classes: Classes = CLASSES,
 ) -> str:
     """Write images, labels and the dataset directory; returns the latter."""
     rows = []
-    for number in range(train + val):
+    splits = ["train"] * train + ["val"] * val + ["fewshot"] * fewshot
+    for number, split in enumerate(splits):
         image, label = draw(domain, number)
         name = f"{number:03d}"
         for kind, pixels in (("images", image), ("labels", label)):
@@ -67,7 +75,7 @@ def make_dataset(
                 "width": label.shape[1],
                 "class_pixels": _class_pixels(label, classes) if labelled else None,
                 "dataset": domain,
-                "split": "train" if number < train else "val",
+                "split": split,
             }
         )
     write_dataset(str(folder), pa.Table.from_pylist(rows, schema=MANIFEST), classes)

@@ -36,6 +36,7 @@ from udaseg.methods.sepico import SePiCo
 from udaseg.methods.spcl import SPCL
 from udaseg.methods.stvm import STvM
 from udaseg.methods.supervised import Supervised
+from udaseg.methods.tada import TADA
 from udaseg.methods.ucd import UCD
 from udaseg.methods.ucda import UCDA
 from udaseg.methods.vfm import VFM
@@ -89,6 +90,7 @@ _UCDA = UCDA.Config(
     agreeing=2,
     expand_from=0,
 )
+_TADA = TADA.Config(threshold=0.3, keep=0.8, anchors=64, anchors_per_class=4, projection_channels=8, group_size=2)
 _TEMPLATES: dict[str, Stream | None] = {"template": _TRUE, "rare": _TRUE}
 DATA: dict[type[MethodConfig], dict[str, Stream | None]] = {
     LDBE.Config: {"source": None},
@@ -97,6 +99,7 @@ DATA: dict[type[MethodConfig], dict[str, Stream | None]] = {
     ProDA.Config: {"target": Stream(labels="distribution")},
     CAMix.Config: {"target": Stream(labels="none", prior=True)},
     UCD.Config: {"target": None},
+    TADA.Config: {"source": Stream(labels="candidates"), "fewshot": _TRUE},
 }
 """Streams that a method reads beside or in place of source and target."""
 METHODS: dict[str, MethodConfig] = {
@@ -152,6 +155,8 @@ METHODS: dict[str, MethodConfig] = {
         attention_channels=8, context_branches=(1, 2), adversarial_weight=0.1, discriminator_channels=4
     ),
     "ucd": UCD.Config(old_classes=2, group_size=2),
+    "tada": _TADA,
+    "tada_released": replace(_TADA, variant="released", temperature=0.5),
     "spcl": SPCL.Config(temperature=1.0),
     "proca": ProCA.Config(temperature=0.5, threshold=0.3),
     "ucda": _UCDA,
@@ -172,6 +177,7 @@ def make_stage(method: str, /, **optim: object) -> Stage:
         model=Model(
             backbone="resnet10t",
             head_channels=16,
+            output_stride=8 if isinstance(config, TADA.Config) else 32,
             per_domain="stem+statistics" if isinstance(config, BCL.Config) else "nothing",
             head_pair=isinstance(config, CLAN.Config),
             detail_crop=(32, 32) if method in TWO_RESOLUTIONS else None,
@@ -207,11 +213,14 @@ def recipe_stages(name: str) -> list[Stage]:
             "contrast_from": 2,
             "old_classes": 2,
             "metric_threshold": 0.3,
+            "anchors_per_class": 4,
+            "relabel_from": 2,
         }
         method = replace(stage.method, **{k: v for k, v in own.items() if hasattr(stage.method, k)})
         model = replace(stage.model, detail_crop=stage.model.detail_crop and (32, 32))
         if model.backbone == "test_byobnet":
-            model = replace(model, backbone="resnet10t", head_channels=16)
+            stride = 8 if isinstance(method, TADA.Config) else model.output_stride  # of the cells that it contrasts
+            model = replace(model, backbone="resnet10t", head_channels=16, output_stride=stride)
         data = replace(
             stage.data, crop=(64, 64), batch_size=4, group_size=getattr(method, "group_size", 1), scale=(1.0, 1.0)
         )
@@ -239,7 +248,7 @@ def make_columns(step: int = 0, size: int = 2, first: int = 0) -> dict[str, np.n
     """Those samples as they are streamed: blocks of classes, each of a colour, more or less of them unlabelled."""
     columns: dict[str, np.ndarray] = {"index": np.arange(first, first + size) + step * 1000}
     colours = np.array([[200, 40, 40], [40, 200, 40], [40, 40, 200], [200, 200, 60]])
-    for domain, shift in (("source", 0), ("target", 40), ("template", 1), ("rare", 2)):
+    for domain, shift in (("source", 0), ("target", 40), ("template", 1), ("rare", 2), ("fewshot", 41)):
         images, labels = [], []
         for index in columns["index"].tolist():
             rng = np.random.default_rng([index, shift])
@@ -256,6 +265,8 @@ def make_columns(step: int = 0, size: int = 2, first: int = 0) -> dict[str, np.n
             rows = np.linspace(0.1, 0.9, 8)[:, None] + 0 * np.arange(8)  # classes 0 and 1 above, 2 and 3 below
             prior = np.stack([1 - rows, 1 - rows, rows, rows]) / 2
             columns["target_prior"] = encode_distribution(np.broadcast_to(prior, (size, *prior.shape)))
+    # the source may take what is of class 1 or 2 for one class, and class 3 for unknown
+    columns["source_candidates"] = np.array([[0, 1, 1, 0], [0, 0, 0, 1]], np.uint8)[None].repeat(size, 0)
     return columns
 
 

@@ -34,8 +34,8 @@ class Mixture:
     """Bool: the pixels of the source."""
     label: Tensor
     weight: Tensor
-    """1 where pixels are the source's; where they are the target's `quality`, or with thresholds per class 1 or 0 as
-    they are reliable; 0 in its border."""
+    """1 where pixels are the source's or few-shot images'; where they are the target's `quality`, or with thresholds
+    per class 1 or 0 as they are reliable; 0 in its border."""
     sure: Tensor
     """Bool: pixels of the source, and of the target where the teacher is confident."""
     target_label: Tensor
@@ -49,6 +49,7 @@ def mix(
     source: Batch,
     target: Batch,
     *,
+    fewshot: Batch | None = None,
     seed: int,
     threshold: float,
     thresholds: ClassThresholds | None = None,
@@ -65,11 +66,12 @@ def mix(
 ) -> Mixture:
     """The teacher labels the target, and half of each source image's classes is pasted on it, jittered and blurred.
 
-    Source: DACS (2007.08702), with DAFormer's border.
+    Source: DACS (2007.08702), with DAFormer's border; TADA (2109.04813), which pastes twice.
 
     Args:
         teacher: labels the target.
         source, target: sample i of one goes with sample i of the other.
+        fewshot: labelled images of the target; half of the classes of each are pasted first, with weight 1.
         seed: key of the run and stage.
         threshold: confidence from which a pixel counts toward the quality.
         thresholds: in place of `threshold` and quality, those of the classes, which learn from what the teacher says.
@@ -92,6 +94,19 @@ def mix(
     target_weight[:, :ignore_top] = 0
     target_weight[:, max(confidence.shape[1] - ignore_bottom, 0) :] = 0
 
+    ones = torch.ones_like(confidence)
+    image, label, weight, known = target.image, target_label, target_weight, torch.zeros_like(sure)
+    if fewshot is not None:
+        known = class_mask(
+            fewshot.labels,
+            fewshot.index,
+            seed=seed,
+            include_ignore=False,
+            num_classes=teacher.network.num_classes,
+            purpose="fewshot_mask",
+        )
+        planes = (fewshot.image, image), (fewshot.labels, label), (ones, weight)
+        image, label, weight = (paste(known, over, under) for over, under in planes)
     if mask is None:
         mask = class_mask(
             source.labels,
@@ -102,7 +117,7 @@ def mix(
             num_classes=teacher.network.num_classes,
         )
     image = strong(
-        paste(mask, source.image, target.image),
+        paste(mask, source.image, image),
         target.index,
         seed=seed,
         purpose="mixed",
@@ -114,9 +129,9 @@ def mix(
     return Mixture(
         image=image,
         mask=mask,
-        label=paste(mask, source.labels, target_label),
-        weight=paste(mask, torch.ones_like(confidence), target_weight),
-        sure=mask | sure & (target_weight > 0),
+        label=paste(mask, source.labels, label),
+        weight=paste(mask, ones, weight),
+        sure=mask | known | sure & (target_weight > 0),
         target_label=target_label,
         target_weight=target_weight,
         quality=quality,

@@ -23,6 +23,7 @@ def class_mask(
     round_up: bool = True,
     pool_size: int = 1,
     num_classes: int = IGNORE,
+    purpose: str = "class_mask",
 ) -> Tensor:
     """ClassMix: half of the classes of each label map, drawn by the sample's key.
 
@@ -38,6 +39,7 @@ def class_mask(
         round_up: half of an odd number of classes, rounded up (the DACS line) or down (LDBE).
         pool_size: consecutive samples whose classes each of them draws from; 1 = each image's own.
         num_classes: K, which no train id but 255 reaches; the draws take time for each.
+        purpose: what is pasted, which its draws are keyed by.
 
     Returns:
         (B, H, W) bool, True where the pixel is pasted.
@@ -52,7 +54,7 @@ def class_mask(
         present,
         index,
         seed=seed,
-        purpose="class_mask",
+        purpose=purpose,
         number=lambda count: (count + round_up) // 2,
         num_classes=num_classes,
     )

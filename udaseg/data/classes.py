@@ -29,6 +29,9 @@ class Classes:
     """Raw label id -> train id; empty where labels hold train ids already."""
     color_to_train: Mapping[str, int] = field(default_factory=dict)
     """Colour in a label, "r,g,b" -> train id; empty where labels hold ids."""
+    unions: tuple[tuple[int, ...], ...] = ()
+    """Of K classes the train ids K, K + 1, ... are those of pixels that may be of any of these, two or more each: what
+    a mapping gives several names."""
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.names) <= 254:
@@ -43,9 +46,14 @@ class Classes:
             raise DatasetError(
                 f"classes: ignore is {self.ignore}; train ids ignore with 255: map other ids to it by raw_to_train"
             )
-        allowed = {*range(len(self.names)), 255}
+        for union in self.unions:
+            if len(set(union)) < 2 or len(set(union)) < len(union) or not set(union) <= {*range(len(self.names))}:
+                raise DatasetError(f"classes: union {union} is not of two or more of 0..{len(self.names) - 1}")
+        if len(self.names) + len(self.unions) > 254:
+            raise DatasetError(f"classes: {len(self.names)} names and {len(self.unions)} unions; 254 ids are possible")
+        allowed = {*range(len(self.names) + len(self.unions)), 255}
         if bad_ids := sorted(set(self.raw_to_train.values()) - allowed):
-            raise DatasetError(f"classes: raw_to_train maps to {bad_ids}, outside 0..{len(self.names) - 1} and 255")
+            raise DatasetError(f"classes: raw_to_train maps to {bad_ids}, outside 0..{len(allowed) - 2} and 255")
         if bad_ids := sorted(raw for raw in self.raw_to_train if not 0 <= raw <= 65535):
             raise DatasetError(f"classes: raw_to_train maps {bad_ids}; a 16-bit label map holds ids of 0 to 65535")
         if bad_ids := sorted(set(self.color_to_train.values()) - allowed):
@@ -56,16 +64,19 @@ class Classes:
     def __len__(self) -> int:
         return len(self.names)
 
-    def lookup(self) -> np.ndarray:
+    def lookup(self, *, unions: bool = False) -> np.ndarray:
         """(65536,) int16: raw id -> train id, -1 where a raw id is not known.
 
         Where labels hold colours (2^24,): red << 16 | green << 8 | blue -> train id.
+
+        Args:
+            unions: keep the ids of pixels of several classes, which are ignored otherwise.
         """
         if self.color_to_train:
             table = np.full(1 << 24, -1, np.int16)
             for color, train in self.color_to_train.items():
                 table[color_code(color)] = train
-            return table
+            return table if unions else np.where(table >= len(self.names), np.int16(self.ignore), table)
         table = np.full(65536, -1, np.int16)
         if self.raw_to_train:
             for raw, train in self.raw_to_train.items():
@@ -73,13 +84,28 @@ class Classes:
         else:
             table[: len(self.names)] = np.arange(len(self.names))
             table[self.ignore] = self.ignore
+        return table if unions else np.where(table >= len(self.names), np.int16(self.ignore), table)
+
+    def candidates(self) -> np.ndarray:
+        """(U + 1, K) uint8, 1 where a pixel may be of a class: row i for the id K + i, the last for unknown pixels.
+
+        Unknown pixels may be of the classes that labels never show, neither alone nor among several.
+        """
+        table = np.zeros((len(self.unions) + 1, len(self)), np.uint8)
+        for row, union in zip(table, self.unions, strict=False):
+            row[list(union)] = 1
+        mapping = self.color_to_train or self.raw_to_train
+        shown = [t for t in mapping.values() if t < len(self)] if mapping else [*range(len(self))]
+        table[-1] = 1 - table[:-1].max(0, initial=0)
+        table[-1, shown] = 0
         return table
 
     def to_json(self) -> str:
-        values = asdict(self) | {"raw_to_train": {str(k): v for k, v in self.raw_to_train.items()}}
-        if not self.color_to_train:
-            del values["color_to_train"]
-        return json.dumps(values, indent=1)
+        fields = asdict(self) | {"raw_to_train": {str(k): v for k, v in self.raw_to_train.items()}}
+        for optional in ("color_to_train", "unions"):
+            if not fields[optional]:
+                del fields[optional]
+        return json.dumps(fields, indent=1)
 
     @classmethod
     def from_json(cls, text: str | bytes, origin: str = "classes.json") -> Classes:
@@ -109,7 +135,7 @@ _FORM = (
     '; a class list is {"names": [...], "palette": [[r, g, b], ...]}, '
     'and may have "ignore", "raw_to_train": {"raw id": train id} and "color_to_train": {"r,g,b": train id}'
 )
-_FIELDS = ("names", "palette", "ignore", "raw_to_train", "color_to_train")
+_FIELDS = ("names", "palette", "ignore", "raw_to_train", "color_to_train", "unions")
 
 
 def _fields(value: Any) -> dict[str, Any]:
@@ -121,6 +147,9 @@ def _fields(value: Any) -> dict[str, Any]:
     if unknown := [name for name in value if name not in _FIELDS]:
         raise DatasetError(f"{unknown[0]!r} is no field of a class list{_FORM}")
     names, palette, mapping = value["names"], value["palette"], value.get("raw_to_train", {})
+    unions = value.get("unions", [])
+    if not isinstance(unions, list) or not all(isinstance(union, list) for union in unions):
+        raise DatasetError(f"unions: {_shown(unions)} is not an array of arrays of train ids")
     if not isinstance(names, list):
         hint = f"; write [{_shown(next(iter(names)))}, ...]" if names and isinstance(names, dict | str) else ""
         raise DatasetError(f"names: {_shown(names)} is not an array of names{hint}")
@@ -152,6 +181,7 @@ def _fields(value: Any) -> dict[str, Any]:
         "ignore": _whole(value.get("ignore", 255), "ignore"),
         "raw_to_train": {int(raw): _whole(train, f"raw_to_train {raw}") for raw, train in mapping.items()},
         "color_to_train": {color: _whole(train, f"color_to_train {color}") for color, train in colors.items()},
+        "unions": tuple(tuple(_whole(v, "unions") for v in union) for union in unions),
     }
 
 

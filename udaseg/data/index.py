@@ -40,7 +40,7 @@ class DatasetIndex:
         self.table = _read(join(directory, "index.arrow"))
         self._class_rows = _read(join(directory, "class_rows.arrow"))
         self.classes = read_classes(directory)
-        self._lookup = self.classes.lookup()
+        self._lookup = {unions: self.classes.lookup(unions=unions) for unions in (False, True)}
         self.splits = self._checked()
 
     def _checked(self) -> dict[str, list[int]]:
@@ -90,14 +90,14 @@ class DatasetIndex:
         uri = self.uri(row, "image_uri")
         return self._of_size(row, read_image(uri), uri)
 
-    def train_ids(self, row: int) -> np.ndarray:
-        """(H, W) uint8 train ids of a row's label.
+    def train_ids(self, row: int, *, unions: bool = False) -> np.ndarray:
+        """(H, W) uint8 train ids of a row's label; with those of pixels of several classes, see `Classes.unions`.
 
         Raises DatasetError as `image` does, and on an id outside the class list.
         """
         uri = self.uri(row, "label_uri")
         raw = self._of_size(row, read_raw_label(uri, self.classes), uri)
-        mapped = self._lookup[raw]
+        mapped = self._lookup[unions][raw]
         if (mapped < 0).any():
             values, pixels = np.unique(raw[mapped < 0], return_counts=True)
             raise DatasetError(f"{uri}: {unknown_text(values, pixels, self.classes)}")

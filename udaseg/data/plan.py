@@ -33,6 +33,8 @@ class StreamPlan:
     """Whether the probabilities of all classes are read too."""
     prior: str | None = None
     """Dataset directory whose spatial prior goes with each crop; None = none does."""
+    candidates: bool = False
+    """Whether pixels that may be of several classes keep an id, see `udaseg.data.classes.Classes.unions`."""
     rare_class: bool = False
     """Rare-class sampling instead of uniform."""
     rare_temperature: float = 0.01
@@ -69,7 +71,8 @@ class Plan:
         """The sample at a global index: `<stream>_image` (h, w, 3) uint8; if labelled, `<stream>_label` (h, w) uint8;
         if soft, `<stream>_confidence` (h, w) uint16, see `udaseg.data.confidence.encode_confidence`; with the
         probabilities of all classes `<stream>_distribution` (K, h / 8, w / 8) uint16, see `encode_distribution` there;
-        with a spatial prior that of the crop's place, `<stream>_prior`, likewise.
+        with a spatial prior that of the crop's place, `<stream>_prior`, likewise; with candidates `<stream>_candidates`
+        (U + 1, K) uint8, see `udaseg.data.classes.Classes.candidates`.
 
         Raises DatasetError, naming the file, where one cannot be read or was changed after the dataset was made.
         """
@@ -78,7 +81,7 @@ class Plan:
             row, rare = draw_row(stream, index, self.seed, name)
             dataset = open_index(stream.directory)
             image = Image.fromarray(dataset.image(row))
-            label = Image.fromarray(dataset.train_ids(row)) if stream.labelled else None
+            label = Image.fromarray(dataset.train_ids(row, unions=stream.candidates)) if stream.labelled else None
             rng, crop = keyed(self.seed, index, f"{name}.crop"), stream.crop or self.crop
             for attempt in range(10):
                 box, cropped = self._draw_crop(image.size, label, stream, rng)
@@ -98,6 +101,8 @@ class Plan:
             if stream.prior is not None:
                 planes = open_index(stream.prior).spatial_prior()
                 sample[f"{name}_prior"] = _crop_planes(planes, image.size, box, crop)
+            if stream.candidates:
+                sample[f"{name}_candidates"] = dataset.classes.candidates()
         return sample
 
     def empty(self) -> dict[str, np.ndarray]:
@@ -114,6 +119,8 @@ class Plan:
                 if on:
                     classes = len(open_index(stream.directory).classes)
                     sample[f"{name}_{column}"] = np.zeros((classes, *distribution_size(*crop)), np.uint16)
+            if stream.candidates:
+                sample[f"{name}_candidates"] = open_index(stream.directory).classes.candidates()
         return sample
 
     def _crop_distribution(

@@ -81,26 +81,51 @@ def remap(classes: Classes, text: str | bytes, origin: str) -> Classes:
     """The classes of a mapping file, read from labels of `classes`.
 
     The file is JSON: the "names" and "palette" of a class list and "map", which gives each class of the dataset one of
-    these names, or null to ignore it. Raises DatasetError, naming `origin` and the entry, where it does not.
+    these names, several, [...], where its pixels may be of any of them, or null to ignore it. Names that none is mapped
+    to are classes without a pixel. Raises DatasetError, naming `origin` and the entry, where it does not.
     """
     value = parse_json(text, origin)
     name_of = value.pop("map", None) if isinstance(value, dict) else None
     new = Classes.from_value(value, origin)
+    if classes.unions:
+        raise DatasetError(f"{origin}: the dataset's classes have unions already; map the classes that it had before")
     if not isinstance(name_of, dict):
-        raise DatasetError(f'{origin}: it needs "map": {{"class of the dataset": "one of names" or null}}')
+        raise DatasetError(
+            f'{origin}: it needs "map": {{"class of the dataset": "one of names", several of them or null}}'
+        )
     if missing := [name for name in classes.names if name not in name_of]:
         raise DatasetError(f"{origin}: map lacks {_listed(missing)}; give a name, or null to ignore it")
     if unknown := [name for name in name_of if name not in classes.names]:
         raise DatasetError(f"{origin}: map has {_listed(unknown)}, but the dataset's are {_listed(classes.names)}")
-    if wrong := [name for name in name_of if name_of[name] not in (None, *new.names)]:
-        raise DatasetError(f"{origin}: map has {wrong[0]!r}: {name_of[wrong[0]]!r}, which is not one of names")
-    index = {None: 255} | {name: i for i, name in enumerate(new.names)}
-    train_ids = {255: 255} | {i: index[name_of[name]] for i, name in enumerate(classes.names)}
+    sets = {name: _names(of) for name, of in name_of.items()}
+    for name, of in sets.items():
+        if wrong := [one for one in of if one not in new.names]:
+            raise DatasetError(f"{origin}: map has {name!r}: {wrong[0]!r}, which is not one of names")
+        if (name_of[name] is not None and not of) or len(set(of)) < len(of):
+            raise DatasetError(
+                f"{origin}: map has {name!r}: {name_of[name]!r}; give distinct names, or null to ignore it"
+            )
+    index: dict[object, int] = {name: i for i, name in enumerate(new.names)}
+    ids = {name: tuple(sorted(index[one] for one in of)) for name, of in sets.items()}
+    unions = tuple(dict.fromkeys(of for of in ids.values() if len(of) > 1))
+
+    def train_id(of: tuple[int, ...]) -> int:
+        return len(new) + unions.index(of) if len(of) > 1 else of[0] if of else 255
+
+    train_ids = {255: 255} | {i: train_id(ids[name]) for i, name in enumerate(classes.names)}
     raw_to_train = classes.raw_to_train or {i: i for i in train_ids}
     color_to_train = {color: train_ids[train] for color, train in classes.color_to_train.items()}
     return replace(
-        new, raw_to_train={raw: train_ids[train] for raw, train in raw_to_train.items()}, color_to_train=color_to_train
+        new,
+        raw_to_train={raw: train_ids[train] for raw, train in raw_to_train.items()},
+        color_to_train=color_to_train,
+        unions=unions,
     )
+
+
+def _names(of: object) -> list[object]:
+    """The entry of a map as a list."""
+    return of if isinstance(of, list) else [] if of is None else [of]
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -12,7 +12,7 @@ import ray.train
 
 from udaseg.checkpoints.directory import CARD_FILE, MODEL_FILE, STATE_FILE, check_checkpoint
 from udaseg.checkpoints.tensor_files import read_header, read_state
-from udaseg.config import DOMAIN_OF, Recipe, Stage
+from udaseg.config import DOMAIN_OF, Recipe, Stage, split_of
 from udaseg.data.classes import Classes, read_classes, require_first_classes, require_same_classes
 from udaseg.data.index import open_index
 from udaseg.data.storage import absolute, exists, join, read_bytes
@@ -65,6 +65,8 @@ def check(recipe: Recipe, directories: dict[str, str | None], cluster: Cluster) 
             raise ConfigError(f"recipe {recipe.name!r} reads no {name}: leave --{name} out")
     lists = {name: read_classes(directory) for name, directory in directories.items() if directory is not None}
     classes = next(iter(lists.values()))
+    if classes.unions:  # of this dataset's labels, which no network has
+        classes = dataclasses.replace(classes, unions=(), raw_to_train={})
     for name, other in lists.items():
         require_same_classes(classes, other, str(directories[name]), of="the source")
     for i, stage in enumerate(recipe.stages):
@@ -72,8 +74,9 @@ def check(recipe: Recipe, directories: dict[str, str | None], cluster: Cluster) 
             directory = directories[DOMAIN_OF[name]]
             assert directory is not None
             index = open_index(absolute(directory))
-            if stream.labels == "true" and index.lacks("train", "label_uri"):
-                raise DatasetError(f"{directory}: stage {stage.name!r} needs labels, and train images have none")
+            split = split_of(name)
+            if stream.labels in ("true", "candidates") and index.lacks(split, "label_uri"):
+                raise DatasetError(f"{directory}: stage {stage.name!r} needs labels, and {split} images have none")
             if stream.prior:
                 open_index(absolute(str(directories["source"]))).spatial_prior()
             column = {"pseudo": "confidence_uri", "soft": "confidence_uri", "distribution": "distribution_uri"}

@@ -79,7 +79,8 @@ def prepare(
         labels: A folder of label maps: image a/b.jpg has label a/b.png.
         classes: A JSON file {"names": [...], "palette": [[r, g, b], ...], "raw_to_train": {"raw id": train id}}.
         mapping: A JSON file that gives the dataset other classes, such as another dataset's: {"names": [...],
-            "palette": [[r, g, b], ...], "map": {"class of the dataset": "one of names", or null to ignore it}}.
+            "palette": [[r, g, b], ...], "map": {"class of the dataset": "one of names", several of them where its
+            pixels may be of any, which only methods between taxonomies use, or null to ignore it}}.
         layout: How a known dataset lies on disk: folders (ROOT/<split>/images and .../labels), cityscapes, gta5,
             synthia, acdc, dark_zurich, bdd100k, idd, camvid, voc (Pascal VOC 2012) or cvat ("Segmentation mask 1.1").
         root: The root folder of the layout.

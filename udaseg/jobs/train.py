@@ -19,7 +19,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from udaseg.checkpoints.directory import CARD_FILE, copy_model
-from udaseg.config import DOMAIN_OF, Recipe, Stage
+from udaseg.config import DOMAIN_OF, Recipe, Stage, split_of
 from udaseg.data.classes import Classes
 from udaseg.data.index import first_image
 from udaseg.data.manifest import digest
@@ -224,10 +224,12 @@ def make_plan(stage: Stage, directories: dict[str, str | None], seed: int) -> Pl
         assert directory is not None
         streams[name] = StreamPlan(
             directory=absolute(directory),
+            split=split_of(name),
             labelled=stream.labels != "none",
             soft=stream.labels == "soft",
             distribution=stream.labels == "distribution",
             prior=absolute(str(directories["source"])) if stream.prior else None,
+            candidates=stream.labels == "candidates",
             rare_class=stream.sampling == "rare_class",
             rare_temperature=stream.rare_temperature,
             rare_min_pixels=stream.rare_min_pixels,

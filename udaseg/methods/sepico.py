@@ -133,10 +133,7 @@ class SePiCo(Method):
 
     @torch.no_grad()
     def _describe_classes(self, source: Batch) -> None:
-        """On copies of the teacher's buffers: its batch norms' statistics stay those of the target."""
-        network = self.teacher.network
-        copies = {name: buffer.clone() for name, buffer in network.named_buffers()}
-        out = torch.func.functional_call(network, copies, (source.image, "source"), {"detail": "everywhere"})
+        out = self.teacher.aside(source.image, "source")
         cells = self._cells(self.teacher_projection(out.features[self.read]), source.labels)
         self.classes.update(*cells)
         if self.bank is not None:

@@ -256,6 +256,19 @@ class LevelProjection(nn.Module):
         return F.normalize(self.layers(joined), dim=1)
 
 
+class ContrastProjection(nn.Module):
+    """TADA's projection of the last level (2109.04813): two 1x1 convolutions, (B, A, h, w) -> unit vectors."""
+
+    def __init__(self, in_channels: int, channels: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            ConvNormAct(in_channels, in_channels, 1, bias=True), nn.Conv2d(in_channels, channels, 1)
+        )
+
+    def forward(self, level: Tensor) -> Tensor:
+        return F.normalize(self.layers(level), dim=1)
+
+
 Head = ASPPHead | ASPPGroupNormHead | ContextAwareHead | DeepLabV3Head | MultiLevelHead
 
 

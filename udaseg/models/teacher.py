@@ -91,6 +91,13 @@ class EMATeacher(nn.Module):
         output: SegOutput = self.network(image, domain, detail="everywhere")
         return output
 
+    @torch.no_grad()
+    def aside(self, image: Tensor, domain: Domain) -> SegOutput:
+        """`forward` on copies of the buffers: batch norms' statistics stay those of the images that it labels."""
+        copies = {name: buffer.clone() for name, buffer in self.network.named_buffers()}
+        output: SegOutput = torch.func.functional_call(self.network, copies, (image, domain), {"detail": "everywhere"})
+        return output
+
     def label(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Confidence (B, H, W) in [0, 1] and train ids (B, H, W) of the teacher's best class."""
         confidence, label = self(image).logits.softmax(1).max(1)

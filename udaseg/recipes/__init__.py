@@ -48,6 +48,7 @@ MODULES = (
     "advent",
     "clan",
     "cada",
+    "tada",
     "ucd",
 )
 

@@ -23,19 +23,20 @@ def to_batches(columns: Mapping[str, np.ndarray], data: Data, *, seed: int, devi
 
     Args:
         columns: "index" (B,), and per stream "<name>_image" (B, H, W, 3), and maybe "<name>_label" and
-            "<name>_confidence" (B, H, W), and "<name>_distribution" and "<name>_prior" (B, K, h, w), uint16 codes.
+            "<name>_confidence" (B, H, W), and "<name>_distribution" and "<name>_prior" (B, K, h, w), uint16 codes, and
+            "<name>_candidates" (B, U + 1, K).
         data: augmentation settings.
         seed: key of the run and stage.
         device: where the batches go.
     """
 
-    parts = ("image", "label", "confidence", "distribution", "prior")
+    parts = ("image", "label", "confidence", "distribution", "prior", "candidates")
     wanted = [f"{name}_{part}" for name in data.streams() for part in parts]
     there = _copied({name: columns[name] for name in wanted if name in columns}, device)
     index = torch.from_numpy(columns["index"].astype(np.int64))
     batches = {}
     for name, stream in data.streams().items():
-        image, label, code, all_codes, prior = (there.get(f"{name}_{part}") for part in parts)
+        image, label, code, all_codes, prior, candidates = (there.get(f"{name}_{part}") for part in parts)
         assert image is not None
         batch = Batch(
             image=image.permute(0, 3, 1, 2).float() / 255,  # channels last, as it comes: convolutions are faster so
@@ -45,6 +46,7 @@ def to_batches(columns: Mapping[str, np.ndarray], data: Data, *, seed: int, devi
             weight=None if code is None else _decoded(code, decode_confidence),
             distribution=None if all_codes is None else _decoded(all_codes, decode_distribution),
             prior=None if prior is None else _decoded(prior, decode_distribution),
+            candidate=None if candidates is None else candidates.bool(),
         )
         batch = weak(batch, seed=seed, purpose=name, flip=data.flip, rotation=data.rotation)
         if stream.jitter or stream.blur:

@@ -51,7 +51,7 @@ def _is_candidate(recipe: Recipe, source: bool) -> bool:
     """
     stages = _adapting(recipe)
     reads = {domain for stage in stages for domain in stage.data.domains()}
-    streams = [stage.data.target for stage in stages]
+    streams = [stream for stage in stages for stream in (stage.data.target, stage.data.fewshot)]
     return bool(
         stages
         and all(stream is None or stream.labels != "true" for stream in streams)
