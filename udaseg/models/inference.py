@@ -70,7 +70,7 @@ def predict(
             if window is None
             else _slide(network, view, window, overlap, domain, blend)
         )
-        if logits.shape[-2:] != (height, width):
+        if isinstance(height, torch.SymInt) or logits.shape[-2:] != (height, width):
             aligned = bool(getattr(network, "align_corners", False))
             logits = F.interpolate(logits, size=(height, width), mode="bilinear", align_corners=aligned)
         probability = logits.softmax(1)
@@ -84,7 +84,7 @@ def resized(image: Tensor, short_side: float, resample: Resample) -> Tensor:
     """(B, 3, H, W) images in [0, 1] with a short side of so many pixels, the same image where it has them."""
     height, width = image.shape[-2:]
     factor = short_side / torch.sym_min(height, width)
-    if factor == 1:
+    if not isinstance(factor, torch.SymFloat) and factor == 1:  # an exported network asks nothing of a size
         return image
     size = (_whole(height * factor), _whole(width * factor))
     mode = "bicubic" if resample == "bicubic" else "bilinear"

@@ -80,7 +80,6 @@ def run_phase(ledger: Ledger, phase: str, limit: FailureLimit, **how: Any) -> No
         .repartition(target_num_rows_per_block=1, strict=True)
         .map_batches(batch_size=None, batch_format="numpy", **how)
     )
-    dataset.context.execution_no_progress_timeout_s = -1  # a block of large images may take long
     done = dataset.iter_batches(batch_size=None, batch_format="numpy")
     left = min(ledger.images, len(todo) * ledger.block_size)
     for batch in track(done, left, phase, size=lambda b: int(b["images"].sum() + b["failed"].sum())):
