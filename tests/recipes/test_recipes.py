@@ -113,6 +113,8 @@ TWICE = (
     "sepico_bank_small",
     "sepico_prototype_small",
     "stvm_small",
+    "tada_small",
+    "ucd_small",
     "ucda_small",
 )
 
