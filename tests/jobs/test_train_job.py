@@ -359,7 +359,10 @@ def test_every_small_recipe_runs_on_two_workers(name: str, tmp_path: Path, ray_s
     recipe = tiny_recipe(name)
     domains = {domain for stage in recipe.stages for domain in stage.data.domains()}
     few = 3 if any("fewshot" in stage.data.streams() for stage in recipe.stages) else 0
-    data = {s: make_dataset(tmp_path / s, s, fewshot=few) if s in domains else None for s in ("source", "target")}
+    data = {
+        s: make_dataset(tmp_path / s, s, fewshot=few, places=True) if s in domains else None
+        for s in ("source", "target")
+    }
     if (first := recipe.stages[0].init_from) is not None:  # source-free: a source model of its own
         fewer = hasattr(recipe.stages[0].method, "old_classes")  # its own lacks the new classes
         source = make_dataset(tmp_path / "earlier", "source", classes=FIRST if fewer else CLASSES)

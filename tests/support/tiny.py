@@ -17,6 +17,7 @@ from udaseg.checkpoints.directory import ModelCard, save_model
 from udaseg.config import Model, Recipe
 from udaseg.data.classes import Classes, read_classes
 from udaseg.data.manifest import MANIFEST, digest, write_dataset
+from udaseg.data.places import at_places, count_places
 from udaseg.data.storage import filesystem, join, write_bytes
 from udaseg.jobs.train import make_plan
 from udaseg.models.build import build_segmenter
@@ -56,9 +57,10 @@ def make_dataset(
     fewshot: int = 0,
     labelled: bool = True,
     classes: Classes = CLASSES,
+    places: bool = False,
 ) -> str:
-    """Write images, labels and the dataset directory; returns the latter."""
-    rows = []
+    """Write images, labels and the dataset directory, with `places` where the classes lie too; returns the latter."""
+    rows, at = [], []
     splits = ["train"] * train + ["val"] * val + ["fewshot"] * fewshot
     for number, split in enumerate(splits):
         image, label = draw(domain, number)
@@ -66,6 +68,8 @@ def make_dataset(
         for kind, pixels in (("images", image), ("labels", label)):
             (folder / kind).mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels).save(folder / kind / f"{name}.png")
+        if split == "train":
+            at.append(at_places(classes.lookup()[label].astype(np.uint8)))
         rows.append(
             {
                 "image_id": name,
@@ -78,7 +82,8 @@ def make_dataset(
                 "split": split,
             }
         )
-    write_dataset(str(folder), pa.Table.from_pylist(rows, schema=MANIFEST), classes)
+    counts = count_places(np.stack(at), len(classes)) if places else None
+    write_dataset(str(folder), pa.Table.from_pylist(rows, schema=MANIFEST), classes, counts)
     return str(folder)
 
 
