@@ -13,7 +13,7 @@ from pipelines.cli import command, parse_arguments, recipe_file, spell_out
 from udaseg.config import Recipe
 from udaseg.errors import ConfigError
 from udaseg.job_config import Cluster
-from udaseg.recipes import summaries
+from udaseg.recipes import names, summaries
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,21 +41,21 @@ def parse(argv: Sequence[str]) -> Arguments:
         print(Arguments.__doc__)
         print("To begin with: udaseg adapt, which chooses a recipe and says whether it helped.")
         print("Recipes (udaseg train RECIPE --help lists the fields of one; --config FILE runs a saved configuration):")
-        for name, line in summaries().items():
-            print(f"  {name:20} {line}")
+        for family, recipes in summaries().items():
+            print(f"\n{family}:")
+            for name, line in recipes.items():
+                print(f"  {name:26} {line}")
         raise SystemExit(0)
     if argv[0] == "--config":
         if len(argv) < 2:
             raise ConfigError("--config: give a run's config.json")
         recipe, rest = recipe_file(argv[1]), argv[2:]
-    elif argv[0] in summaries():
+    elif argv[0] in names():
         from udaseg.recipes import RECIPES
 
         recipe, rest = RECIPES[argv[0]](), argv[1:]
     else:
-        raise ConfigError(
-            f"no recipe {argv[0]!r}; there are {', '.join(summaries())}; `udaseg adapt` chooses one itself"
-        )
+        raise ConfigError(f"no recipe {argv[0]!r}; there are {', '.join(names())}; `udaseg adapt` chooses one itself")
     default = Arguments(recipe=recipe, out=tyro.MISSING)
     return parse_arguments(
         Arguments,

@@ -13,8 +13,9 @@ from torch import Tensor
 from toy import CLASSES, CPU, SEED, adapting_stage, make_batches, recipe_stages
 from two_ranks import TwoRanks
 
+import udaseg.recipes
 from udaseg.data.confidence import DISTRIBUTION_STRIDE
-from udaseg.recipes import RECIPES
+from udaseg.recipes import FAMILIES, RECIPES, names, summaries
 from udaseg.training.step import RunState, build_state, train_step
 from udaseg.types import IGNORE, Batch
 
@@ -129,3 +130,11 @@ def test_on_two_ranks_it_equals_one(name: str, two_ranks: TwoRanks) -> None:
         assert np.array_equal(ranks[0][0][key], ranks[1][0][key]), f"ranks differ in {key}"
     assert_close(ranks[0][1], gradients, "gradient")
     assert_close(ranks[0][0], state, "state")
+
+
+def test_every_module_of_recipes_is_of_one_family() -> None:
+    listed = [module for modules in FAMILIES.values() for module in modules]
+    found = {path.stem for path in Path(udaseg.recipes.__file__).parent.glob("*.py")} - {"__init__", "common"}
+    assert sorted(listed) == sorted(found)
+    shown = [name for family in summaries().values() for name in family]
+    assert sorted(shown) == sorted(RECIPES) == sorted(names())

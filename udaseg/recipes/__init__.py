@@ -3,7 +3,7 @@
 The names without a suffix are the published settings for GTA5 -> Cityscapes on a GPU; `*_small` train a small backbone
 on small images on a CPU within minutes, e.g. the embedded pair of domains.
 
-A recipe is a function of a module that `MODULES` lists; what it shares with others it imports.
+A recipe is a function of a module that `FAMILIES` lists; what it shares with others it imports.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import importlib
 from collections.abc import Callable, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,44 +20,23 @@ if TYPE_CHECKING:
 
     RECIPES: Mapping[str, Callable[[], Recipe]]
 
-MODULES = (
-    "supervised",
-    "adabn",
-    "classwise",
-    "dacs",
-    "bcl",
-    "ldbe",
-    "stvm",
-    "dsp",
-    "camix",
-    "rccr",
-    "ehtdi",
-    "sdca",
-    "proda",
-    "spcl",
-    "proca",
-    "ucda",
-    "pne",
-    "drsl",
-    "daformer",
-    "hrda",
-    "mic",
-    "crda",
-    "cluda",
-    "sepico",
-    "vfm",
-    "advent",
-    "clan",
-    "cada",
-    "tada",
-    "ucd",
-)
+FAMILIES = {
+    "both ends of the gap": ("supervised",),
+    "recommended": ("classwise",),
+    "self-training": ("dacs", "dsp", "camix", "ehtdi", "proda", "daformer", "hrda", "mic", "crda", "vfm"),
+    "contrastive": ("bcl", "sdca", "spcl", "proca", "rccr", "cluda", "sepico", "ucda", "pne", "drsl"),
+    "adversarial": ("advent", "clan", "cada"),
+    "source-free": ("adabn", "ldbe", "stvm"),
+    "other taxonomies": ("tada",),
+    "incremental": ("ucd",),
+}
+"""The modules of each family of methods. Many belong to two, and stand where their own part does."""
 
 
 def _functions() -> dict[str, tuple[str, str]]:
     """Each recipe's module and the first line of its docstring, published ones first, without importing a network."""
     found = {}
-    for module in MODULES:
+    for module in chain.from_iterable(FAMILIES.values()):
         tree = ast.parse(Path(__file__).with_name(f"{module}.py").read_text(encoding="utf-8"))
         for node in tree.body:
             if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
@@ -64,9 +44,18 @@ def _functions() -> dict[str, tuple[str, str]]:
     return dict(sorted(found.items(), key=lambda item: item[0].endswith(("_small", "_demo"))))
 
 
-def summaries() -> dict[str, str]:
-    """What each recipe is, in a line, by name."""
-    return {name: line for name, (_, line) in _functions().items()}
+def summaries() -> dict[str, dict[str, str]]:
+    """Of each family, what each recipe is, in a line, by name."""
+    functions = _functions().items()
+    return {
+        family: {name: line for name, (module, line) in functions if module in modules}
+        for family, modules in FAMILIES.items()
+    }
+
+
+def names() -> list[str]:
+    """Of all recipes."""
+    return list(_functions())
 
 
 def __getattr__(name: str) -> Any:
