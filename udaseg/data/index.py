@@ -40,7 +40,9 @@ class DatasetIndex:
         self.table = _read(join(directory, "index.arrow"))
         self._class_rows = _read(join(directory, "class_rows.arrow"))
         self.classes = read_classes(directory)
-        self._lookup = {unions: self.classes.lookup(unions=unions) for unions in (False, True)}
+        plain = self.classes.lookup()
+        # of colours a table has 2^24 entries
+        self._lookup = {False: plain, True: self.classes.lookup(unions=True) if self.classes.unions else plain}
         self.splits = self._checked()
 
     def _checked(self) -> dict[str, list[int]]:

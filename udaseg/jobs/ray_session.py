@@ -51,9 +51,7 @@ def ensure_ray(num_cpus: int | None = None, *, dashboard: bool = False) -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False  # `track` shows progress
     context.raise_original_map_exception = True  # `plain_errors` looks for it
-    context.execution_no_progress_timeout_s = (
-        -1
-    )  # a cluster may take long to grow: `waits_told` says what is waited for
+    context.execution_no_progress_timeout_s = -1  # none: a cluster may take long to grow, as `waits_told` says
     logging.getLogger("ray.data").setLevel(logging.WARNING)  # its import, just above, set it to tell every plan
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # else it warns that they are disabled
     for name in ("exceptions", "_internal.execution.streaming_executor_state"):  # they log what they then raise

@@ -29,7 +29,6 @@ def to_batches(columns: Mapping[str, np.ndarray], data: Data, *, seed: int, devi
         seed: key of the run and stage.
         device: where the batches go.
     """
-
     parts = ("image", "label", "confidence", "distribution", "prior", "candidates")
     wanted = [f"{name}_{part}" for name in data.streams() for part in parts]
     there = _copied({name: columns[name] for name in wanted if name in columns}, device)
