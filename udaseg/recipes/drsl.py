@@ -15,9 +15,8 @@ def drsl() -> Recipe:
 
     DeepLabV2-R101: a source-only start of 20,000 steps, then four rounds of 10,000 steps with 2 + 2 crops of 512 by
     1024, network and images as for UCDA; a fifth of each class is labelled first, in each round a twentieth more;
-    settings ours. On SYNTHIA it is said
-    to be 2.3 and 2.5 mIoU (of 16 and 13 classes) above the methods it is compared with:
-    `--data.source.short-side 760`.
+    settings ours. On SYNTHIA it is said to be 2.3 and 2.5 mIoU (of 16 and 13 classes) above the methods it is compared
+    with: `--data.source.short-side 760`.
     """
     source, first, _ = ucda().stages
     rounds = tuple(
