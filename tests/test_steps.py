@@ -1,7 +1,6 @@
 """Whole steps: what the authors' own code returned on the same weights, images and masks, made by formula.
 
-Of DACS and DAFormer's line, on given logits and on whole networks; other systems have a file of their own. A case of a
-system that is not built yet is skipped, by name.
+Of DACS and DAFormer's line, on given logits and on whole networks; other systems have a file of their own.
 """
 
 from __future__ import annotations
@@ -334,6 +333,5 @@ TESTED = (
 )
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if not name.startswith(TESTED)])
-def test_every_other_case(name: str) -> None:
-    pytest.skip(f"{name}: this system is not built yet")
+def test_no_case_is_left_out() -> None:
+    assert not [name for name in CASES if not name.startswith(TESTED)]
