@@ -68,6 +68,27 @@ def test_every_module_of_recipes_has_a_page_that_the_index_names() -> None:
     assert not [name for name in PAGES if f"[{name}]({name}.md)" not in index]
 
 
+@pytest.mark.parametrize("name", [*PAPERS, *sorted(PAGES.keys() - set(PAPERS))])
+def test_the_overview_says_of_each_method_what_its_page_says_is_exact_read_or_ours(name: str) -> None:
+    index = (ROOT / "docs/methods/README.md").read_text()
+    found = re.findall(rf"^\| \[{name}\]\({name}\.md\) \| .+? \| (.*?) \| (.*?) \| (.*?) \|$", index, re.MULTILINE)
+    table = PAGES[name].partition("## Exact, read, ours")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (.+?) \| ([\w, ]+) \|", table, re.MULTILINE)
+    of_page = tuple(
+        "; ".join(what for what, how in rows if word in how.split(", ")) for word in ("exact", "read", "ours")
+    )
+    assert any(of_page) and found == [of_page], f"{name}: its row in docs/methods/README.md"
+    assert ("our reconstruction" in index.partition(f"| [{name}]")[2].partition(" | ")[2].partition(" | ")[0]) == PAGES[
+        name
+    ].partition("\n\n")[2].startswith("Our reconstruction"), f"{name}: whether it is a reconstruction"
+
+
+def test_the_page_of_pne_names_every_method_that_it_is_a_part_of() -> None:
+    having = {type(c).__module__.split(".")[-1] for c in METHODS.values() if hasattr(c, "pne")}
+    named = set(re.findall(r"\]\((\w+)\.md\)", PAGES["pne"].partition("```")[0]))
+    assert having == named & set(PAPERS)
+
+
 def test_every_recipe_is_on_its_page() -> None:
     missing = [name for name, make in RECIPES.items() if f"- `{name}`" not in PAGES[make.__module__.split(".")[-1]]]
     assert not missing
