@@ -88,6 +88,7 @@ class Mini:
     def files(self, image_id: str) -> tuple[str, str | None]:
         """Its image and label."""
         split, (head, _, rest) = self.rows[image_id], image_id.partition("/")
+        rest = rest.removeprefix("ulm_000000_000019_")  # of rainy_cityscapes, whose ids are of two names
         image, label = (p.format(id=image_id, split=split, head=head, rest=rest) for p in (self.images, self.labels))
         return image, None if split in self.unlabelled else label
 
@@ -202,6 +203,41 @@ MINIS = {
             "gtFine/train/201/000001_gtFine_instanceids.png",
         ),
     ),
+    "synscapes": Mini(
+        images="img/rgb/{id}.png",
+        labels="img/class/{id}.png",
+        rows={"1": "train", "25000": "train"},
+        ids=34,
+        raw_ids=CITY,
+        left_alone=("img/instance/1.png", "img/depth/1.exr", "meta/1.json"),
+    ),
+    "foggy_cityscapes": Mini(
+        images="leftImg8bit_foggy/{split}/{id}_leftImg8bit_foggy_beta_0.02.png",
+        labels="gtFine/{split}/{id}_gtFine_labelIds.png",
+        rows={"ulm/ulm_000000_000019": "train", "lindau/lindau_000000_000019": "val"},
+        ids=34,
+        raw_ids=CITY,
+        left_alone=(
+            "leftImg8bit_foggy/train/ulm/ulm_000000_000019_leftImg8bit_foggy_beta_0.01.png",
+            "leftImg8bit_foggy/train/ulm/ulm_000000_000019_leftImg8bit_foggy_beta_0.005.png",
+        ),
+    ),
+    "rainy_cityscapes": Mini(
+        images="leftImg8bit_rain/{split}/ulm/ulm_000000_000019_leftImg8bit_rain_{rest}.png",
+        labels="gtFine/{split}/ulm/ulm_000000_000019_gtFine_labelIds.png",
+        rows={"ulm/ulm_000000_000019_alpha_0.01_beta_0.005_dropsize_0.01_pattern_1": "train"},
+        ids=34,
+        raw_ids=CITY,
+        left_alone=("gtFine/train/ulm/ulm_000001_000019_gtFine_labelIds.png",),
+    ),
+    "nightcity": Mini(
+        images="NightCity-images/images/{split}/{id}.png",
+        labels="NightCity-label/label/{split}/{id}_labelIds.png",
+        rows={"Chicago_0000": "train", "Chicago_0004": "val"},
+        ids=34,
+        raw_ids=CITY,
+        left_alone=("NightCity-label/color/train/Chicago_0000_color.png",),
+    ),
     "camvid": Mini(
         images="{split}/{id}.png",
         labels="{split}annot/{id}.png",
@@ -213,7 +249,9 @@ MINIS = {
 
 
 def test_every_dataset_has_a_miniature() -> None:
-    assert {"folders", "voc", "cvat", *MINIS} == set(LAYOUTS)  # voc and cvat: test_voc_layouts.py
+    elsewhere = {"folders", "voc", "cvat", "mapillary", "carla", "loveda", "loveda_rural", "loveda_urban"}
+    elsewhere |= {"potsdam", "vaihingen", "coco_panoptic", "coco_stuff"}
+    assert elsewhere | set(MINIS) == set(LAYOUTS)  # elsewhere: test_voc_layouts.py, test_other_layouts.py
 
 
 @pytest.mark.parametrize("name", MINIS)

@@ -162,6 +162,11 @@ def read_label(uri: str) -> np.ndarray:
     return _read(uri, decode_label)
 
 
+def read_colours(uri: str) -> np.ndarray:
+    """(H, W) int32 of the image at `uri`, see `decode_colours`. Raises as `read_label` does."""
+    return _read(uri, decode_colours)
+
+
 def read_raw_label(uri: str, classes: Classes) -> np.ndarray:
     """(H, W) places in `classes.lookup()` of the label map at `uri`: raw ids, or colours where its labels hold such.
 

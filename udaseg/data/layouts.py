@@ -8,11 +8,24 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
+from udaseg.data import aerial_layouts as aerial
+from udaseg.data import coco
 from udaseg.data.classes import MAX_CLASSES_BYTES, Classes, of_color_labels
 from udaseg.data.folders import IMAGE_SUFFIXES, LABEL_SUFFIXES, Pair, files, folders, has_folder, match
 from udaseg.data.storage import exists, join, read_bytes
-from udaseg.data.taxonomies import _CAMVID, _CITYSCAPES, _IDD, _SYNTHIA, CITYSCAPES_CLASSES, VOC_CLASSES, _classes
+from udaseg.data.strict_json import parse_json
+from udaseg.data.taxonomies import (
+    _CAMVID,
+    _CITYSCAPES,
+    _IDD,
+    _SYNTHIA,
+    CARLA_CLASSES,
+    CITYSCAPES_CLASSES,
+    VOC_CLASSES,
+    _classes,
+)
 from udaseg.errors import DatasetError
 
 
@@ -25,7 +38,9 @@ class Layout:
     classes: Classes | None = None
     """None where the user gives them, in ROOT/classes.json or by `--classes`."""
     read_classes: Callable[[str, Classes | None], Classes] | None = None
-    """Root folder and the user's classes, where given -> those of labels in which a file of the root names colours."""
+    """Root folder and the user's classes, where given -> those that a file of the root names."""
+    segments: Callable[[str], coco.Segments] | None = None
+    """Root folder -> what is in labels that hold numbers of segments, which must be drawn."""
 
 
 def _folders(root: str) -> Iterator[Pair]:
@@ -128,6 +143,85 @@ def _camvid(root: str) -> Iterator[Pair]:
         yield from match(files(join(root, split), [".png"]), files(join(root, f"{split}annot"), [".png"]), split)
 
 
+def _mapillary(root: str) -> Iterator[Pair]:
+    """training/images/*.jpg, training/v2.0/labels/*.png; in version 1.2 of the download training/labels/*.png.
+
+    Likewise validation, which is val, and testing, test, which has no labels. (The README of the download.)
+    """
+    of = {"training": "train", "validation": "val", "testing": "test"}
+    found = [folder for folder in folders(root) if folder in of]
+    if not found:
+        raise DatasetError(f"{root}: no folder training, validation or testing in this folder")
+    for folder in found:
+        places = [join(root, folder, *below, "labels") for below in (("v2.0",), ("v1.2",), ())]
+        labelled = [place for place in places if folder != "testing" and has_folder(place)]
+        labels = files(labelled[0], LABEL_SUFFIXES) if labelled else []
+        yield from match(files(join(root, folder, "images"), [".jpg"]), labels, of[folder])
+
+
+def _mapillary_classes(root: str, given: Classes | None) -> Classes:
+    """The "labels" of config_v2.0.json, config_v1.2.json or config.json, in their order, which is that of the ids.
+
+    Those that are not to be evaluated are ignored. A class list that is given is of these ids.
+    """
+    names = [n for n in ("config_v2.0.json", "config_v1.2.json", "config.json") if exists(join(root, n))]
+    if given is not None:
+        return given
+    if not names:
+        raise DatasetError(f"{root}: no config_v2.0.json, config_v1.2.json or config.json, which name the classes")
+    uri = join(root, names[0])
+    value = parse_json(read_bytes(uri, limit=MAX_CLASSES_BYTES), uri)
+    try:
+        raw = [(label["readable"], tuple(label["color"]), bool(label["evaluate"])) for label in value["labels"]]
+        kept = [k for k, (_, _, evaluate) in enumerate(raw) if evaluate]
+        return Classes(
+            names=tuple(raw[k][0] for k in kept),
+            palette=tuple(raw[k][1] for k in kept),
+            raw_to_train={k: kept.index(k) if k in kept else 255 for k in (*range(len(raw)), 255)},
+        )
+    except (KeyError, TypeError, DatasetError) as error:
+        raise DatasetError(f"{uri}: its labels are not those of Mapillary Vistas: {error}") from None
+
+
+def _synscapes(root: str) -> Iterator[Pair]:
+    """img/rgb/1.png to 25000.png, img/class/1.png with Cityscapes' label ids; all are train (7dlabs.com/synscapes)."""
+    return match(files(join(root, "img/rgb"), [".png"]), files(join(root, "img/class"), [".png"]), "train")
+
+
+def _foggy_cityscapes(root: str) -> Iterator[Pair]:
+    """leftImg8bit_foggy/<split>/<city>/*_leftImg8bit_foggy_beta_0.02.png beside Cityscapes' gtFine.
+
+    Of the three densities it is the thickest, which the field adapts to. The later leftImg8bit_foggyDBF is taken where
+    the first is not there. (people.ee.ethz.ch/~csakarid/SFSU_synthetic)
+    """
+    there = has_folder(join(root, "leftImg8bit_foggy"))
+    images = "leftImg8bit_foggy" if there else "leftImg8bit_foggyDBF", ["_leftImg8bit_foggy_beta_0.02.png"]
+    return _by_split(root, images, ("gtFine", ["_gtFine_labelIds.png"]))
+
+
+def _rainy_cityscapes(root: str) -> Iterator[Pair]:
+    """leftImg8bit_rain/<split>/<city>/*_leftImg8bit_rain_alpha_*_beta_*_dropsize_*_pattern_*.png beside gtFine.
+
+    All 36 renderings of an image have its label; an id is the image's and the rendering's. Most of Cityscapes has none.
+    (Hu et al., CVPR 2019, "Depth-Attentional Features for Single-Image Rain Removal")
+    """
+    for split in folders(join(root, "leftImg8bit_rain")):
+        folder = join(root, "gtFine", split)
+        labels = dict(files(folder, ["_gtFine_labelIds.png"])) if has_folder(folder) else {}
+        for name, uri in files(join(root, "leftImg8bit_rain", split), [".png"]):
+            image, mark, rendering = name.partition("_leftImg8bit_rain_")
+            if mark:
+                yield Pair(f"{image}_{rendering}", uri, labels.get(image), split)
+
+
+def _nightcity(root: str) -> Iterator[Pair]:
+    """NightCity-images/images/<split>/*.png, NightCity-label/label/<split>/*_labelIds.png with Cityscapes' label ids.
+
+    (Tan et al., TIP 2021, "Night-time Scene Parsing with a Large Real Dataset")
+    """
+    return _by_split(root, ("NightCity-images/images", IMAGE_SUFFIXES), ("NightCity-label/label", ["_labelIds.png"]))
+
+
 def _voc(root: str) -> Iterator[Pair]:
     """JPEGImages/<id>.jpg, SegmentationClass/<id>.png; ImageSets/Segmentation/<split>.txt has the ids of a split.
 
@@ -200,6 +294,21 @@ LAYOUTS: dict[str, Layout] = {
     "bdd100k": Layout(pairs=_bdd100k, classes=replace(CITYSCAPES_CLASSES, raw_to_train={})),
     "idd": Layout(pairs=_idd, classes=_classes(_IDD, raw_ids=40)),
     "camvid": Layout(pairs=_camvid, classes=_classes(_CAMVID, raw_ids=12)),
+    "mapillary": Layout(pairs=_mapillary, read_classes=_mapillary_classes),
+    "synscapes": Layout(pairs=_synscapes, classes=CITYSCAPES_CLASSES),
+    "foggy_cityscapes": Layout(pairs=_foggy_cityscapes, classes=CITYSCAPES_CLASSES),
+    "rainy_cityscapes": Layout(pairs=_rainy_cityscapes, classes=CITYSCAPES_CLASSES),
+    "nightcity": Layout(pairs=_nightcity, classes=CITYSCAPES_CLASSES),
+    "carla": Layout(pairs=_folders, classes=CARLA_CLASSES),  # it has no layout of its own
+    "loveda": Layout(pairs=aerial.loveda, classes=aerial.LOVEDA_CLASSES),
+    "loveda_rural": Layout(pairs=partial(aerial.loveda, domains=["Rural"]), classes=aerial.LOVEDA_CLASSES),
+    "loveda_urban": Layout(pairs=partial(aerial.loveda, domains=["Urban"]), classes=aerial.LOVEDA_CLASSES),
+    "potsdam": Layout(pairs=aerial.potsdam, classes=aerial.ISPRS_CLASSES),
+    "vaihingen": Layout(pairs=aerial.vaihingen, classes=aerial.ISPRS_CLASSES),
+    "coco_panoptic": Layout(
+        pairs=coco.panoptic_pairs, read_classes=coco.panoptic_classes, segments=coco.panoptic_segments
+    ),
+    "coco_stuff": Layout(pairs=coco.stuff_pairs, read_classes=coco.stuff_classes),
     "voc": Layout(pairs=_voc, classes=VOC_CLASSES),
     "cvat": Layout(pairs=_cvat, read_classes=_cvat_classes),
 }

@@ -52,10 +52,28 @@ def _classes(dataset: int, raw_ids: int) -> Classes:
 CITYSCAPES_CLASSES = _classes(_CITYSCAPES, raw_ids=34)
 
 
-def _voc_palette(colors: int) -> tuple[tuple[int, int, int], ...]:
+def voc_palette(colors: int) -> tuple[tuple[int, int, int], ...]:
     """Pascal VOC's colours: each next three bits of an id are the next lower bits of red, green and blue."""
     bits = [[sum((i >> 3 * n + c & 1) << 7 - n for n in range(8)) for c in range(3)] for i in range(colors)]
     return tuple((red, green, blue) for red, green, blue in bits)
+
+
+_CARLA_ONLY = {
+    "0,0,0": None, "110,190,160": None, "170,120,50": None, "55,90,80": None, "250,170,160": None,  # unlabelled, others
+    "45,60,150": None, "81,0,81": None, "150,100,100": None, "230,150,140": None,  # water, ground, bridge, rail track
+    "180,165,180": None, "180,130,70": None,  # guard rail, rock
+    "157,234,50": "road",  # its markings
+    "100,40,40": "fence", "145,170,100": "terrain",  # before 0.9.14
+}  # fmt: skip
+"""Colours of CARLA's CityScapesPalette.h that Cityscapes has not, in all versions since 0.9."""
+
+
+CARLA_CLASSES = replace(
+    CITYSCAPES_CLASSES,
+    raw_to_train={},
+    color_to_train={",".join(map(str, colour)): k for k, colour in enumerate(CITYSCAPES_CLASSES.palette)}
+    | {c: 255 if name is None else CITYSCAPES_CLASSES.names.index(name) for c, name in _CARLA_ONLY.items()},
+)
 
 
 _VOC = (
@@ -64,7 +82,7 @@ _VOC = (
 )  # fmt: skip
 
 
-VOC_CLASSES = Classes(names=_VOC, palette=_voc_palette(len(_VOC)))
+VOC_CLASSES = Classes(names=_VOC, palette=voc_palette(len(_VOC)))
 
 
 _SYNTHIA_16 = tuple(name for name in CITYSCAPES_CLASSES.names if name not in ("terrain", "truck", "train"))

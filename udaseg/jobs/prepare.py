@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import sys
@@ -17,6 +18,7 @@ import ray
 from rich.table import Table
 
 from udaseg.data.classes import Classes
+from udaseg.data.coco import Segments, drawn
 from udaseg.data.dataset_input import assign_splits, check_given, find_classes, find_pairs
 from udaseg.data.folders import Pair, Problem, sort_out
 from udaseg.data.images import inspect
@@ -82,7 +84,9 @@ def prepare(
             "palette": [[r, g, b], ...], "map": {"class of the dataset": "one of names", several of them where its
             pixels may be of any, which only methods between taxonomies use, or null to ignore it}}.
         layout: How a known dataset lies on disk: folders (ROOT/<split>/images and .../labels), cityscapes, gta5,
-            synthia, acdc, dark_zurich, bdd100k, idd, camvid, voc (Pascal VOC 2012) or cvat ("Segmentation mask 1.1").
+            synthia, acdc, dark_zurich, bdd100k, idd, camvid, mapillary, synscapes, foggy_cityscapes, rainy_cityscapes,
+            nightcity, carla (as folders, in the colours of its CityScapesPalette), loveda, loveda_rural, loveda_urban,
+            potsdam, vaihingen, coco_panoptic, coco_stuff, voc (Pascal VOC 2012) or cvat ("Segmentation mask 1.1").
         root: The root folder of the layout.
         splits: A JSON file {split: [image paths below --images, without extension]}; else all rows are of --split.
         split: The split of all images of --images; train where it is not given.
@@ -105,7 +109,7 @@ def prepare(
     keep_apart(given, out, [*DATASET_FILES, SKIPPED])
     if exists(join(out, "manifest.parquet")) and not overwrite:
         raise DatasetError(f"{out}: there is a dataset in this directory already; replace it by --overwrite")
-    with own_directory(out, "prepare"):
+    with own_directory(out, "prepare"), contextlib.ExitStack() as undo:
         if not _is_own_list(join(out, SKIPPED)):
             raise DatasetError(f"{join(out, SKIPPED)}: not written by `udaseg prepare`, which would; move it elsewhere")
         class_list = find_classes(classes, mapping, layout, root, label_colors, reduce_zero_label=reduce_zero_label)
@@ -113,6 +117,9 @@ def prepare(
         good, problems = sort_out(pairs)
         if splits is not None:
             good, more = assign_splits(good, {pair.image_id for pair in pairs if pair.image_uri}, splits)
+            problems += more
+        if layout is not None and root is not None and (segments := LAYOUTS[layout].segments) is not None:
+            good, more = _drawn(good, segments(root), join(out, "labels"), undo)
             problems += more
         facts, places = _inspect_all(good, class_list)
         broken = pc.is_valid(facts["problem"])
@@ -133,12 +140,31 @@ def prepare(
         else:
             remove(skipped)  # of an overwritten dataset
         write_dataset(out, manifest, class_list, places if places.any() else None)
+        undo.pop_all()
         if problems:
             print(f"skipped, as {skipped} lists\n{_listing(problems)}")
         _show(manifest, class_list, title=out)
         for warning in warnings:
             print(f"warning: {warning}", file=sys.stderr)
         return problems
+
+
+def _drawn(
+    pairs: Sequence[Pair], segments: Segments, folder: str, undo: contextlib.ExitStack
+) -> tuple[list[Pair], list[Problem]]:
+    """Draw label maps, whose folder is named by what they are drawn from, so that no dataset loses its own.
+
+    `undo` removes what is new. Returns the pairs with these labels, and the problems of the others.
+    """
+    home, done = join(folder, segments.digest), list[str]()
+
+    def remove_all() -> None:
+        for uri in done:
+            remove(uri)
+
+    if not exists(home):
+        undo.callback(remove_all)
+    return drawn(pairs, segments, home, done)
 
 
 def _is_own_list(uri: str) -> bool:

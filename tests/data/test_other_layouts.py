@@ -1,0 +1,227 @@
+"""Layouts with classes of their own, in files or colours, as miniatures: Mapillary, CARLA, LoveDA, ISPRS and COCO."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from udaseg.data.classes import Classes
+from udaseg.data.dataset_input import find_classes
+from udaseg.data.folders import Pair, sort_out
+from udaseg.data.images import inspect, read_label
+from udaseg.data.index import open_index
+from udaseg.data.layouts import LAYOUTS
+from udaseg.data.manifest import read_manifest
+from udaseg.data.taxonomies import CARLA_CLASSES, CITYSCAPES_CLASSES
+from udaseg.errors import DatasetError
+from udaseg.jobs.prepare import prepare
+
+SIZE = (6, 8)
+
+
+def put(path: Path, pixels: np.ndarray | None = None) -> None:
+    """An image; black and coloured where nothing is given."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.zeros((*SIZE, 3), np.uint8) if pixels is None else pixels).save(path)
+
+
+def pairs_of(layout: str, root: Path) -> list[Pair]:
+    pairs = list(LAYOUTS[layout].pairs(str(root)))
+    assert sort_out(pairs) == (pairs, [])
+    return pairs
+
+
+def classes_of(layout: str, root: Path) -> Classes:
+    return find_classes(None, None, layout, str(root), None, reduce_zero_label=False)
+
+
+def counts(pair: Pair, classes: Classes) -> list[int]:
+    facts = inspect(str(pair.image_uri), pair.label_uri, classes, classes.lookup())
+    assert facts.class_pixels is not None
+    return [int(n) for n in facts.class_pixels]
+
+
+def cycle(values: list[int] | list[tuple[int, int, int]]) -> np.ndarray:
+    """A label in which all values occur, one after the other."""
+    table, places = np.array(values, np.uint8), np.resize(np.arange(len(values)), SIZE)
+    label: np.ndarray = table[places]
+    return label
+
+
+MAPILLARY = [
+    {"readable": "Bird", "name": "animal--bird", "color": [165, 42, 42], "evaluate": True, "instances": True},
+    {"readable": "Ego Vehicle", "name": "void--ego-vehicle", "color": [120, 10, 10], "evaluate": False},
+    {"readable": "Road", "name": "construction--flat--road", "color": [128, 64, 128], "evaluate": True},
+]
+
+
+@pytest.mark.parametrize(
+    ("config", "below"), [("config.json", ""), ("config_v1.2.json", "v1.2/"), ("config_v2.0.json", "v2.0/")]
+)
+def test_mapillary(tmp_path: Path, config: str, below: str) -> None:
+    (tmp_path / config).write_text(json.dumps({"labels": MAPILLARY, "version": "x"}))
+    label = cycle([0, 1, 2, 2])
+    for split, name in (("training", "a"), ("validation", "b"), ("testing", "c")):
+        put(tmp_path / split / "images" / f"{name}.jpg")
+        if split != "testing":
+            put(tmp_path / split / f"{below}labels" / f"{name}.png", label)
+            put(tmp_path / split / f"{below}instances" / f"{name}.png", label)
+        else:
+            (tmp_path / split / f"{below}labels").mkdir(parents=True)
+    pairs = pairs_of("mapillary", tmp_path)
+    assert [(p.image_id, p.split, p.label_uri is None) for p in pairs] == [
+        ("c", "test", True), ("a", "train", False), ("b", "val", False)
+    ]  # fmt: skip
+    classes = classes_of("mapillary", tmp_path)
+    assert classes.names == ("Bird", "Road") and classes.palette == ((165, 42, 42), (128, 64, 128))
+    assert counts(pairs[1], classes) == [12, 24]
+
+
+def test_mapillary_refuses_what_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="no folder training, validation or testing"):
+        list(LAYOUTS["mapillary"].pairs(str(tmp_path)))
+    with pytest.raises(DatasetError, match="which name the classes"):
+        classes_of("mapillary", tmp_path)
+    (tmp_path / "config.json").write_text('{"labels": [{"readable": "Road"}]}')
+    with pytest.raises(DatasetError, match=r"config\.json: its labels are not those of Mapillary Vistas"):
+        classes_of("mapillary", tmp_path)
+
+
+def test_carla_s_colours_are_those_of_cityscapes_and_its_own(tmp_path: Path) -> None:
+    road, sky, fence, old_fence, marking, water = (
+        (128, 64, 128), (70, 130, 180), (190, 153, 153), (100, 40, 40), (157, 234, 50), (45, 60, 150)
+    )  # fmt: skip
+    put(tmp_path / "train/images/a.png")
+    alpha = np.full((*SIZE, 1), 255, np.uint8)
+    put(
+        tmp_path / "train/labels/a.png",
+        np.concatenate([cycle([road, sky, fence, old_fence, marking, water]), alpha], 2),
+    )
+    (pair,) = pairs_of("carla", tmp_path)
+    found = dict(zip(CARLA_CLASSES.names, counts(pair, classes_of("carla", tmp_path)), strict=True))
+    assert {name: n for name, n in found.items() if n} == {"road": 16, "sky": 8, "fence": 16}
+    assert CARLA_CLASSES.names == CITYSCAPES_CLASSES.names
+
+
+def test_loveda(tmp_path: Path) -> None:
+    label = cycle([0, 1, 2, 3, 4, 5, 6, 7])
+    for split, number in (("Train", "1366"), ("Val", "2522"), ("Test", "4191")):
+        for domain in ("Rural", "Urban"):
+            put(tmp_path / split / domain / "images_png" / f"{number}.png")
+            if split != "Test":
+                put(tmp_path / split / domain / "masks_png" / f"{number}.png", label)
+    pairs = pairs_of("loveda", tmp_path)
+    assert [p.image_id for p in pairs if p.split == "train"] == ["rural/1366", "urban/1366"]
+    assert [p.label_uri is None for p in pairs] == [False] * 4 + [True] * 2
+    assert {p.image_id for p in pairs_of("loveda_rural", tmp_path)} == {"rural/1366", "rural/2522", "rural/4191"}
+    assert {p.image_id for p in pairs_of("loveda_urban", tmp_path)} == {"urban/1366", "urban/2522", "urban/4191"}
+    classes = classes_of("loveda", tmp_path)
+    assert counts(pairs[0], classes) == [6] * 7 and classes.names[0] == "background"
+    with pytest.raises(DatasetError, match="no folder Train, Val or Test"):
+        list(LAYOUTS["loveda"].pairs(str(tmp_path / "Train")))
+
+
+ISPRS = [(255, 255, 255), (0, 0, 255), (0, 255, 255), (0, 255, 0), (255, 255, 0), (255, 0, 0), (0, 0, 0), (0, 0, 255)]
+
+
+@pytest.mark.parametrize("layout", ["potsdam", "vaihingen"])
+def test_isprs(tmp_path: Path, layout: str) -> None:
+    potsdam = layout == "potsdam"
+    image = "2_Ortho_RGB/top_potsdam_{}_RGB.tif" if potsdam else "top/top_mosaic_09cm_area{}.tif"
+    labels = ("5_Labels_all/top_potsdam_{}_label.tif", "5_Labels_for_participants/top_potsdam_{}_label.tif")
+    if not potsdam:
+        complete = "ISPRS_semantic_labeling_Vaihingen_ground_truth_COMPLETE"
+        labels = (f"{complete}/top_mosaic_09cm_area{{}}.tif", "gts_for_participants/top_mosaic_09cm_area{}.tif")
+    train, judged = ("6_7", "5_15") if potsdam else ("37", "38")
+    for tile in (train, judged):
+        put(tmp_path / image.format(tile))
+        put(tmp_path / labels[0].format(tile), cycle(ISPRS))
+    put(tmp_path / labels[1].format(train), cycle(ISPRS))
+    of = {p.image_id: p for p in pairs_of(layout, tmp_path)}
+    assert {tile: pair.split for tile, pair in of.items()} == {train: "train", judged: "val"}
+    assert counts(of[judged], classes_of(layout, tmp_path)) == [6, 12, 6, 6, 6, 6]
+    (tmp_path / labels[0].partition("/")[0]).rename(tmp_path / "gone")
+    unlabelled = {p.image_id: p.label_uri is None for p in pairs_of(layout, tmp_path)}
+    assert unlabelled == {train: False, judged: True}
+    (tmp_path / labels[1].partition("/")[0]).rename(tmp_path / "gone2")
+    with pytest.raises(DatasetError, match=r"no folder .* in this folder"):
+        list(LAYOUTS[layout].pairs(str(tmp_path)))
+
+
+CATEGORIES = [
+    {"id": 1, "name": "person", "isthing": 1, "color": [220, 20, 60], "supercategory": "person"},
+    {"id": 200, "name": "rug-merged", "isthing": 0, "color": [250, 141, 255], "supercategory": "floor"},
+]
+NUMBERS = {7: 1, 300: 1, 70_000: 200}
+"""Segment -> category; beyond 255 and 65,535 green and blue count."""
+
+
+def make_panoptic(root: Path, numbers: dict[int, int] = NUMBERS) -> np.ndarray:
+    """Two images; the segment of each pixel, 0 where there is none."""
+    label = np.resize(np.array([0, 7, 300, 70_000]), SIZE)
+    pixels = np.stack([label & 255, label >> 8 & 255, label >> 16], -1).astype(np.uint8)
+    for split, name in (("train2017", "000000000009"), ("val2017", "000000000139")):
+        put(root / split / f"{name}.jpg")
+        put(root / "annotations" / f"panoptic_{split}" / f"{name}.png", pixels)
+        info = [{"id": n, "category_id": c, "area": 1, "iscrowd": 0} for n, c in numbers.items()]
+        content = {
+            "images": [{"id": int(name), "file_name": f"{name}.jpg", "height": SIZE[0], "width": SIZE[1]}],
+            "annotations": [{"image_id": int(name), "file_name": f"{name}.png", "segments_info": info}],
+            "categories": CATEGORIES,
+        }
+        (root / "annotations" / f"panoptic_{split}.json").write_text(json.dumps(content))
+    return label
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_coco_panoptic(tmp_path: Path) -> None:
+    label = make_panoptic(tmp_path / "coco")
+    out = str(tmp_path / "out")
+    assert prepare(layout="coco_panoptic", root=str(tmp_path / "coco"), out=out) == []
+    index = open_index(out)
+    assert index.classes.names == ("person", "rug-merged") and index.classes.palette[1] == (250, 141, 255)
+    assert index.splits == {"train": [0, 1], "val": [1, 2]}
+    assert read_manifest(out)["label_uri"][0].as_py().startswith("labels/")
+    expected = np.select([label == 0, label == 70_000], [255, 1], 0)
+    assert np.array_equal(index.train_ids(0), expected) and np.array_equal(index.train_ids(1), expected)
+    before = {path: path.read_bytes() for path in Path(out).rglob("*.png")}
+    make_panoptic(tmp_path / "coco", {7: 1, 300: 1})
+    with pytest.raises(DatasetError, match=r"000000000009\.png: segment 70000 \(12 pixels\) is not in the annotations"):
+        prepare(layout="coco_panoptic", root=str(tmp_path / "coco"), out=out, overwrite=True)
+    assert {path: path.read_bytes() for path in Path(out).rglob("*.png")} == before
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("[]", r"panoptic_train2017\.json: 'images' is not a list of objects with file_name, id"),
+        ('{"images": [], "annotations": [{}]}', "'annotations' is not a list of objects with file_name, image_id"),
+        ("no", r"panoptic_train2017\.json: "),
+    ],
+)
+def test_refuses_annotations(tmp_path: Path, content: str, reason: str) -> None:
+    (tmp_path / "annotations").mkdir()
+    with pytest.raises(DatasetError, match=r"annotations: no file panoptic_<split>\.json"):
+        list(LAYOUTS["coco_panoptic"].pairs(str(tmp_path)))
+    (tmp_path / "annotations/panoptic_train2017.json").write_text(content)
+    with pytest.raises(DatasetError, match=reason):
+        list(LAYOUTS["coco_panoptic"].pairs(str(tmp_path)))
+
+
+def test_coco_stuff(tmp_path: Path) -> None:
+    categories = [{"id": 92, "name": "banner"}, {"id": 182, "name": "wood"}, {"id": 183, "name": "other"}]
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations/stuff_val2017.json").write_text(json.dumps({"categories": categories}))
+    with pytest.raises(DatasetError, match=r"unpack stuff_val2017_pixelmaps\.zip there"):
+        pairs_of("coco_stuff", tmp_path)
+    put(tmp_path / "images/val2017/000000000139.jpg")
+    put(tmp_path / "annotations/stuff_val2017_pixelmaps/000000000139.png", cycle([0, 92, 182, 183]))
+    (pair,) = pairs_of("coco_stuff", tmp_path)
+    classes = classes_of("coco_stuff", tmp_path)
+    assert (pair.image_id, pair.split, classes.names) == ("000000000139", "val", ("banner", "wood"))
+    assert counts(pair, classes) == [12, 12] and len(set(classes.palette)) == 2
+    assert set(np.unique(read_label(str(pair.label_uri)))) == {0, 92, 182, 183}
