@@ -35,19 +35,29 @@ def folders_drawn(text: str) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
-def test_the_tree_has_a_line_for_every_folder(name: str) -> None:
+def test_the_tree_has_a_line_for_every_folder() -> None:
     packages = {str(path.parent.relative_to(ROOT)) for path in (ROOT / "udaseg").rglob("*.py")}
-    assert folders_drawn((ROOT / name).read_text()) == packages | set(TOP)
+    assert folders_drawn((ROOT / "CONTRIBUTING.md").read_text()) == packages | set(TOP)
+
+
+def anchors(text: str) -> set[str]:
+    """Of a page's headings, as both GitHub and the site make them."""
+    prose = "".join(text.split("```")[::2])
+    headings = (re.sub(r"[^\w\- ]", "", line).strip() for line in re.findall(r"^#+ (.+)$", prose, re.MULTILINE))
+    return {heading.lower().replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_every_file_that_is_named_exists(path: Path) -> None:
+def test_every_file_and_heading_that_is_named_exists(path: Path) -> None:
     text = path.read_text()
     named = re.findall(rf"`((?:{'|'.join(TOP)})/[\w./-]*)`", text)
-    links = [link for link in re.findall(r"\]\(([^)#]+)[^)]*\)", text) if "://" not in link]
+    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
     assert not [name for name in named if not (ROOT / name).exists()]
-    assert not [link for link in links if not (path.parent / link).exists()]
+    for link in links:
+        file, _, anchor = link.partition("#")
+        to = (path.parent / file).resolve() if file else path
+        assert to.exists(), link
+        assert not anchor or anchor in anchors(to.read_text()), link
 
 
 def _modules() -> set[str]:
@@ -96,8 +106,14 @@ def test_every_recipe_is_on_its_page() -> None:
 
 def test_every_published_recipe_is_in_the_table() -> None:
     published = [name for name in RECIPES if not name.endswith(("_small", "_demo"))]
-    table = (ROOT / "README.md").read_text().partition("## Methods")[2].partition("\n## ")[0]
+    table = (ROOT / "docs/recipes.md").read_text()
     assert not [name for name in published if f"| `{name}` |" not in table]
+
+
+def test_the_readme_says_of_a_recipe_what_the_table_of_all_says() -> None:
+    rows = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| `")]
+    assert len(rows) > 5
+    assert set(rows) <= set((ROOT / "docs/recipes.md").read_text().splitlines())
 
 
 @pytest.mark.parametrize("name", [*PAPERS, *PARTS])
