@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-import toy
+from equal_ranks import narrow_stage
 from tiny import make_checkpoint, make_dataset
 from torch import Tensor
+from toy import make_state
 
 from pipelines.evaluate import main as evaluate
 from pipelines.pseudo_label import main as pseudo_label
@@ -257,7 +258,7 @@ def _moments(optimizer: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def run() -> RunState:
-    return toy.make_state(toy.make_stage("dacs"))
+    return make_state(narrow_stage("dacs"))
 
 
 @pytest.mark.parametrize("kind", STATES)

@@ -166,6 +166,7 @@ def test_what_is_not_finite_stops_at_its_step(name: str) -> None:
 @pytest.mark.parametrize("optimizer", ["adamw", pytest.param("sgd", marks=pytest.mark.full)])
 def test_a_resumed_run_is_the_uninterrupted_one(name: str, optimizer: str, tmp_path: Path) -> None:
     stage = make_stage(name, name=optimizer, lr=1e-3)
+    stage = replace(stage, model=replace(stage.model, backbone="test_byobnet"))
     whole = make_state(stage)
     for step in range(2):
         train_step(whole, make_batches(stage, step), stage, seed=SEED)

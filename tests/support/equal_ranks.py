@@ -51,10 +51,15 @@ def freeze_batch_norm(method: nn.Module) -> None:
     method.train = train  # type: ignore[method-assign]
 
 
-def train_some(rank: int | None, name: str, frozen: bool = True) -> tuple[Arrays, Arrays, dict[str, float]]:
-    """State, last gradients and last logs after some steps of a method, or of a recipe's last method that adapts."""
+def narrow_stage(name: str) -> Stage:
+    """A method's stage, or a recipe's last that adapts, on a network that takes a tenth of the time."""
     stage = make_stage(name) if name in METHODS else replace(adapting_stage(name), optim=make_stage("dacs").optim)
-    return train_stage(rank, stage, frozen)
+    return replace(stage, model=replace(stage.model, backbone="test_byobnet"))
+
+
+def train_some(rank: int | None, name: str, frozen: bool = True) -> tuple[Arrays, Arrays, dict[str, float]]:
+    """State, last gradients and last logs after some steps of `narrow_stage`."""
+    return train_stage(rank, narrow_stage(name), frozen)
 
 
 def train_stage(rank: int | None, stage: Stage, frozen: bool = True) -> tuple[Arrays, Arrays, dict[str, float]]:

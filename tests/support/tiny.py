@@ -97,7 +97,7 @@ def tiny_recipe(name: str, *, steps: int = 4, **values: object) -> Recipe:
         RECIPES[name](),
         {
             "steps": steps,
-            "model.backbone": "resnet10t",
+            "model.backbone": "test_byobnet",
             "model.head_channels": 16,
             "data.batch_size": 4,
             "data.short_side": 40,
@@ -134,9 +134,9 @@ def plain_loop(recipe: Recipe, source: str, rank: int = 0, ranks: int = 1) -> di
 def make_checkpoint(folder: Path, seed: int) -> str:
     """An untrained network whose classifier is sharpened, so that confidences spread."""
     torch.manual_seed(seed)
-    network = build_segmenter(3, backbone="resnet10t", head_channels=16)
+    network = build_segmenter(3, backbone="test_byobnet", head_channels=16)
     torch.nn.init.normal_(network.net.head.classify.weight, std=2.0)  # type: ignore[union-attr, arg-type]
-    model = Model(backbone="resnet10t", head_channels=16)
+    model = Model(backbone="test_byobnet", head_channels=16)
     card = ModelCard(model=model, classes=CLASSES, short_side=40, recipe="none", stage="none", step=0)
     save_model(folder, network, card)
     return str(folder)

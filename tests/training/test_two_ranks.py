@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from equal_ranks import GLOBAL, assert_close, share, train_some
+from equal_ranks import GLOBAL, assert_close, narrow_stage, share, train_some
 from torch import Tensor, nn
 from toy import METHODS, SEED, flat, make_batches, make_stage, make_state
 from two_ranks import WORLD_SIZE, TwoRanks
@@ -53,7 +53,7 @@ BY_A_RECIPE = (
 def test_a_method_on_two_ranks_equals_one(name: str, two_ranks: TwoRanks) -> None:
     ranks = two_ranks.run(train_some, name)
     state, gradients, logs = train_some(None, name)
-    start = flat(make_state(make_stage(name)).method.state_dict())
+    start = flat(make_state(narrow_stage(name)).method.state_dict())
     assert any(not np.array_equal(start[key], state[key]) for key in state if "student" in key)
     for part, other in zip(ranks[0][:2], ranks[1][:2], strict=True):
         for key in part:
