@@ -19,9 +19,9 @@ class Arguments:
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
     """A run's model directory, or one of its checkpoints."""
     out: str
-    """Directory to write, for model.pt2."""
-    format: Literal["torch-export"] = "torch-export"
-    """What torch.export.load reads."""
+    """Directory to write, for model.pt2 or model.onnx."""
+    format: Literal["torch-export", "onnx"] = "torch-export"
+    """torch-export: what torch.export.load reads; onnx: what ONNX Runtime reads, and much else."""
     size: tuple[int, int] | None = None
     """Height and width of the only images that it shall take; any where it is not given and the network lets it be."""
 

@@ -14,18 +14,18 @@ from pipelines.cli import command, parse_arguments
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """Predict images in this process: a label map of each, whose palette has the classes' colours.
+    """Predict images and videos in this process: a label map of each, whose palette has the classes' colours.
 
     For many images, thresholds and confidences there is `udaseg pseudo-label`."""
 
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
     """A run's model directory, or one of its checkpoints."""
     images: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="IMAGE...")]
-    """Files, folders or dataset directories."""
+    """Files of images or videos, folders of images or dataset directories."""
     out: str = "predictions"
     """Directory to write."""
     overlay: bool = False
-    """Write the images under their classes' colours too."""
+    """Write the images and videos under their classes' colours too."""
 
 
 @command

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS: list[tuple[str, ...]] = [
-    ("types", "errors", "rng", "distributed"),
+    ("types", "errors", "rng", "distributed", "extras"),
     ("data", "losses", "models", "ranges"),
     ("components",),
     ("config", "overrides", "job_config"),
@@ -22,6 +22,7 @@ FLOORS: list[tuple[str, ...]] = [
 ]
 """The folders and files of udaseg/, the ground floor first; pipelines/ and tune_spaces/ stand above them."""
 LOOK_ASIDE = {
+    "extras": {"errors"},
     "job_config": {"config"},
     "overrides": {"config"},
     "reports": {"checkpoints"},

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
+from networks import small_network
 from tiny import CLASSES, draw, make_checkpoint
 
 import udaseg
 from pipelines.export import main
 from udaseg.checkpoints import exporting
-from udaseg.checkpoints.directory import load_model
-from udaseg.checkpoints.exporting import METADATA, export_network
+from udaseg.checkpoints.directory import ModelCard, load_model
+from udaseg.checkpoints.exporting import LARGEST_DIFFERENCE, METADATA, export_network
+from udaseg.config import Model
 from udaseg.errors import CheckpointError
+from udaseg.jobs.export import FILES
 
 
 @pytest.fixture(scope="module")
@@ -26,19 +31,27 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def loaded(file: Path) -> tuple[Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]], dict[str, object]]:
+    if file.suffix == ".onnx":
+        session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+        assert [given.name for given in session.get_inputs()] == ["image"]
+        assert [made.name for made in session.get_outputs()] == ["label", "confidence"]
+        facts = json.loads(session.get_modelmeta().custom_metadata_map[METADATA])
+        return lambda image: tuple(map(torch.from_numpy, session.run(None, {"image": image.numpy()}))), facts
     extra = {METADATA: ""}
     program = torch.export.load(file, extra_files=extra)
     return program.module(), json.loads(extra[METADATA])
 
 
 @pytest.mark.full
-def test_of_any_size(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([model, "--out", str(tmp_path / "out")]) == 0
+@pytest.mark.parametrize("form", FILES)
+def test_of_any_size(form: str, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [model, "--out", str(tmp_path / "out"), "--format", form]
+    assert main(words) == 0
     first, second = capsys.readouterr().out.splitlines()
     assert "takes batches of images of any size" in first
     difference = float(second.split()[5])
     assert second.startswith("max difference to the original: ") and difference < 1e-5 and "; 0 of " in second
-    exported, facts = loaded(tmp_path / "out" / "model.pt2")
+    exported, facts = loaded(tmp_path / "out" / FILES[form])
     assert facts["names"] == list(CLASSES.names) and facts["palette"] == [list(c) for c in CLASSES.palette]
     assert facts["size"] is None
     predictor = udaseg.load(model, device="cpu")
@@ -50,7 +63,7 @@ def test_of_any_size(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[s
                 wanted = predictor.predict(image)
                 assert label.dtype == np.uint8 and (label != wanted.label).mean() < 1e-3
                 np.testing.assert_allclose(confidence, wanted.confidence, atol=1e-4)
-    assert main([model, "--out", str(tmp_path / "out")]) == 2
+    assert main(words) == 2
     assert "holds an exported model already" in capsys.readouterr().err
 
 
@@ -58,16 +71,26 @@ def noise(size: tuple[int, int]) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
 
 
-def test_of_one_size(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([model, "--out", str(tmp_path / "out"), "--size", "48", "64"]) == 0
-    assert "takes one image of 48 x 64 pixels" in capsys.readouterr().out
-    exported, facts = loaded(tmp_path / "out" / "model.pt2")
-    assert facts["size"] == [48, 64] and facts["names"] == list(CLASSES.names)
+def test_of_one_size(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trace, traced = torch.export.export, []
+
+    def trace_once(*given: object, **how: object) -> object:  # what is written in either format is the same
+        traced[:] = traced or [trace(*given, **how)]
+        return traced[0]
+
+    monkeypatch.setattr(torch.export, "export", trace_once)
     image = draw("target", 0, (48, 64))[0]
-    label, confidence = exported(torch.from_numpy(image)[None])
     wanted = udaseg.load(model, device="cpu").predict(image)
-    assert np.array_equal(label[0].numpy(), wanted.label) and len(np.unique(wanted.label)) > 1
-    np.testing.assert_allclose(confidence[0].numpy(), wanted.confidence, atol=1e-5)
+    for form, file in FILES.items():
+        assert main([model, "--out", str(tmp_path / "out"), "--format", form, "--size", "48", "64"]) == 0
+        assert "takes one image of 48 x 64 pixels" in capsys.readouterr().out
+        exported, facts = loaded(tmp_path / "out" / file)
+        assert facts["size"] == [48, 64] and facts["names"] == list(CLASSES.names)
+        label, confidence = exported(torch.from_numpy(image)[None])
+        assert np.array_equal(label[0].numpy(), wanted.label) and len(np.unique(wanted.label)) > 1
+        np.testing.assert_allclose(confidence[0].numpy(), wanted.confidence, atol=1e-5)
 
 
 def test_one_that_differs_is_refused(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,3 +109,47 @@ def test_one_that_differs_is_refused(model: str, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(exporting.torch.export, "load", Spoilt)
     with pytest.raises(CheckpointError, match=r"differs from the original by 2\.0e-03 in a probability"):
         export_network(network, card, (40, 40))
+
+
+FAMILIES = {
+    "mit_b0": {"head": "context_aware"},
+    "resnet50": {"head": "aspp", "output_stride": 8, "caffe": True},
+    "hrnet_w18_small": {},
+    "test_vit": {},
+    "vit_small_patch14_dinov2": {},
+}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("backbone", FAMILIES)
+def test_families_as_onnx_take_any_size(backbone: str) -> None:
+    network = small_network(backbone=backbone, classes=3, **FAMILIES[backbone]).eval()
+    done = export_network(network, card(short_side=70), format="onnx")
+    assert done.size is None and done.difference < LARGEST_DIFFERENCE
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"backbone": "mit_b0", "head": "context_aware", "detail_crop": (64, 64)},
+        {"backbone": "deit_tiny_patch16_224", "input_size": (64, 128)},
+    ],
+    ids=["hrda", "deit"],
+)
+def test_what_cannot_take_any_size_as_onnx_takes_one(options: dict[str, object]) -> None:
+    done = export_network(small_network(classes=3, **options).eval(), card(short_side=64), format="onnx")
+    assert done.size == (64, 128) and done.difference < LARGEST_DIFFERENCE
+
+
+def card(short_side: int) -> ModelCard:
+    return ModelCard(model=Model(), classes=CLASSES, short_side=short_side, recipe="none", stage="none", step=0)
+
+
+def test_onnx_that_is_not_installed_is_told(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    assert main([model, "--out", str(tmp_path / "out"), "--format", "onnx"]) == 2
+    assert capsys.readouterr().err == "error: --format onnx needs onnxscript: pip install 'udaseg[onnx]'\n"
+    assert not (tmp_path / "out" / "model.onnx").exists()

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import io
+import struct
+import sys
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -160,3 +164,105 @@ def test_what_is_ignored_keeps_its_pixels() -> None:
     image = np.full((1, 2, 3), 11, np.uint8)
     found = np.asarray(overlay(image, np.array([[255, 1]], np.uint8), CLASSES))
     assert found.tolist() == [[[11, 11, 11], [41, 71, 96]]]
+
+
+# -- videos
+
+
+RATE = Fraction(30000, 1001)
+
+
+def film(file: Path, size: tuple[int, int] = (40, 56)) -> None:
+    with av.open(file, "w") as container:
+        stream = container.add_stream("libx264", rate=RATE, options={"crf": "5"})
+        stream.height, stream.width = size
+        stream.pix_fmt = "yuv444p" if size[0] % 2 else "yuv420p"
+        for number in range(6):
+            frame = av.VideoFrame.from_ndarray(draw("source", number, size)[0], format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def frames(file: Path) -> tuple[Fraction | None, list[np.ndarray]]:
+    with av.open(file) as container:
+        stream = container.streams.video[0]
+        return stream.average_rate, [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
+
+
+def stored(file: Path) -> np.ndarray:
+    return np.asarray(Image.open(file))
+
+
+def test_a_video_is_predicted_frame_by_frame(
+    model: str,
+    predictor: Predictor,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("udaseg.jobs.predict._SECONDS_BETWEEN_LINES", 0.0)
+    film(tmp_path / "clip.MP4")
+    Image.fromarray(draw("target", 0)[0]).save(tmp_path / "a.png")
+    out = tmp_path / "out"
+    assert main([model, f"{tmp_path}/clip.MP4", f"{tmp_path}/a.png", "--out", str(out), "--overlay"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"{tmp_path}/clip.MP4: frame 1 of 6" and len(lines) == 8
+    _, shown = frames(tmp_path / "clip.MP4")
+    labels = [predictor.predict(pixels).label for pixels in shown]
+    assert sorted(path.name for path in (out / "labels" / "clip").iterdir()) == [f"{n:06d}.png" for n in range(6)]
+    for number, label in enumerate(labels):
+        assert np.array_equal(stored(out / "labels" / "clip" / f"{number:06d}.png"), label)
+    share = np.bincount(np.ravel(labels), minlength=3) / np.size(labels)
+    most = share.argmax()
+    assert lines[6].startswith(f"{out}/labels/clip: 6 frames; {CLASSES.names[most]} {100 * share[most]:.1f} %")
+    rate, overlays = frames(out / "overlays" / "clip.mp4")
+    assert rate == RATE and len(overlays) == 6
+    for found, pixels, label in zip(overlays, shown, labels, strict=True):
+        assert found.shape == pixels.shape
+        assert np.abs(found - np.asarray(overlay(pixels, label, CLASSES)).astype(int)).mean() < 8  # H.264 loses some
+    assert (out / "labels" / "a.png").exists() and (out / "overlays" / "a.png").exists()
+
+
+def test_a_video_that_is_stored_turned_is_predicted_as_it_is_shown(
+    model: str, predictor: Predictor, tmp_path: Path
+) -> None:
+    """By a telephone held upright, which writes a quarter turn into the header of the track."""
+    film(tmp_path / "turned.mp4", (39, 56))
+    content = (tmp_path / "turned.mp4").read_bytes()
+    at = content.index(b"tkhd") + 44  # the matrix of a header of version 0
+    one = 1 << 16
+    assert struct.unpack(">9i", content[at : at + 36]) == (one, 0, 0, 0, one, 0, 0, 0, 1 << 30)
+    clockwise = struct.pack(">9i", 0, one, 0, -one, 0, 0, 0, 0, 1 << 30)
+    (tmp_path / "turned.mp4").write_bytes(content[:at] + clockwise + content[at + 36 :])
+    assert main([model, f"{tmp_path}/turned.mp4", "--out", f"{tmp_path}/out", "--overlay"]) == 0
+    _, shown = frames(tmp_path / "turned.mp4")
+    label = predictor.predict(np.rot90(shown[0], -1).copy()).label
+    assert label.shape == (56, 39) and np.array_equal(stored(tmp_path / "out/labels/turned/000000.png"), label)
+    assert [frame.shape for frame in frames(tmp_path / "out/overlays/turned.mp4")[1]] == [(56, 39, 3)] * 6
+
+
+def test_what_is_no_video_or_breaks_off_is_told(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    film(tmp_path / "cut.mp4")
+    content = (tmp_path / "cut.mp4").read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(content[: len(content) // 2])
+    (tmp_path / "text.mov").write_text("hello")
+    (tmp_path / "list.mkv").write_text(f"ffconcat version 1.0\nfile {tmp_path}/cut.mp4\n")
+    (tmp_path / "none.avi").touch()
+    names = ["cut.mp4", "text.mov", "list.mkv", "none.avi"]
+    assert main([model, *(f"{tmp_path}/{name}" for name in names), "--out", f"{tmp_path}/out", "--overlay"]) == 2
+    first, *others = capsys.readouterr().err.splitlines()
+    assert first == "error: 4 of 4 images were not predicted"
+    for name, line in zip(names, others, strict=True):
+        assert line.startswith(f"  {tmp_path}/{name}: not a video in a known format")
+    film(tmp_path / "damaged.mkv")
+    content = (tmp_path / "damaged.mkv").read_bytes()
+    (tmp_path / "damaged.mkv").write_bytes(content[: len(content) * 2 // 3])
+    main([model, f"{tmp_path}/damaged.mkv", "--out", f"{tmp_path}/out", "--overlay"])
+    kept = len(list((tmp_path / "out/labels/damaged").iterdir()))
+    assert 0 < kept < 6 and len(frames(tmp_path / "out/overlays/damaged.mp4")[1]) == kept
+    monkeypatch.setitem(sys.modules, "av", None)
+    assert main([model, f"{tmp_path}/cut.mp4", "--out", f"{tmp_path}/out2"]) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path}/cut.mp4 needs av: pip install 'udaseg[video]'\n"
+    assert not (tmp_path / "out2").exists()

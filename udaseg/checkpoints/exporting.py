@@ -1,10 +1,11 @@
-"""A model as one file that runs without udaseg: torch.export's, from the image's bytes to the class of every pixel."""
+"""A model as one file that runs without udaseg, of torch.export or ONNX: image bytes to the class of every pixel."""
 
 from __future__ import annotations
 
 import inspect
 import io
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -13,11 +14,18 @@ from torch import Tensor, nn
 from udaseg.checkpoints.directory import ModelCard
 from udaseg.data.strict_json import dump_json
 from udaseg.errors import CheckpointError
+from udaseg.extras import require_extra
 from udaseg.models.inference import predict
 from udaseg.models.segmenter import Segmenter
 from udaseg.rng import keyed
 
+Format = Literal["torch-export", "onnx"]
+Reader = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""What a reader of the file computes of images, see `ImageToLabel`."""
+
+
 METADATA = "udaseg.json"
+_AXES = {0: "batch", 1: "height", 2: "width"}  # of images whose size is open
 LARGEST_DIFFERENCE = 1e-3
 """Of a probability, between the exported network and the original; more is an error."""
 
@@ -41,7 +49,7 @@ class ImageToLabel(nn.Module):
 
 
 class Exported(NamedTuple):
-    """A file of torch.export, and how it was checked."""
+    """A file, and how it was checked."""
 
     content: bytes
     size: tuple[int, int] | None
@@ -54,7 +62,9 @@ class Exported(NamedTuple):
     """Of these, how many have another class."""
 
 
-def export_network(network: Segmenter, card: ModelCard, size: tuple[int, int] | None = None) -> Exported:
+def export_network(
+    network: Segmenter, card: ModelCard, size: tuple[int, int] | None = None, format: Format = "torch-export"
+) -> Exported:
     """Export a network in evaluation mode, on the CPU, and compare what comes out with what went in.
 
     Args:
@@ -62,20 +72,25 @@ def export_network(network: Segmenter, card: ModelCard, size: tuple[int, int] | 
         card: its card; names and colours of the classes become metadata.
         size: height and width of the only images that it shall take; None = any, where that can be exported, else
             `card.short_side` and twice that.
+        format: of the file.
 
-    Raises CheckpointError where it cannot be exported, or differs from the original by more than LARGEST_DIFFERENCE.
+    Raises CheckpointError where it cannot be exported, or differs from the original by more than LARGEST_DIFFERENCE,
+    and ConfigError where what writes the format is not installed.
     """
+    if format == "onnx":
+        require_extra("onnx", "--format onnx")
+    write = {"torch-export": _torch_export, "onnx": _onnx}[format]
     module = ImageToLabel(network, card).eval()
     if size is None:
         # Neither side is such that nothing is resized or padded, which would be taken to be so of all images.
         height, width = card.short_side + 9, card.short_side * 3 // 2 + 23
         shapes = [(2, height, width), (1, width - 6, height + 4), (3, height * 2, width)]
         try:
-            return _checked(module, card, shapes, dynamic=True)
+            return _checked(module, card, shapes, write, dynamic=True)
         except Exception:  # whatever tracing raises of a network that asks its tensors for their size
             size = (card.short_side, 2 * card.short_side)
     try:
-        return _checked(module, card, [(1, *size)], dynamic=False)
+        return _checked(module, card, [(1, *size)], write, dynamic=False)
     except CheckpointError:
         raise
     except Exception as error:
@@ -83,18 +98,20 @@ def export_network(network: Segmenter, card: ModelCard, size: tuple[int, int] | 
         raise CheckpointError(f"the network cannot be exported: {type(error).__name__}: {reason}") from error
 
 
+Write = Callable[[torch.export.ExportedProgram, str], tuple[bytes, Reader]]
+"""A traced network and the metadata -> the file's content, and what reads it."""
+
+
 @torch.no_grad()
-def _checked(module: ImageToLabel, card: ModelCard, shapes: list[tuple[int, int, int]], *, dynamic: bool) -> Exported:
+def _checked(
+    module: ImageToLabel, card: ModelCard, shapes: list[tuple[int, int, int]], write: Write, *, dynamic: bool
+) -> Exported:
     """Export with images of the first shape (batch, height, width), and compare on images of all shapes."""
     images = [torch.from_numpy(_image(shape)) for shape in shapes]
-    names = {0: "batch", 1: "height", 2: "width"}
-    dims = {axis: torch.export.Dim(name, min=1 if axis == 0 else 2) for axis, name in names.items()}
+    dims = {axis: torch.export.Dim(name, min=1 if axis == 0 else 2) for axis, name in _AXES.items()}
     program = torch.export.export(module, (images[0],), dynamic_shapes=(dims,) if dynamic else None)
     size = None if dynamic else shapes[0][1:]
-    buffer = io.BytesIO()
-    torch.export.save(program, buffer, extra_files={METADATA: metadata(card, size)})
-    buffer.seek(0)
-    exported = torch.export.load(buffer).module()  # what a reader of the file gets
+    content, exported = write(program, metadata(card, size))
     difference, pixels, other = 0.0, 0, 0
     for image in images:
         label, confidence = module(image)
@@ -103,7 +120,38 @@ def _checked(module: ImageToLabel, card: ModelCard, shapes: list[tuple[int, int,
         pixels, other = pixels + label.numel(), other + int((found != label).sum())
     if not difference <= LARGEST_DIFFERENCE:
         raise CheckpointError(f"the exported network differs from the original by {difference:.1e} in a probability")
-    return Exported(buffer.getvalue(), size, difference, pixels, other)
+    return Exported(content, size, difference, pixels, other)
+
+
+def _torch_export(program: torch.export.ExportedProgram, facts: str) -> tuple[bytes, Reader]:
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer, extra_files={METADATA: facts})
+    buffer.seek(0)
+    return buffer.getvalue(), torch.export.load(buffer).module()
+
+
+def _onnx(program: torch.export.ExportedProgram, facts: str) -> tuple[bytes, Reader]:
+    """Input "image", outputs "label" and "confidence"."""
+    import onnxruntime
+
+    written = torch.onnx.export(
+        program,
+        dynamo=True,
+        verbose=False,
+        input_names=["image"],
+        output_names=["label", "confidence"],
+        dynamic_shapes=(_AXES,) if program.range_constraints else None,  # for their names
+    )
+    assert written is not None
+    written.model.metadata_props[METADATA] = facts
+    content = written.model_proto.SerializeToString()
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+
+    def read(image: Tensor) -> tuple[Tensor, Tensor]:
+        label, confidence = session.run(["label", "confidence"], {"image": image.numpy()})
+        return torch.from_numpy(label), torch.from_numpy(confidence)
+
+    return content, read
 
 
 def metadata(card: ModelCard, size: tuple[int, int] | None) -> str:

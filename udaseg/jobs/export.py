@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from udaseg.checkpoints.directory import load_model
-from udaseg.checkpoints.exporting import Exported, export_network
+from udaseg.checkpoints.exporting import Exported, Format, export_network
 from udaseg.data.storage import absolute, exists, join, write_bytes
 from udaseg.errors import CheckpointError, ConfigError
 from udaseg.jobs.output import own_directory
 
-FILES = {"torch-export": "model.pt2"}
+FILES: dict[Format, str] = {"torch-export": "model.pt2", "onnx": "model.onnx"}
 
 
 def export_model(
-    model: str, *, out: str, format: Literal["torch-export"] = "torch-export", size: tuple[int, int] | None = None
+    model: str, *, out: str, format: Format = "torch-export", size: tuple[int, int] | None = None
 ) -> Exported:
     """Write a model with all that is done before and after it as one file, and check it against the original.
 
     Args:
         model: model directory.
-        out: the directory to write, for model.pt2.
-        format: torch-export: `torch.export.load` reads it, in Python, and AOTInductor compiles it for C++.
+        out: the directory to write, for model.pt2 or model.onnx.
+        format: torch-export: `torch.export.load` reads it, in Python, and AOTInductor compiles it for C++; onnx:
+            ONNX Runtime and what else reads ONNX, which needs `udaseg[onnx]`.
         size: height and width of the only images that it shall take; None = any where the network lets it be.
 
     Raises ConfigError or CheckpointError, and writes nothing, where it cannot be exported or differs from the original.
@@ -34,7 +33,7 @@ def export_model(
             raise ConfigError(f"{out}: holds an exported model already; choose another --out")
         network, card = load_model(model)
         try:
-            exported = export_network(network, card, size)
+            exported = export_network(network, card, size, format)
         except CheckpointError as error:
             raise CheckpointError(f"{model}: {error}") from error
         write_bytes(file, exported.content)

@@ -1,40 +1,48 @@
-"""`udaseg predict`: label maps of a few images, in this process and without Ray.
+"""`udaseg predict`: label maps of a few images and videos, in this process and without Ray.
 
-labels/<image_id>.png    the class of every pixel: 8 bits, train ids, the classes' colours as the palette
-overlays/<image_id>.png  where they are asked for, the image under the colours
+labels/<image_id>.png      the class of every pixel: 8 bits, train ids, the classes' colours as the palette
+labels/<video>/<n>.png     the same of a video's frames, from 000000 on
+overlays/<image_id>.png    where they are asked for, the image under the colours
+overlays/<video>.mp4       likewise the video, at its frame rate
 """
 
 from __future__ import annotations
 
+import contextlib
 import posixpath
+import time
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from udaseg.checkpoints.predictor import Prediction, load
+from udaseg.checkpoints.predictor import Predictor, load
 from udaseg.data.classes import Classes
 from udaseg.data.images import read_image
 from udaseg.data.listing import list_images
 from udaseg.data.pictures import overlay, palette_image, png
 from udaseg.data.storage import absolute, exists, filesystem, join, write_bytes
+from udaseg.data.video import is_video, open_video, video_writer
 from udaseg.errors import DatasetError, UnreachableError
+from udaseg.extras import require_extra
 from udaseg.jobs.output import lies_in, own_directory
 from udaseg.reports.tables import printable
 
 _NAMED = 3  # classes of an image that are printed
+_SECONDS_BETWEEN_LINES = 5.0  # of a video
 
 
 def predict_to(out: str, model: str, images: Sequence[str], *, overlays: bool = False) -> None:
-    """Predict images and write their label maps, a line for each; what was there of the same names is replaced.
+    """Predict images and videos and write their label maps, a line for each; files of the same names are replaced.
 
     Args:
         out: the directory to write.
         model: model directory.
-        images: files, folders and dataset directories, as paths or URIs.
+        images: files of images or videos, folders of images and dataset directories, as paths or URIs.
         overlays: whether the images under the colours of their classes are written too.
 
     Raises CheckpointError, DatasetError or ConfigError, and writes nothing, where the model or an image's name cannot
-    be used; DatasetError, when all others are written, where images cannot be read.
+    be used, or there are videos and PyAV is not installed; DatasetError, when all others are written, where images
+    cannot be read.
     """
     found = _listed(images, out)
     with own_directory(out, "predict"):
@@ -42,22 +50,48 @@ def predict_to(out: str, model: str, images: Sequence[str], *, overlays: bool = 
         failed: list[DatasetError] = []
         for image_id, uri in found.items():
             try:
-                pixels = read_image(uri)
-                prediction = predictor.predict(pixels)
+                (_predict_video if is_video(uri) else _predict_image)(predictor, image_id, uri, out, overlays)
             except DatasetError as error:
                 failed.append(error if uri in str(error) else DatasetError(f"{uri}: {error}"))
-                continue
-            file = join(out, "labels", f"{image_id}.png")
-            write_bytes(file, png(palette_image(prediction.label, predictor.classes)))
-            if overlays:
-                picture = overlay(pixels, prediction.label, predictor.classes)
-                write_bytes(join(out, "overlays", f"{image_id}.png"), png(picture))
-            print(f"{printable(file)}: {_summary(prediction, predictor.classes)}")
     if failed:
         kind = UnreachableError if any(isinstance(error, UnreachableError) for error in failed) else DatasetError
         if len(found) == 1:
             raise failed[0]
         raise kind("\n  ".join([f"{len(failed)} of {len(found)} images were not predicted", *map(str, failed)]))
+
+
+def _predict_image(predictor: Predictor, image_id: str, uri: str, out: str, overlays: bool) -> None:
+    pixels, file = read_image(uri), join(out, "labels", f"{image_id}.png")
+    label = _predict(predictor, pixels, file)
+    if overlays:
+        write_bytes(join(out, "overlays", f"{image_id}.png"), png(overlay(pixels, label, predictor.classes)))
+    print(f"{printable(file)}: {_summary(np.bincount(label.ravel(), minlength=256), predictor.classes)}")
+
+
+def _predict_video(predictor: Predictor, video_id: str, uri: str, out: str, overlays: bool) -> None:
+    """Frame after frame; of a video that breaks off what could be read is written before that is raised."""
+    folder, file = join(out, "labels", video_id), join(out, "overlays", f"{video_id}.mp4")
+    counts, number, told = np.zeros(256, np.int64), 0, time.monotonic()
+    with open_video(uri) as video:
+        with video_writer(file, video.rate) if overlays else contextlib.nullcontext() as write:
+            for number, pixels in enumerate(video, 1):
+                label = _predict(predictor, pixels, join(folder, f"{number - 1:06d}.png"))
+                if write is not None:
+                    write(np.asarray(overlay(pixels, label, predictor.classes)))
+                counts += np.bincount(label.ravel(), minlength=256)
+                if time.monotonic() - told > _SECONDS_BETWEEN_LINES:
+                    print(f"{printable(uri)}: frame {number}{f' of {video.count}' if video.count else ''}", flush=True)
+                    told = time.monotonic()
+        if video.broken is not None:
+            raise video.broken
+    print(f"{printable(folder)}: {number} frames; {_summary(counts, predictor.classes)}")
+
+
+def _predict(predictor: Predictor, pixels: np.ndarray, file: str) -> np.ndarray:
+    """The label map of an image, which is written."""
+    label = predictor.predict(pixels).label
+    write_bytes(file, png(palette_image(label, predictor.classes)))
+    return label
 
 
 def _listed(images: Sequence[str], out: str) -> dict[str, str]:
@@ -69,6 +103,10 @@ def _listed(images: Sequence[str], out: str) -> dict[str, str]:
                 f"{uri} and {found[image_id]} would both be labels/{image_id}.png; predict them one after the other, "
                 "with another --out"
             )
+    for video_id in (image_id for image_id, uri in found.items() if is_video(uri)):
+        require_extra("video", found[video_id])
+        if inside := [uri for image_id, uri in found.items() if image_id.startswith(f"{video_id}/")]:
+            raise DatasetError(f"{inside[0]} would be among the frames of {found[video_id]}; give another --out for it")
     return found
 
 
@@ -88,8 +126,8 @@ def _images(uri: str, out: str) -> Iterator[tuple[str, str]]:
         yield row["image_id"], row["image_uri"]
 
 
-def _summary(prediction: Prediction, classes: Classes) -> str:
-    """The classes that most of an image is of, with their shares."""
-    shares = np.bincount(prediction.label.ravel(), minlength=len(classes)) / prediction.label.size
+def _summary(pixels: np.ndarray, classes: Classes) -> str:
+    """The classes that most of (256,) pixels of train ids are of, with their shares."""
+    shares = pixels[: len(classes)] / pixels.sum()
     most = np.argsort(-shares, kind="stable")[:_NAMED]
     return ", ".join(f"{printable(classes.names[k])} {100 * shares[k]:.1f} %" for k in most if shares[k])

@@ -50,9 +50,11 @@ def pad(image: Tensor, size: tuple[int, int], colour: Tensor) -> Tensor:
     height, width = image.shape[-2:]
     if (height, width) == size:
         return image
-    canvas = colour.to(image.dtype).expand(len(image), -1, *size).clone()
-    canvas[..., :height, :width] = image
-    return canvas
+    batch = image.shape[0]  # len() would fix it in an exported network
+    colour = colour.to(image.dtype)
+    right = colour.expand(batch, -1, height, size[1] - width)
+    below = colour.expand(batch, -1, size[0] - height, size[1])
+    return torch.cat([torch.cat([image, right], 3), below], 2)
 
 
 def crop(level: Tensor, padded: Sequence[int], size: Sequence[int]) -> Tensor:
