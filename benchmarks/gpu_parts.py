@@ -336,8 +336,8 @@ def pipeline(s: Settings) -> Iterator[Result]:
     from udaseg.data.manifest import digest
     from udaseg.data.synthetic import write_pair
     from udaseg.jobs.resources import usable_cores
+    from udaseg.jobs.run_directory import read_registered
     from udaseg.jobs.train import make_plan, stage_directory, train
-    from udaseg.jobs.worker import read_registered
     from udaseg.rng import key_to_seed
 
     steps = 8 if s.tiny else 60

@@ -11,6 +11,7 @@ COMMANDS = {
     "prepare": "check folders of images and labels, and write a dataset",
     "inspect": "what is in datasets, and what is doubtful about them, as a page",
     "train": "run a recipe: train, pseudo-label, train again",
+    "watch": "a run that trains elsewhere, until it has ended",
     "predict": "label maps of a few images, at once",
     "evaluate": "IoU of a checkpoint on a labelled dataset",
     "sweep": "search a recipe's settings on Ray Tune",

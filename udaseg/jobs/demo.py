@@ -40,8 +40,8 @@ from udaseg.jobs.prepare import prepare
 from udaseg.jobs.pseudo_label.job import pseudo_label
 from udaseg.jobs.ray_session import ensure_ray
 from udaseg.jobs.resources import usable_cores
+from udaseg.jobs.run_directory import read_registered
 from udaseg.jobs.train import train
-from udaseg.jobs.worker import read_registered
 from udaseg.models.inference import predict
 from udaseg.overrides import override, to_json
 from udaseg.recipes import RECIPES

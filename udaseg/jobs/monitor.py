@@ -13,13 +13,12 @@ import ray
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
-from tensorboardX import SummaryWriter
 
 from udaseg.config import Stage
 from udaseg.data.storage import exists, join, read_bytes, write_bytes
 from udaseg.data.strict_json import dump_json
 from udaseg.jobs.resources import waits_told
-from udaseg.reports.adaptation import NOT_LOSSES
+from udaseg.reports.progress import Board, progress_line
 
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -36,7 +35,7 @@ class Monitor:
         self._uri = join(out, "metrics.jsonl")
         text = read_bytes(self._uri).decode() if exists(self._uri) else ""
         self._rows: list[dict[str, Any]] = [json.loads(line) for line in text.splitlines()]
-        self._board_dir = None if "://" in out else join(out, "tensorboard")
+        self._board = None if "://" in out else Board(join(out, "tensorboard"), self._rows)
         self._on_score = on_score
         self._console = Console()
         self._live: Live | None = None
@@ -57,9 +56,10 @@ class Monitor:
                 stop.set()
                 thread.join(timeout=30)
                 self._live = None
+                if self._board is not None:
+                    self._board.close()
 
     def _follow(self, number: int, stage: Stage, progress: Any, stop: threading.Event) -> None:
-        board: SummaryWriter | None = None
         written = time.monotonic()
         while True:
             stopping = stop.wait(0.5)
@@ -71,18 +71,10 @@ class Monitor:
                     known = [{k: v for k, v in r.items() if k != "event"} for r in row["history"]]
                     self._rows = [r for r in self._rows if r["stage"] != number]
                     self._rows += [{"stage": number, "name": stage.name, **r} for r in known]
-                    if board is not None:
-                        board.close()
-                    if self._board_dir is not None:
-                        board = SummaryWriter(join(self._board_dir, f"{number}-{stage.name}"), purge_step=row["step"])
                     continue
                 self._rows.append({"stage": number, "name": stage.name, **row})
-                if board is not None:
-                    for key, value in row.items():
-                        if key != "step":
-                            board.add_scalar(key, value, row["step"])
                 if event == "step":
-                    self._show(stage, row)
+                    self._show(self._rows[-1], stage.steps)
                 else:
                     self._write()
                     if self._on_score is not None:
@@ -93,24 +85,16 @@ class Monitor:
             if stopping:
                 break
         self._write()
-        if board is not None:
-            board.close()
 
-    def _show(self, stage: Stage, row: dict[str, Any]) -> None:
-        step, speed = row["step"], row["images_per_second"]
-        images = stage.data.batch_size * len(stage.data.streams())
-        left = (stage.steps - step) * images / max(speed, 1e-9)
-        named = {k: v for k, v in row.items() if k not in NOT_LOSSES}
-        losses = "  ".join(f"{name} {value:.3f}" for name, value in named.items())
-        line = (
-            f"{stage.name} {step}/{stage.steps}  {losses}  {speed:.1f} images/s  "
-            f"waiting {row['data_wait']:.0%}  {int(left // 60)}:{int(left % 60):02d} left"
-        )
+    def _show(self, row: dict[str, Any], steps: int) -> None:
+        line = progress_line(row, steps)
         if self._live is not None:
             self._live.update(Text(line))
-        elif step == stage.steps or time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES:
+        elif row["step"] == steps or time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES:
             print(line, flush=True)
             self._last_line = time.monotonic()
 
     def _write(self) -> None:
         write_bytes(self._uri, "".join(dump_json(row) + "\n" for row in self._rows).encode())
+        if self._board is not None:
+            self._board.update(self._rows)

@@ -74,7 +74,7 @@ def require_own(out: str, command: str) -> None:
     if fs.get_file_info(path).type == pafs.FileType.File:
         raise ConfigError(f"{out}: a file, not a directory; choose another --out")
     found = sorted({info.base_name for info in children(out)} - {LEASE})
-    if not found or (owner := _owner(out)) == command:
+    if not found or (owner := owner_of(out)) == command:
         return
     if owner is not None:
         what = f"what `udaseg {owner}` wrote"
@@ -84,7 +84,7 @@ def require_own(out: str, command: str) -> None:
     raise ConfigError(f"{out}: holds {what}, and is no {NOUNS[command]}'s directory; choose another --out")
 
 
-def _owner(out: str) -> str | None:
+def owner_of(out: str) -> str | None:
     """The command that a directory belongs to."""
     owner = _json(join(out, MARKER)).get("command")
     if isinstance(owner, str) and owner in NOUNS:

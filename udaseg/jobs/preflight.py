@@ -19,7 +19,7 @@ from udaseg.data.storage import absolute, exists, join, read_bytes
 from udaseg.errors import ConfigError, DatasetError
 from udaseg.job_config import Cluster
 from udaseg.jobs.resources import ray_address, require_gpu
-from udaseg.jobs.worker import read_registered
+from udaseg.jobs.run_directory import read_registered
 from udaseg.models.build import build_segmenter
 from udaseg.models.segmenter import Segmenter
 

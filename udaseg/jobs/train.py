@@ -35,8 +35,9 @@ from udaseg.jobs.preflight import check, check_out, check_resources, check_resum
 from udaseg.jobs.pseudo_label.job import pseudo_label
 from udaseg.jobs.ray_session import check_nodes, ensure_ray, plain_errors
 from udaseg.jobs.resources import usable_cores
+from udaseg.jobs.run_directory import read_registered
 from udaseg.jobs.stream import PlanDataConfig
-from udaseg.jobs.worker import ProgressLog, WorkerJob, clear_scratch, read_registered, train_worker
+from udaseg.jobs.worker import ProgressLog, WorkerJob, clear_scratch, train_worker
 from udaseg.overrides import to_json as recipe_to_json
 from udaseg.rng import key_to_seed
 

@@ -28,7 +28,6 @@ import torch
 from ray.train import CheckpointUploadMode
 
 from udaseg.data.classes import Classes
-from udaseg.data.storage import join, read_bytes
 from udaseg.data.strict_json import dump_json
 from udaseg.errors import UnreachableError
 from udaseg.jobs.ray_session import own_error
@@ -321,10 +320,3 @@ def _checkpoint(state: RunState, history: list[dict[str, Any]], job: WorkerJob, 
         checkpoint_upload_mode=CheckpointUploadMode.SYNC if last else CheckpointUploadMode.ASYNC,
         delete_local_checkpoint_after_upload=True,
     )
-
-
-def read_registered(run_dir: str) -> list[tuple[int, str]]:
-    """(step, directory) of the checkpoints that Ray Train keeps in a stage's directory, oldest first."""
-    snapshot = json.loads(read_bytes(join(run_dir, "checkpoint_manager_snapshot.json")))
-    names = [entry["checkpoint_dir_name"] for entry in snapshot["checkpoint_results"]]
-    return sorted((int(name.rpartition("_")[2]), join(run_dir, name)) for name in names)

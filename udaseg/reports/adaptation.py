@@ -14,15 +14,9 @@ from udaseg.data.classes import Classes
 from udaseg.data.taxonomies import CITYSCAPES_CLASSES, SYNTHIA_MEANS
 from udaseg.evaluation.metrics import gap_closed, iou, mean_iou, pixel_accuracy
 from udaseg.reports.page import clear, data_uri, percent, picture, render, short
+from udaseg.reports.progress import NOT_LOSSES
 from udaseg.reports.tables import cell
 from udaseg.types import IGNORE
-
-NOT_LOSSES = {
-    *("stage", "name", "step", "lr", "grad_norm"),
-    *("images_per_second", "data_wait", "step_seconds", "host_seconds", "memory_mib", "workers"),
-}
-"""What a row of metrics.jsonl holds beside the losses."""
-
 
 _COLOURS = ("#56606b", "#1f6fd1", "#128a5c")  # source-only, adapted, oracle
 

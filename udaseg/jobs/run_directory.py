@@ -1,0 +1,99 @@
+"""What lies in a run's directory, read without Ray and torch.
+
+config.json, metrics.jsonl, model/
+stages/<i>-<name>/          checkpoint_<step>/ as Ray Train keeps them, and model/ when the stage is done
+pseudo_labels/<i>-<name>/   of a stage that is trained on such
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NamedTuple
+
+from udaseg.data.storage import children, exists, join, read_bytes
+from udaseg.data.strict_json import parse_json
+from udaseg.errors import ConfigError
+from udaseg.jobs.ledger import Ledger
+from udaseg.jobs.output import NOUNS, owner_of
+
+CARD = "model.json"
+"""Of a model directory that is whole, see `udaseg.checkpoints.directory`."""
+_NAMED = 8  # runs
+
+
+class StageSteps(NamedTuple):
+    """A stage of a run, from its configuration."""
+
+    folder: str
+    """`<number>-<name>`."""
+    steps: int
+
+
+def read_stages(run: str) -> list[StageSteps]:
+    """The stages of the run in a directory; none where it has only just begun.
+
+    Raises ConfigError where it holds no run, naming the runs below it.
+    """
+    uri = join(run, "config.json")
+    if not exists(uri):
+        if owner_of(run) == "train":
+            return []
+        raise ConfigError(_no_run(run))
+    content = parse_json(read_bytes(uri), uri)
+    try:
+        stages = content["recipe"]["stages"]
+        return [StageSteps(f"{i}-{stage['name']}", int(stage["steps"])) for i, stage in enumerate(stages)]
+    except (KeyError, TypeError, ValueError):
+        raise ConfigError(f"{uri}: not the configuration of a run of `udaseg train`") from None
+
+
+def _no_run(directory: str) -> str:
+    """Why a directory is no run, and which below it are."""
+    if not exists(directory):
+        return f"{directory}: there is no such directory; give one that `udaseg train --out` writes"
+    owner = owner_of(directory)
+    what = "holds no run of `udaseg train`" if owner is None else f"is of `udaseg {owner}` ({NOUNS[owner]}), not a run"
+    below = _runs_below(directory, depth=2)
+    if not below:
+        return f"{directory}: {what}; give the directory that `udaseg train --out` writes"
+    more = f" and {len(below) - _NAMED} more" if len(below) > _NAMED else ""
+    return f"{directory}: {what}; its runs are {', '.join(below[:_NAMED])}{more}"
+
+
+def _runs_below(directory: str, *, depth: int) -> list[str]:
+    found = []
+    for name in sorted(info.base_name for info in children(directory) if not info.is_file):
+        below = join(directory, name)
+        if exists(join(below, "config.json")):
+            found.append(below)
+        elif depth > 1:
+            found += _runs_below(below, depth=depth - 1)
+    return found
+
+
+def is_done(run: str, stage: str) -> bool:
+    """Whether a stage has its model."""
+    return exists(join(run, "stages", stage, "model", CARD))
+
+
+def is_finished(run: str) -> bool:
+    """Whether a run has its model."""
+    return exists(join(run, "model", CARD))
+
+
+def labelled_blocks(run: str, stage: str) -> tuple[int, int] | None:
+    """Of the pseudo-labels that are made for a stage, the blocks done and all, of both passes; None where none are."""
+    directory = join(run, "pseudo_labels", stage)
+    books = join(directory, "job", "job.json")
+    if exists(join(directory, "manifest.parquet")) or not exists(books):
+        return None
+    job: dict[str, Any] = json.loads(read_bytes(books))
+    ledger = Ledger(join(directory, "job"), job["count"], job["block_size"])
+    return sum(len(ledger.committed(phase)) for phase in ("predict", "label")), 2 * ledger.blocks
+
+
+def read_registered(run_dir: str) -> list[tuple[int, str]]:
+    """(step, directory) of the checkpoints that Ray Train keeps in a stage's directory, oldest first."""
+    snapshot = json.loads(read_bytes(join(run_dir, "checkpoint_manager_snapshot.json")))
+    names = [entry["checkpoint_dir_name"] for entry in snapshot["checkpoint_results"]]
+    return sorted((int(name.rpartition("_")[2]), join(run_dir, name)) for name in names)
