@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Tests run in two processes, a file in one of them.
 TWO := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo test test-all lint docs clean
 
 # pip compiles on one core, and what nobody imports; some files of torch are for newer Pythons and do not compile.
 .venv/installed: pyproject.toml constraints.txt
@@ -25,6 +25,10 @@ test-all: .venv/installed lint
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# The variable silences a word of Material's about MkDocs' next version.
+docs: .venv/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file docs/site/mkdocs.yml
 
 clean:
 	rm -rf .venv build dist *.egg-info
