@@ -92,6 +92,7 @@ RECIPE_OF = {
     "minent": "minent_small",
     "clan": "clan_small",
     "cada": "cada_small",
+    "i2i_cr": "i2i_cr_small",
 }
 
 

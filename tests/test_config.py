@@ -194,6 +194,8 @@ _BASE = Recipe(name="x", stages=(Stage(name="only", method=DACS.Config(), steps=
 
 _SOFT = replace(_BASE.stages[0].data, target=Stream(labels="distribution"))
 
+_PRIOR = replace(_BASE.stages[0].data, target=Stream(labels="none", prior=True))
+
 
 def _with(stage: dict[str, Any] | None = None, **fields: Any) -> Recipe:
     return replace(_BASE, stages=(replace(_BASE.stages[0], **(stage or {})),), **fields)
@@ -224,6 +226,9 @@ def _with(stage: dict[str, Any] | None = None, **fields: Any) -> Recipe:
         (_with({"pseudo_label": PseudoLabel()}), "init_from"),
         (_with({"pseudo_label": PseudoLabel(), "init_from": "elsewhere"}), "pseudo"),
         (_with({"pseudo_label": PseudoLabel(), "init_from": "elsewhere", "data": _SOFT}), "pseudo_label.distribution"),
+        (_with({"translated_by": "earlier"}), "stages.0.translated_by"),
+        (_with({"translated_by": "earlier", "data": replace(_BASE.stages[0].data, source=None)}), "data.source"),
+        (_with({"translated_by": "earlier", "data": _PRIOR}), "data.target.prior"),
         (_with({"data": replace(_SOFT, rotation=5.0)}), "data.target.labels"),
         (
             _with({"data": replace(_BASE.stages[0].data, target=Stream(labels="none", sampling="rare_class"))}),

@@ -270,6 +270,8 @@ class Stage:
     """An earlier stage's name, or the path or URI of a model directory; None = from the backbone's weights."""
     pseudo_label: PseudoLabel | None = None
     """Label the target anew before this stage."""
+    translated_by: str | None = None
+    """An earlier stage that learns to translate: before this one, its generator gives the source the target's look."""
 
     @property
     def background(self) -> int | None:
@@ -288,6 +290,11 @@ class Stage:
                 f"data.group_size is {self.data.group_size}, but method.group_size {own_group}: "
                 "the method couples samples, so both must be equal"
             )
+        if self.translated_by is not None and self.data.source is None:
+            raise ConfigError("translated_by is set, but data.source is off")
+        for name, stream in self.data.streams().items():
+            if self.translated_by is not None and stream.prior:
+                raise ConfigError(f"translated_by is set, but a translated source has no prior for data.{name}.prior")
         if self.pseudo_label is None:
             return
         with naming("pseudo_label"):
@@ -332,3 +339,9 @@ class Recipe:
                 stage.check()
                 if stage.name in names[:i]:
                     raise ConfigError(f"name is {stage.name!r}, as that of an earlier stage; names must be unique")
+                able = [other.name for other in self.stages[:i] if getattr(other.method, "translates", False)]
+                if stage.translated_by is not None and stage.translated_by not in able:
+                    raise ConfigError(
+                        f"translated_by is {stage.translated_by!r}; it must name an earlier stage that learns to "
+                        f"translate, of which there is {' and '.join(able) or 'none'}"
+                    )

@@ -73,6 +73,9 @@ def test_stages_before_the_first_that_is_touched_are_shared() -> None:
     assert shared_stages(recipe, ["stages.2.method.temperature", "pseudo_label.share"]) == 1
     assert shared_stages(recipe, ["method.temperature", "optim.lr"]) == 0
     assert shared_stages(recipe, ["seed"]) == 0
+    recipe = RECIPES["i2i_cr_small"]()  # its second stage translates for the third, which a trial has to itself
+    assert shared_stages(recipe, ["stages.2.method.threshold"]) == 1
+    assert shared_stages(recipe, ["stages.1.method.cycle_weight"]) == 1
 
 
 def test_concurrency_comes_from_the_resources() -> None:

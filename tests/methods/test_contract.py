@@ -24,6 +24,7 @@ VARIANTS = (
     "cluda_released_hrda",
     "dsp_released",
     "ehtdi_edges",
+    "i2i_cr",
     "oracle",
     "pne",
     "sepico_bank",

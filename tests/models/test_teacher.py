@@ -116,6 +116,19 @@ def test_teacher_labels_with_its_most_certain_class() -> None:
     assert not confidence.requires_grad
 
 
+def test_what_made_an_image_learns_from_the_teacher_that_judges_it() -> None:
+    torch.manual_seed(0)
+    teacher = EMATeacher(build_segmenter(4, backbone="resnet10t", head_channels=8), momentum=0.9).train()
+    before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+    image = torch.rand(2, 3, 64, 64, requires_grad=True)
+    judged = teacher.judge(image, "target").logits
+    assert torch.equal(judged.detach(), teacher.aside(image, "target").logits)
+    judged.sum().backward()
+    assert image.grad is not None and image.grad.any()
+    assert all(p.grad is None for p in teacher.parameters())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.state_dict().items())
+
+
 @pytest.mark.parametrize("momentum", [-0.1, 1.0, 1.5])
 def test_momentum_outside_its_range_is_refused(momentum: float) -> None:
     with pytest.raises(ValueError, match="momentum"):

@@ -112,6 +112,7 @@ TWICE = (
     "drsl_small",
     "dsp_small",
     "hrda_small",
+    "i2i_cr_small",
     "minent_small",
     "pne_small",
     "proda_small",

@@ -27,6 +27,7 @@ from udaseg.methods.daformer import DAFormer
 from udaseg.methods.drsl import DRSL
 from udaseg.methods.dsp import DSP
 from udaseg.methods.ehtdi import EHTDI
+from udaseg.methods.i2i_cr import I2ICR
 from udaseg.methods.ldbe import LDBE
 from udaseg.methods.proca import ProCA
 from udaseg.methods.proda import ProDA
@@ -153,6 +154,10 @@ METHODS: dict[str, MethodConfig] = {
     "clan": CLAN.Config(preheat_steps=0, adversarial_weight=0.1, discriminator_channels=4),
     "cada": CADA.Config(
         attention_channels=8, context_branches=(1, 2), adversarial_weight=0.1, discriminator_channels=4
+    ),
+    "i2i_cr": I2ICR.Config(phase="consistency", threshold=0.3, group_size=2),
+    "i2i_cr_translation": I2ICR.Config(
+        generator_channels=4, generator_blocks=1, discriminator_channels=4, teacher_momentum=0.9
     ),
     "ucd": UCD.Config(old_classes=2, group_size=2),
     "tada": _TADA,

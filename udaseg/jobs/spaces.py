@@ -62,6 +62,11 @@ def load_space(name: str) -> Space:
 
 
 def shared_stages(recipe: Recipe, names: Sequence[str] | Mapping[str, Any]) -> int:
-    """How many stages there are before the first that a field of `names` touches: all trials share their result."""
+    """How many stages there are before the first that a field of `names` touches: all trials share their result.
+
+    They share its model alone, so none that a later one is `translated_by`, which asks for more of it.
+    """
     paths = [path.split(".") for name in names for path in full_names(recipe, name)]
-    return min(int(path[1]) if path[0] == "stages" else 0 for path in paths)
+    first = min(int(path[1]) if path[0] == "stages" else 0 for path in paths)
+    asked = {stage.translated_by for stage in recipe.stages[first:]}
+    return min([first, *(i for i, stage in enumerate(recipe.stages) if stage.name in asked)])

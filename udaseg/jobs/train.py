@@ -37,6 +37,7 @@ from udaseg.jobs.ray_session import check_nodes, ensure_ray, plain_errors
 from udaseg.jobs.resources import usable_cores
 from udaseg.jobs.run_directory import read_registered
 from udaseg.jobs.stream import PlanDataConfig
+from udaseg.jobs.translate import translate
 from udaseg.jobs.worker import ProgressLog, WorkerJob, clear_scratch, train_worker
 from udaseg.overrides import to_json as recipe_to_json
 from udaseg.rng import key_to_seed
@@ -122,10 +123,10 @@ class _Run:
 
 
 def run_stage(run: _Run, number: int, stage: Stage) -> None:
-    """Label the target if the stage asks for it, and train to the stage's end on Ray Train.
+    """Label the target and translate the source if the stage asks for it, and train to the stage's end on Ray Train.
 
-    What was done before is not done again: pseudo-labels that are complete stay, and training goes on from the last
-    registered checkpoint.
+    What was done before is not done again: pseudo-labels and translated images that are complete stay, and training
+    goes on from the last registered checkpoint.
     """
     recipe, cluster, directory = run.recipe, run.cluster, run.stage_directory(number)
     init = run.model_uri(stage.init_from)
@@ -147,6 +148,14 @@ def run_stage(run: _Run, number: int, stage: Stage) -> None:
                 inference=inference,
             )
         inputs["target"] = labelled
+    if stage.translated_by is not None:
+        source, translated = inputs["source"], join(run.out, "translated", name)
+        by = [s.name for s in recipe.stages].index(stage.translated_by)
+        assert source is not None  # see `check`
+        if not exists(join(translated, "manifest.parquet")):
+            inference = Inference(gpu=cluster.gpu, actors=cluster.workers, min_actors=cluster.fewest)
+            translate(recipe.stages[by], run.stage_directory(by), source=source, out=translated, inference=inference)
+        inputs["source"] = translated
     seed = key_to_seed(recipe.seed, number, *(run.digests[domain] for domain in stage.data.domains()))
     job = WorkerJob(
         stage=stage,

@@ -94,6 +94,10 @@ class EMATeacher(nn.Module):
     @torch.no_grad()
     def aside(self, image: Tensor, domain: Domain) -> SegOutput:
         """`forward` on copies of the buffers: batch norms' statistics stay those of the images that it labels."""
+        return self.judge(image, domain)
+
+    def judge(self, image: Tensor, domain: Domain) -> SegOutput:
+        """`aside` with a gradient: what made the image learns from the output, the teacher does not."""
         copies = {name: buffer.clone() for name, buffer in self.network.named_buffers()}
         output: SegOutput = torch.func.functional_call(self.network, copies, (image, domain), {"detail": "everywhere"})
         return output

@@ -25,7 +25,7 @@ FAMILIES = {
     "recommended": ("classwise",),
     "self-training": ("dacs", "dsp", "camix", "ehtdi", "proda", "daformer", "hrda", "mic", "crda", "vfm"),
     "contrastive": ("bcl", "sdca", "spcl", "proca", "rccr", "cluda", "sepico", "ucda", "pne", "drsl"),
-    "adversarial": ("advent", "clan", "cada"),
+    "adversarial": ("advent", "clan", "cada", "i2i_cr"),
     "source-free": ("adabn", "ldbe", "stvm"),
     "other taxonomies": ("tada",),
     "incremental": ("ucd",),

@@ -23,14 +23,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.fs as pafs
 
 from udaseg.checkpoints.directory import CARD_FILE, MODEL_FILE, STATE_FILE, check_checkpoint
 from udaseg.config import ASKED_FOR, PseudoLabel
@@ -54,7 +52,7 @@ from udaseg.jobs.pseudo_label.phases import (
     run_phase,
     source_prototypes,
 )
-from udaseg.jobs.pseudo_label.tasks import PredictionTotals, Work, apply_thresholds, label_chunk, scratch_folder
+from udaseg.jobs.pseudo_label.tasks import PredictionTotals, Work, apply_thresholds, clear_scratch_folder, label_chunk
 from udaseg.jobs.ray_session import check_nodes, ensure_ray, lazily
 from udaseg.jobs.resources import actor_pool, require_gpu
 from udaseg.reports.adaptation import Shares, share_table
@@ -150,9 +148,9 @@ def pseudo_label(
                 layouts=tuple(layouts),
                 truth=true_classes,
             )
-            _clear_scratch(out)
+            clear_scratch_folder(out)
             _do(work, source, max_failed)
-        _clear_scratch(out)
+        clear_scratch_folder(out)
         return _print(classes, json.loads(read_bytes(join(out, REPORTS[0]))))
 
 
@@ -274,10 +272,3 @@ def _print(classes: Classes, numbers: dict[str, Any]) -> Shares:
     if numbers["failed"]:
         show(failure_table(numbers["failed"]))
     return shares
-
-
-def _clear_scratch(out: str) -> None:
-    """Remove what killed tasks left half written."""
-    folder = scratch_folder(out)
-    if folder is not None and os.path.isdir(folder):
-        pafs.LocalFileSystem().delete_dir(folder)

@@ -21,10 +21,11 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.fs as pafs
 from PIL import Image
 
 from udaseg.components.thresholds import threshold_top1
@@ -91,6 +92,13 @@ def scratch_folder(out: str) -> str | None:
     """The folder for files that are not yet whole; None on an object store."""
     fs, path = filesystem(out)
     return os.path.join(path, ".partial") if fs.type_name == "local" else None
+
+
+def clear_scratch_folder(out: str) -> None:
+    """Remove what killed tasks left half written."""
+    folder = scratch_folder(out)
+    if folder is not None and os.path.isdir(folder):
+        pafs.LocalFileSystem().delete_dir(folder)
 
 
 def apply_thresholds(work: Work, thresholds: np.ndarray) -> Callable[[dict[str, np.ndarray]], dict[str, Any]]:
@@ -170,8 +178,18 @@ def _place(image_uri: str, uri: str, scratch: str | None) -> None:
     os.replace(temporary, uri)
 
 
+class Blocks(Protocol):
+    """What `each_once` must know of a job."""
+
+    @property
+    def ledger(self) -> Ledger: ...
+
+    @property
+    def scratch(self) -> str | None: ...
+
+
 def each_once(
-    work: Work, phase: str, batch: dict[str, np.ndarray], make: Callable[[int], dict[str, Any]]
+    work: Blocks, phase: str, batch: dict[str, np.ndarray], make: Callable[[int], dict[str, Any]]
 ) -> dict[str, np.ndarray]:
     """Make and commit the blocks of a batch that are not there yet; how many images they have, and how many failed."""
     images, failed = [], []
