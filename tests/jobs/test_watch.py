@@ -165,10 +165,11 @@ def test_a_run_that_has_only_begun_has_no_stages_yet(tmp_path: Path, capsys: pyt
 def test_a_board_goes_on_in_another_process(tmp_path: Path) -> None:
     """As of a run that is resumed: what is there is not written again, what is done again is replaced."""
     rows = [row(1, step) for step in (10, 20, 30)]
-    first = Board(str(tmp_path))
+    run = str(tmp_path / "run")
+    first = Board(str(tmp_path), run)
     first.update(rows)
     first.close()
-    second = Board(str(tmp_path), rows)
+    second = Board(str(tmp_path), run, rows)
     second.update(rows[:1])
     second.update([rows[0], row(1, 20, 0.25)])
     second.close()

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import io
+import json
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from udaseg.data.classes import Classes
+
+SIDE = 512
+"""Pixels of a picture's width in a sheet, at most."""
+_COLUMNS = "udaseg:columns"
 
 
 def palette_image(label: np.ndarray, classes: Classes) -> Image.Image:
@@ -32,3 +39,28 @@ def png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
+
+
+def sheet(columns: Mapping[str, Sequence[Image.Image]]) -> bytes:
+    """A PNG of pictures of one size, made small: a row an image, a column a name, which `cut` reads again."""
+    width, height = next(iter(columns.values()))[0].size
+    size = (min(width, SIDE), max(1, round(height * min(1, SIDE / width))))
+    rows = zip(*columns.values(), strict=True)
+    pixels = [[np.asarray(picture.resize(size, Image.Resampling.NEAREST)) for picture in row] for row in rows]
+    buffer, names = io.BytesIO(), PngInfo()
+    names.add_text(_COLUMNS, json.dumps({"names": list(columns), "rows": len(pixels)}))
+    Image.fromarray(np.block([[[tile] for tile in row] for row in pixels])).save(buffer, "PNG", pnginfo=names)
+    return buffer.getvalue()
+
+
+def cut(content: bytes) -> dict[str, list[np.ndarray]]:
+    """The (H, W, 3) uint8 pictures of a `sheet`, by column. Raises ValueError where it is none."""
+    image = Image.open(io.BytesIO(content))
+    try:
+        known = json.loads(image.text[_COLUMNS])  # type: ignore[attr-defined]
+        names, rows = known["names"], known["rows"]
+        bands = np.split(np.asarray(image), rows)
+        pictures = [np.split(band, len(names), axis=1) for band in bands]
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"not a sheet of pictures: {error!r}") from None
+    return {name: [row[place] for row in pictures] for place, name in enumerate(names)}

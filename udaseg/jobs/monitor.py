@@ -35,7 +35,7 @@ class Monitor:
         self._uri = join(out, "metrics.jsonl")
         text = read_bytes(self._uri).decode() if exists(self._uri) else ""
         self._rows: list[dict[str, Any]] = [json.loads(line) for line in text.splitlines()]
-        self._board = None if "://" in out else Board(join(out, "tensorboard"), self._rows)
+        self._board = None if "://" in out else Board(join(out, "tensorboard"), out, self._rows)
         self._on_score = on_score
         self._console = Console()
         self._live: Live | None = None

@@ -2,6 +2,7 @@
 
 config.json, metrics.jsonl, model/
 stages/<i>-<name>/          checkpoint_<step>/ as Ray Train keeps them, and model/ when the stage is done
+pictures/<i>-<name>/        <step>.png of every checkpoint, where the stage reads a target
 pseudo_labels/<i>-<name>/   of a stage that is trained on such
 """
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -40,6 +39,7 @@ from udaseg.jobs.stream import PlanDataConfig
 from udaseg.jobs.translate import translate
 from udaseg.jobs.worker import ProgressLog, WorkerJob, clear_scratch, train_worker
 from udaseg.overrides import to_json as recipe_to_json
+from udaseg.reports.progress import PICTURES
 from udaseg.rng import key_to_seed
 
 
@@ -157,6 +157,7 @@ def run_stage(run: _Run, number: int, stage: Stage) -> None:
             translate(recipe.stages[by], run.stage_directory(by), source=source, out=translated, inference=inference)
         inputs["source"] = translated
     seed = key_to_seed(recipe.seed, number, *(run.digests[domain] for domain in stage.data.domains()))
+    plan = make_plan(stage, inputs, seed)
     job = WorkerJob(
         stage=stage,
         classes=run.classes,
@@ -166,8 +167,11 @@ def run_stage(run: _Run, number: int, stage: Stage) -> None:
         checkpoint_every=recipe.checkpoint_every,
         log_every=recipe.log_every,
         bf16=recipe.bf16,
-        cluster=dataclasses.replace(cluster, threads=cluster.threads or max(1, usable_cores() // cluster.workers)),
+        cluster=replace(cluster, threads=cluster.threads or max(1, usable_cores() // cluster.workers)),
         scoring=run.scoring,
+        # of the same images in every stage
+        pictures=None if stage.data.target is None else replace(plan, seed=key_to_seed(recipe.seed, PICTURES)),
+        picture_folder=join(run.out, PICTURES, name),
     )
     # on this node: another one may be lost, and what it had not yet told with it
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -193,7 +197,7 @@ def run_stage(run: _Run, number: int, stage: Stage) -> None:
         ),
         torch_config=TorchConfig(timeout_s=600),
         datasets={"plan": ray.data.range(1)},  # a name only: PlanDataConfig deals the real one
-        dataset_config=PlanDataConfig(make_plan(stage, inputs, seed), directory, wait=cluster.wait),
+        dataset_config=PlanDataConfig(plan, directory, wait=cluster.wait),
     )
     failure: BaseException | None = None
     with run.monitor.stage(number, stage, progress), _interruptible():

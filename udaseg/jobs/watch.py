@@ -93,7 +93,7 @@ class Watch:
             raise ConfigError(f"--tensorboard {self.tensorboard}: give a local folder")
         eyes = _Eyes(absolute(self.run))
         look = eyes.look()
-        board = None if self.tensorboard is None else _board(self.tensorboard)
+        board = None if self.tensorboard is None else _board(self.tensorboard, eyes.run)
         console = Console(markup=False, emoji=False, highlight=False)
         live = Live(console=console, auto_refresh=False) if console.is_terminal and not self.once else None
         told, last = "", 0.0
@@ -197,10 +197,10 @@ class _Eyes:
         return ""
 
 
-def _board(folder: str) -> Board:
+def _board(folder: str, run: str) -> Board:
     from udaseg.reports.progress import Board
 
-    return Board(folder)
+    return Board(folder, run)
 
 
 def _table(look: Look) -> Table:

@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,6 +29,9 @@ import torch
 from ray.train import CheckpointUploadMode
 
 from udaseg.data.classes import Classes
+from udaseg.data.pictures import sheet
+from udaseg.data.plan import Plan
+from udaseg.data.storage import join, write_bytes
 from udaseg.data.strict_json import dump_json
 from udaseg.errors import UnreachableError
 from udaseg.jobs.ray_session import own_error
@@ -66,6 +70,9 @@ class WorkerJob:
     """Its `threads` are those that torch takes."""
     scoring: Scoring | None = None
     """None = checkpoints are not scored."""
+    pictures: Plan | None = None
+    """Of the images that are drawn at every checkpoint; None = none are."""
+    picture_folder: str = ""
 
 
 @ray.remote(num_cpus=0)
@@ -182,6 +189,7 @@ def _run(
     """Train from `state` to the stage's end; `history` holds the rows of metrics so far, and rank 0 adds its own."""
     from udaseg.evaluation.checkpoint_scores import score
     from udaseg.training.batches import to_batches
+    from udaseg.training.pictures import draw_pictures, load_samples
     from udaseg.training.step import queue_step
 
     stage, data = job.stage, job.stage.data
@@ -199,6 +207,9 @@ def _run(
     clear_scratch()
     scratch, _lock = make_scratch()
     noticed = False
+    pictured = None if job.pictures is None else load_samples(job.pictures, per_rank)
+    # images of many shapes, of a network that is none of the run's: none is compiled for
+    uncompiled = partial(torch.compiler.set_stance, "force_eager") if job.cluster.compile else contextlib.nullcontext
 
     def upload() -> dict[str, Batch]:
         with speed.timing("wait"):
@@ -224,10 +235,16 @@ def _run(
         if due and job.scoring is not None:
             # before the checkpoint counts: what is done again after a loss is scored again too
             seen: dict[str, Any] = {"short_side": data.short_side, "resample": data.resample}
-            with torch.compiler.set_stance("force_eager") if job.cluster.compile else contextlib.nullcontext():
-                # images of many shapes: none is compiled for
+            with uncompiled():
                 scores = score(state.method.predictor, job.scoring, device=device, **seen)
             report({"event": "score", "step": state.step, **scores})
+        if due and pictured is not None and job.pictures is not None:
+            with uncompiled():
+                how: dict[str, Any] = {"step": state.step, "seed": job.pictures.seed, "device": device}
+                drawn = draw_pictures(state.method, pictured, stage, job.classes, **how)
+            if rank == 0:
+                with contextlib.suppress(OSError):  # what a checkpoint cannot be written for either is told of that
+                    write_bytes(join(job.picture_folder, f"{state.step:07d}.png"), sheet(drawn))
         if not noticed and state.step % job.log_every == 0:
             # a node is about to be taken away: save once, and go on until it is; all ranks hear the same
             noticed = ray.train.get_preemption_info() is not None
