@@ -77,13 +77,14 @@ def test_a_run_leaves_model_metrics_and_pseudo_labels(undisturbed: Path, pair: d
     assert [(r["stage"], r["step"]) for r in metrics] == [(s, k + 1) for s in range(3) for k in range(6)]
     assert {"source_ce", "target_ce", "forward_contrast", "backward_contrast", "coverage"} <= metrics[-1].keys()
     board = undisturbed / "tensorboard" / "2-round-1"
-    assert scalars(board, "target_ce") == pytest.approx([(r["step"], r["target_ce"]) for r in metrics[-6:]])
-    kinds = ("input", "pseudo_label", "prediction")  # BCL mixes nothing, and the warm start reads no target
+    assert dict(scalars(board, "target_ce")) == pytest.approx({r["step"]: r["target_ce"] for r in metrics[-6:]})
+    kinds = ("input", "mixture", "pseudo_label", "prediction")
     seen = images(board)
     assert seen.keys() == {(f"target_{i}/{kind}", step) for i in range(3) for kind in kinds for step in (2, 4, 6)}
     before = images(undisturbed / "tensorboard" / "1-round-0")
     assert all((x == before["target_1/input", 2]).all() for (tag, _), x in seen.items() if tag == "target_1/input")
-    assert not (undisturbed / "pictures" / "0-warm_start").exists()
+    names = [path.name for path in sorted((undisturbed / "pictures").iterdir())]
+    assert names == ["1-round-0", "2-round-1"]  # the warm start reads no target
     assert (undisturbed / "pseudo_labels" / "1-round-0" / "manifest.parquet").is_file()
     kept = [path for path in (undisturbed / "stages" / "2-round-1").glob("checkpoint_*") if path.is_dir()]
     assert sorted(path.name for path in kept) == [f"checkpoint_{step:07d}" for step in (2, 4, 6)]
