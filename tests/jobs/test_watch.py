@@ -139,6 +139,15 @@ def test_pseudo_labels_are_counted_in_blocks(run: str, capsys: pytest.CaptureFix
     assert "pseudo-labels: 4 of 6 blocks" in capsys.readouterr().out
 
 
+def test_so_is_the_translated_source(run: str, capsys: pytest.CaptureFixture[str]) -> None:
+    write(run, "pseudo_labels/1-adapt/job/job.json", {"job": {}, "count": 70, "block_size": 32})
+    write(run, "pseudo_labels/1-adapt/manifest.parquet", b"")
+    write(run, "translated/1-adapt/job/job.json", {"job": {}, "count": 70, "block_size": 32})
+    write(run, "translated/1-adapt/job/translate/00000001.parquet", b"")
+    Watch(run=run, once=True).follow()
+    assert "translated source: 1 of 3 blocks" in capsys.readouterr().out
+
+
 def test_what_is_no_run_says_so_and_names_the_runs_below(run: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="there is no such directory"):
         read_stages(str(tmp_path / "nothing"))

@@ -4,6 +4,7 @@ config.json, metrics.jsonl, model/
 stages/<i>-<name>/          checkpoint_<step>/ as Ray Train keeps them, and model/ when the stage is done
 pictures/<i>-<name>/        <step>.png of every checkpoint, where the stage reads a target
 pseudo_labels/<i>-<name>/   of a stage that is trained on such
+translated/<i>-<name>/      the source in the target's look, likewise
 """
 
 from __future__ import annotations
@@ -20,6 +21,11 @@ from udaseg.jobs.output import NOUNS, owner_of
 CARD = "model.json"
 """Of a model directory that is whole, see `udaseg.checkpoints.directory`."""
 _NAMED = 8  # runs
+_MADE_BEFORE = (
+    ("pseudo_labels", "pseudo-labels", ("predict", "label")),
+    ("translated", "translated source", ("translate",)),
+)
+"""Of a stage: folders, what they hold, and the passes of the job that makes it."""
 
 
 class StageSteps(NamedTuple):
@@ -82,15 +88,18 @@ def is_finished(run: str) -> bool:
     return exists(join(run, "model", CARD))
 
 
-def labelled_blocks(run: str, stage: str) -> tuple[int, int] | None:
-    """Of the pseudo-labels that are made for a stage, the blocks done and all, of both passes; None where none are."""
-    directory = join(run, "pseudo_labels", stage)
-    books = join(directory, "job", "job.json")
-    if exists(join(directory, "manifest.parquet")) or not exists(books):
-        return None
-    job: dict[str, Any] = json.loads(read_bytes(books))
-    ledger = Ledger(join(directory, "job"), job["count"], job["block_size"])
-    return sum(len(ledger.committed(phase)) for phase in ("predict", "label")), 2 * ledger.blocks
+def made_before(run: str, stage: str) -> str:
+    """What is being made of a dataset for a stage, and of its blocks those done and all; "" where nothing is."""
+    for folder, what, phases in _MADE_BEFORE:
+        directory = join(run, folder, stage)
+        books = join(directory, "job", "job.json")
+        if exists(join(directory, "manifest.parquet")) or not exists(books):
+            continue
+        job: dict[str, Any] = json.loads(read_bytes(books))
+        ledger = Ledger(join(directory, "job"), job["count"], job["block_size"])
+        done = sum(len(ledger.committed(phase)) for phase in phases)
+        return f"{what}: {done} of {len(phases) * ledger.blocks} blocks"
+    return ""
 
 
 def read_registered(run_dir: str) -> list[tuple[int, str]]:

@@ -20,7 +20,7 @@ from udaseg.jobs.run_directory import (
     StageSteps,
     is_done,
     is_finished,
-    labelled_blocks,
+    made_before,
     read_registered,
     read_stages,
 )
@@ -189,8 +189,8 @@ class _Eyes:
         return self._metrics[1]
 
     def _note(self, stage: str) -> str:
-        if (blocks := labelled_blocks(self.run, stage)) is not None:
-            return f"pseudo-labels: {blocks[0]} of {blocks[1]} blocks"
+        if making := made_before(self.run, stage):
+            return making
         with contextlib.suppress(FileNotFoundError, IndexError, ValueError):  # none yet, or half of the list is written
             step, _ = read_registered(join(self.run, "stages", stage))[-1]
             return f"checkpoint at {step}"
