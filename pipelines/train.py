@@ -12,7 +12,7 @@ import tyro
 from pipelines.cli import command, parse_arguments, recipe_file, spell_out
 from udaseg.config import Recipe
 from udaseg.errors import ConfigError
-from udaseg.job_config import Cluster
+from udaseg.job_config import Cluster, TrackerName
 from udaseg.recipes import names, summaries
 
 
@@ -32,6 +32,8 @@ class Arguments:
     """Dataset directory of target images."""
     resume: bool = False
     """Go on with the run in --out."""
+    track: tuple[TrackerName, ...] = ()
+    """Trackers that the run is shown to."""
     cluster: Cluster = field(default_factory=Cluster)
 
 
@@ -59,7 +61,7 @@ def parse(argv: Sequence[str]) -> Arguments:
     default = Arguments(recipe=recipe, out=tyro.MISSING)
     return parse_arguments(
         Arguments,
-        spell_out(recipe, rest, {"out", "source", "target", "resume"}),
+        spell_out(recipe, rest, {"out", "source", "target", "resume", "track"}),
         default=default,
         prog="udaseg train",
         config=(tyro.conf.AvoidSubcommands,),
@@ -71,7 +73,9 @@ def main(argv: Sequence[str]) -> None:
     a = parse(argv)
     from udaseg.jobs.train import train
 
-    model = train(a.recipe, source=a.source, target=a.target, out=a.out, resume=a.resume, cluster=a.cluster)
+    model = train(
+        a.recipe, source=a.source, target=a.target, out=a.out, resume=a.resume, cluster=a.cluster, track=a.track
+    )
     print(f"model: {model}")
 
 

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from udaseg.config import Recipe
 from udaseg.errors import ConfigError
+from udaseg.extras import require_extra
 from udaseg.ranges import Count, CountOrZero, Pixels, Positive, Range, check_numbers, naming
 from udaseg.types import Blend, Domain, NetworkRole
+
+TrackerName = Literal["mlflow", "wandb"]
+
+
+def check_trackers(names: Sequence[TrackerName]) -> None:
+    """Raise ConfigError where a tracker's library is not installed."""
+    for name in names:
+        require_extra(name, f"--track {name}")
 
 
 def has_gpu() -> bool:
@@ -144,12 +154,15 @@ class Sweep:
     """Trials at a time; 0 = as many as the cluster's CPUs and GPUs hold."""
     resume: bool = False
     """Go on with the sweep in --out."""
+    track: tuple[TrackerName, ...] = ()
+    """Trackers that every trial is shown to."""
     cluster: Cluster = field(default_factory=Cluster)
 
     def check(self) -> None:
         """Raise ConfigError, naming the field, where a number lies outside its range."""
         self.recipe.check()
         self.cluster.check()
+        check_trackers(self.track)
         check_numbers(self)
 
 
@@ -194,11 +207,14 @@ class Adapt:
     seed: Annotated[int, Range(0, 2**63 - 1)] = 0
     resume: bool = False
     """Go on with the adaptation in --out."""
+    track: tuple[TrackerName, ...] = ()
+    """Trackers that every run is shown to."""
     cluster: Cluster = field(default_factory=Cluster)
 
     def check(self) -> None:
         """Raise ConfigError, naming the field, where a number lies outside its range or two contradict each other."""
         self.cluster.check()
+        check_trackers(self.track)
         check_numbers(self)
         if self.source is None and self.checkpoint is None:
             raise ConfigError("give --source, labelled images, or --from, a model directory to adapt without a source")

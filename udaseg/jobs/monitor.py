@@ -31,12 +31,18 @@ class Monitor:
     history, each step once.
     """
 
-    def __init__(self, out: str, on_score: Callable[[dict[str, Any]], None] | None = None) -> None:
+    def __init__(
+        self,
+        out: str,
+        on_score: Callable[[dict[str, Any]], None] | None = None,
+        on_row: Callable[[int, dict[str, Any]], None] | None = None,
+    ) -> None:
         self._uri = join(out, "metrics.jsonl")
         text = read_bytes(self._uri).decode() if exists(self._uri) else ""
         self._rows: list[dict[str, Any]] = [json.loads(line) for line in text.splitlines()]
         self._board = None if "://" in out else Board(join(out, "tensorboard"), out, self._rows)
         self._on_score = on_score
+        self._on_row = on_row  # of a stage's number and what it has measured
         self._console = Console()
         self._live: Live | None = None
         self._last_line = 0.0
@@ -73,6 +79,8 @@ class Monitor:
                     self._rows += [{"stage": number, "name": stage.name, **r} for r in known]
                     continue
                 self._rows.append({"stage": number, "name": stage.name, **row})
+                if self._on_row is not None:
+                    self._on_row(number, row)
                 if event == "step":
                     self._show(self._rows[-1], stage.steps)
                 else:

@@ -34,6 +34,7 @@ from udaseg.jobs.preflight import check
 from udaseg.jobs.ray_session import ensure_ray, plain_errors
 from udaseg.jobs.resources import usable_cores, waits_told
 from udaseg.jobs.spaces import MODES, Space, shared_stages
+from udaseg.jobs.trackers import end_stopped
 from udaseg.jobs.train import train
 from udaseg.jobs.trials import concurrency, read_trials, run_trials, trainable, trial_resources
 from udaseg.jobs.worker import clear_scratch
@@ -73,13 +74,16 @@ def _sweep(space: Space, a: Sweep, out: str, data: dict[str, str | None], settin
         first = dataclasses.replace(a.recipe, stages=a.recipe.stages[:shared])
         reads = {domain for stage in first.stages for domain in stage.data.domains()}
         source, target = (data[name] if name in reads else None for name in ("source", "target"))
-        train(first, source=source, target=target, out=join(out, "shared"), resume=True, cluster=a.cluster)
+        own = join(out, "shared")
+        train(first, source=source, target=target, out=own, resume=True, cluster=a.cluster, track=a.track)
     scoring = Scoring(directory=absolute(a.target), split=a.split, images=a.images, window=a.window)
-    trial = trainable(a.recipe, shared, data, out, cluster, scoring, a.metric)
+    trial = trainable(a.recipe, shared, data, out, cluster, scoring, a.metric, a.track)
     with plain_errors(), waits_told("sweep"):
         run_trials(trial, space, a, out, concurrent, shared)
 
     trials = read_trials(out, a.recipe, shared)
+    for stopped in (t.id for t in trials if t.state == "stopped"):
+        end_stopped(join(out, "trials", stopped))
     return _report(space, a, out, trials)
 
 

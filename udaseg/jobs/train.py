@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,7 +27,7 @@ from udaseg.data.storage import absolute, exists, join, write_bytes
 from udaseg.data.strict_json import dump_json
 from udaseg.errors import TrainingError
 from udaseg.evaluation.checkpoint_scores import Scoring
-from udaseg.job_config import Cluster, Inference
+from udaseg.job_config import Cluster, Inference, TrackerName, check_trackers
 from udaseg.jobs.monitor import Monitor
 from udaseg.jobs.output import own_directory, require_own
 from udaseg.jobs.preflight import check, check_out, check_resources, check_resumable, shortage
@@ -36,6 +36,7 @@ from udaseg.jobs.ray_session import check_nodes, ensure_ray, plain_errors
 from udaseg.jobs.resources import usable_cores
 from udaseg.jobs.run_directory import read_registered
 from udaseg.jobs.stream import PlanDataConfig
+from udaseg.jobs.trackers import tracked
 from udaseg.jobs.translate import translate
 from udaseg.jobs.worker import ProgressLog, WorkerJob, clear_scratch, train_worker
 from udaseg.overrides import to_json as recipe_to_json
@@ -53,6 +54,7 @@ def train(
     cluster: Cluster | None = None,
     scoring: Scoring | None = None,
     on_score: Callable[[dict[str, Any]], None] | None = None,
+    track: Sequence[TrackerName] = (),
 ) -> str:
     """Run a recipe; returns the model directory of its last stage, `out`/model.
 
@@ -65,12 +67,14 @@ def train(
         cluster: workers and their resources.
         scoring: the images that every checkpoint is scored on; metrics.jsonl has a row of scores for each.
         on_score: takes these rows as they come, in a thread of its own.
+        track: trackers that the run is shown to, see `udaseg.jobs.trackers`; a resumed run goes on there.
 
     Raises:
         ConfigError, DatasetError, CheckpointError: before anything runs, where something does not fit together.
         TrainingError: training cannot go on.
     """
     cluster = cluster or Cluster()
+    check_trackers(track)
     require_own(out, "train")
     directories = {"source": source, "target": target}
     classes = check(recipe, directories, cluster)
@@ -87,10 +91,12 @@ def train(
             write_bytes(join(out, "config.json"), dump_json(config, indent=1).encode())
         write_bytes(join(out, "classes.json"), classes.to_json().encode())
         check_nodes([first_image(directory) for directory in directories.values() if directory is not None], out)
-        run = _Run(recipe, classes, directories, digests, out, cluster, Monitor(out, on_score), scoring)
-        for number, stage in enumerate(recipe.stages):
-            if not exists(join(run.stage_directory(number), "model", CARD_FILE)):
-                run_stage(run, number, stage)
+        with tracked(track, out, recipe) as on_row:
+            monitor = Monitor(out, on_score, on_row)
+            run = _Run(recipe, classes, directories, digests, out, cluster, monitor, scoring)
+            for number, stage in enumerate(recipe.stages):
+                if not exists(join(run.stage_directory(number), "model", CARD_FILE)):
+                    run_stage(run, number, stage)
         copy_model(join(run.stage_directory(len(recipe.stages) - 1), "model"), join(out, "model"))
         return join(out, "model")
 

@@ -23,7 +23,7 @@ from udaseg.data.storage import children, exists, join, read_bytes, write_bytes
 from udaseg.data.strict_json import dump_json
 from udaseg.errors import CheckpointError, ConfigError, TrainingError
 from udaseg.evaluation.checkpoint_scores import Scoring
-from udaseg.job_config import Cluster, Sweep
+from udaseg.job_config import Cluster, Sweep, TrackerName
 from udaseg.jobs.output import mark
 from udaseg.jobs.resources import described, ray_address
 from udaseg.jobs.spaces import MODES, Space
@@ -68,6 +68,7 @@ def trainable(
     cluster: Cluster,
     scoring: Scoring,
     metric: str,
+    track: Sequence[TrackerName] = (),
 ) -> Callable[[dict[str, Any]], None]:
     """The function of one trial: Ray Tune calls it with values, and again where the trial was interrupted."""
     begins = stage_begins(recipe, shared)
@@ -101,6 +102,7 @@ def trainable(
                 cluster=cluster,
                 scoring=scoring,
                 on_score=report,
+                track=track,
             )
         except Exception as error:
             write_bytes(uri, dump_json(note | {"error": str(error)}).encode())

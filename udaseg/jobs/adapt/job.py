@@ -94,7 +94,7 @@ def adapt(told: Adapt) -> Outcome:
         _start_ray(told.cluster)
         if plan.warm is not None:
             warm = join(out, "warm_start")
-            journal.phase("warm start", train_run, plan.warm, plan.inputs, warm, told.cluster)
+            journal.phase("warm start", train_run, plan.warm, plan.inputs, warm, told.cluster, told.track)
             for name, recipe in plan.runs.items():
                 take_over(warm, recipe, run_directory(out, name))
         failed = journal.phase("runs", _train_runs, plan, names, told, out)
@@ -131,7 +131,7 @@ def adapt(told: Adapt) -> Outcome:
 def _settings(told: Adapt) -> dict[str, Any]:
     """What a resumed adaptation must be told alike."""
     settings = dataclasses.asdict(told)
-    for name in ("out", "resume", "cluster"):
+    for name in ("out", "resume", "cluster", "track"):
         del settings[name]
     given = [directory for directory in (told.source, told.target) if directory is not None]
     return settings | {"manifests": [digest(directory) if is_dataset(directory) else None for directory in given]}
@@ -169,7 +169,7 @@ def _plan(told: Adapt, names: list[str], inputs: Inputs, machine: Machine) -> _P
 
 def _train_runs(plan: _Plan, names: list[str], told: Adapt, out: str) -> dict[str, str]:
     """Train source-only and the candidates; why some failed, by name. TrainingError where nothing is left to judge."""
-    failed = train_all(plan.runs, plan.inputs, out, told.cluster)
+    failed = train_all(plan.runs, plan.inputs, out, told.cluster, told.track)
     if SOURCE_ONLY in failed or failed.keys() >= set(names):
         raise TrainingError("; ".join(f"{name}: {why}" for name, why in failed.items()))
     return failed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from udaseg.checkpoints.directory import CARD_FILE, copy_model
 from udaseg.config import Recipe
 from udaseg.data.storage import exists, join
 from udaseg.errors import CheckpointError, ConfigError, TrainingError
-from udaseg.job_config import Cluster
+from udaseg.job_config import Cluster, TrackerName
 from udaseg.jobs.adapt.inputs import Inputs
 from udaseg.jobs.output import mark
 from udaseg.jobs.ray_session import plain_errors
@@ -33,11 +33,11 @@ def model_of(out: str, name: str) -> str:
     return join(run_directory(out, name), "model")
 
 
-def train_run(recipe: Recipe, inputs: Inputs, out: str, cluster: Cluster) -> None:
+def train_run(recipe: Recipe, inputs: Inputs, out: str, cluster: Cluster, track: Sequence[TrackerName] = ()) -> None:
     """Train a run, or what is left of it, on the domains that it reads."""
     reads = {domain for stage in recipe.stages for domain in stage.data.domains()}
     source, target = (getattr(inputs, name) if name in reads else None for name in ("source", "target"))
-    train(recipe, source=source, target=target, out=out, resume=True, cluster=cluster)
+    train(recipe, source=source, target=target, out=out, resume=True, cluster=cluster, track=track)
 
 
 def take_over(warm: str, recipe: Recipe, out: str) -> None:
@@ -48,7 +48,9 @@ def take_over(warm: str, recipe: Recipe, out: str) -> None:
         copy_model(join(warm, "model"), model)
 
 
-def train_all(runs: Mapping[str, Recipe], inputs: Inputs, out: str, cluster: Cluster) -> dict[str, str]:
+def train_all(
+    runs: Mapping[str, Recipe], inputs: Inputs, out: str, cluster: Cluster, track: Sequence[TrackerName] = ()
+) -> dict[str, str]:
     """Train runs side by side where the cluster holds two or more, else one after the other; why some failed, by name.
 
     Raises ConfigError and what else would stop all of them; a TrainingError stops its own run alone.
@@ -63,7 +65,7 @@ def train_all(runs: Mapping[str, Recipe], inputs: Inputs, out: str, cluster: Clu
         for name in left:
             print(f"-- {name}", flush=True)
             with _noted(failed, name):
-                train_run(runs[name], inputs, run_directory(out, name), cluster)
+                train_run(runs[name], inputs, run_directory(out, name), cluster, track)
         return failed
     at_once = min(fits, len(left))
     print(f"{len(left)} runs, {at_once} side by side: {', '.join(left)}", flush=True)
@@ -73,7 +75,7 @@ def train_all(runs: Mapping[str, Recipe], inputs: Inputs, out: str, cluster: Clu
     def trial(values: dict[str, Any]) -> None:
         why: dict[str, str] = {}
         with _noted(why, values["run"]):
-            train_run(runs[values["run"]], inputs, run_directory(out, values["run"]), each)
+            train_run(runs[values["run"]], inputs, run_directory(out, values["run"]), each, track)
         tune.report({"failed": why})
 
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
