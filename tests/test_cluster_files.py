@@ -12,7 +12,9 @@ from typing import Any
 
 import jsonschema
 import pytest
+import tomllib
 import yaml  # as jsonschema, it comes with ray[default]
+from packaging.specifiers import SpecifierSet
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 from ray.autoscaler._private.util import prepare_config, validate_config
 
@@ -200,6 +202,27 @@ def test_images_have_the_ray_of_the_constraints() -> None:
         word for line in re.findall(r"^COPY --chown=ray (.+) \S+$", dockerfile, re.MULTILINE) for word in line.split()
     ]
     assert copied == [local for remote, local in CLOUDS["cluster.yaml"]["file_mounts"].items() if remote != TOKEN]
+
+
+def test_the_image_installs_what_there_is() -> None:
+    """What can be told of the Dockerfile without building it: its files, its Python and its extras."""
+    lines = (ROOT / "docs/cluster/Dockerfile").read_text().replace("\\\n", " ").splitlines()
+    steps = [line.split(maxsplit=1) for line in lines if line and not line.startswith("#")]
+    assert [name for name, _ in steps[:3]] == ["FROM", "ENV", "WORKDIR"]
+    assert {name for name, _ in steps} == {"FROM", "ENV", "WORKDIR", "COPY", "RUN"}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for _, words in (step for step in steps if step[0] == "COPY"):
+        *local, there = [word for word in shlex.split(words) if not word.startswith("--")]
+        assert all((ROOT / name).exists() for name in local)
+        assert there == "./" or local == [there]
+    major, minor = re.findall(r"-py(\d)(\d+)$", steps[0][1])[0]
+    assert SpecifierSet(project["requires-python"]).contains(f"{major}.{minor}.0")
+    assert (int(major), int(minor)) >= (3, 11)  # which the pinned versions need
+    (command,) = [words for name, words in steps if name == "RUN"]
+    subprocess.run(["bash", "-n", "-c", command], check=True)
+    extras = re.findall(r"'\.\[(.+)\]'", command)[0].split(",")
+    assert extras and set(extras) <= project["optional-dependencies"].keys()
+    assert "--constraint constraints.txt" in command
 
 
 # --- what users are told to run ---------------------------------------------------------------------------------------
