@@ -12,7 +12,7 @@ from udaseg.config import Recipe
 from udaseg.errors import ConfigError
 from udaseg.extras import require_extra
 from udaseg.ranges import Count, CountOrZero, Pixels, Positive, Range, check_numbers, naming
-from udaseg.types import Blend, Domain, NetworkRole
+from udaseg.types import Blend, DepthRange, Domain, NetworkRole
 
 TrackerName = Literal["mlflow", "wandb"]
 
@@ -180,6 +180,9 @@ class Adapt:
     """Model directory to adapt in place of a warm start on the source; without a source it is adapted without one."""
     classes: str | None = None
     """classes.json of bare folders, where they hold none."""
+    depth_range: DepthRange | None = None
+    """LOW and HIGH of bare folders' images of one band and more than 8 bits, which become black and white; None = that
+    of the checkpoint."""
     candidates: tuple[str, ...] = ()
     """Recipes that are tried, as dacs for dacs_small; () = the recommended one."""
     backbone: str | None = None

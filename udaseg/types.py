@@ -22,6 +22,7 @@ Resample = Literal["antialias", "bilinear", "bicubic"]
 PerDomain = Literal["nothing", "stem", "stem+statistics"]
 Detail = Literal["random", "entropy", "everywhere"]
 Blend = Literal["mean", "taper"]
+DepthRange = tuple[float, float]
 NetworkRole = Literal["predictor", "student", "teacher"]
 
 

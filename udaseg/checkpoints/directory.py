@@ -18,13 +18,14 @@ from torch import Tensor
 from udaseg.checkpoints.tensor_files import read_header, read_safetensors, read_state, require_finite
 from udaseg.config import Model
 from udaseg.data.classes import Classes
+from udaseg.data.depth import require_depth_range
 from udaseg.data.storage import exists, join, read_bytes, write_bytes
 from udaseg.data.strict_json import dump_json
 from udaseg.errors import CheckpointError
 from udaseg.models.build import build_segmenter
 from udaseg.models.image_sizes import ImageSizes
 from udaseg.models.segmenter import Segmenter
-from udaseg.types import NetworkRole, Resample
+from udaseg.types import DepthRange, NetworkRole, Resample
 
 MODEL_FILE, CARD_FILE, STATE_FILE = "model.safetensors", "model.json", "state.pt"
 
@@ -50,6 +51,9 @@ class ModelCard:
     """How images are brought to that size, see `udaseg.config.Data`."""
     image_sizes: ImageSizes | None = None
     """Which sizes its backbone takes; None = to be found by trial."""
+    depth_range: DepthRange | None = None
+    """Which values of images of one band and more than 8 bits are black and white, see `udaseg.data.depth`; that of the
+    images that it is for, the target's. None = they have 8 bits."""
     old_classes: int | None = None
     """How many of the classes, the first ones, the network had before the stage taught it new ones; None = all."""
     weights_sha256: str | None = None
@@ -87,8 +91,9 @@ def read_card(uri: str) -> ModelCard:
             _check_types(sizes)
             sizes.check()
         classes = Classes.from_json(json.dumps(raw.pop("classes")), uri)
-        card = ModelCard(model=model, classes=classes, image_sizes=sizes, **raw)
+        card = ModelCard(model=model, classes=classes, image_sizes=sizes, **_fields(raw))
         _check_types(card)
+        require_depth_range(card.depth_range, "depth_range")
     except (
         AttributeError, KeyError, OSError, RecursionError, TypeError, ValueError, typeguard.TypeCheckError,
     ) as error:  # fmt: skip
@@ -190,7 +195,13 @@ def load_model(uri: str, part: NetworkRole = "predictor") -> tuple[Segmenter, Mo
     return network.eval(), card
 
 
-def copy_model(source: str, destination: str) -> None:
-    """Copy a model directory, which may be remote. The card comes last: its presence means a whole model."""
-    for name in (MODEL_FILE, CARD_FILE):
-        write_bytes(join(destination, name), read_bytes(join(source, name)))
+def copy_model(source: str, destination: str, **changed: Any) -> None:
+    """Copy a model directory, which may be remote. The card comes last: its presence means a whole model.
+
+    `changed` are fields of the copy's card that are other than the original's.
+    """
+    card = read_bytes(join(source, CARD_FILE))
+    write_bytes(join(destination, MODEL_FILE), read_bytes(join(source, MODEL_FILE)))
+    write_bytes(
+        join(destination, CARD_FILE), dump_json(json.loads(card) | changed, indent=1).encode() if changed else card
+    )

@@ -162,6 +162,7 @@ def metadata(card: ModelCard, size: tuple[int, int] | None) -> str:
         "input": "(B, H, W, 3) uint8 RGB",
         "output": ["(B, H, W) uint8 train ids", "(B, H, W) float32 probability of that class"],
         "size": size,
+        "depth_range": card.depth_range,
         "recipe": card.recipe,
         "torch": torch.__version__,
     }

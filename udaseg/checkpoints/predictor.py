@@ -15,7 +15,7 @@ from udaseg.data.images import read_image, require_proportions, rgb
 from udaseg.errors import DatasetError
 from udaseg.models.inference import predict, to_pixels
 from udaseg.models.segmenter import Segmenter
-from udaseg.types import NetworkRole
+from udaseg.types import DepthRange, NetworkRole
 
 
 class Prediction(NamedTuple):
@@ -45,12 +45,12 @@ class Predictor:
 
         Args:
             image: path or URI of a file, which is read as it is shown (turned by its EXIF orientation, as an opened
-                image of Pillow's is), or (H, W, 3) uint8 RGB pixels.
+                image of Pillow's is), more than 8 bits with the card's `depth_range`; or (H, W, 3) uint8 RGB pixels.
             views: window, overlap, blend, scales, flip or domain of `udaseg.predict`.
 
         Raises DatasetError, with the image's name, where it cannot be read, is no such image or is too long and narrow.
         """
-        name, pixels = _pixels(image)
+        name, pixels = _pixels(image, self.card.depth_range)
         side = self.card.short_side * max(views.get("scales", (1.0,)))
         require_proportions(pixels.shape[0], pixels.shape[1], side, name)
         batch = to_pixels(np.stack([pixels]), self.device)  # a copy: those of a file are not to be written
@@ -72,13 +72,15 @@ def load(model: str | os.PathLike[str], *, network: NetworkRole = "predictor", d
     return Predictor(*load_model(os.fspath(model), network), torch.device(device))
 
 
-def _pixels(image: str | os.PathLike[str] | Image.Image | np.ndarray) -> tuple[str, np.ndarray]:
+def _pixels(
+    image: str | os.PathLike[str] | Image.Image | np.ndarray, depth_range: DepthRange | None
+) -> tuple[str, np.ndarray]:
     """The name of an image, and its (H, W, 3) uint8 pixels."""
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
             raise DatasetError(f"an array of {image.dtype} of shape {image.shape}; give (H, W, 3) uint8 RGB")
         return "the image", image
     if isinstance(image, Image.Image):
-        return "the image", rgb(ImageOps.exif_transpose(image))
+        return "the image", rgb(ImageOps.exif_transpose(image), depth_range)
     uri = os.fspath(image)
-    return uri, read_image(uri)
+    return uri, read_image(uri, depth_range)

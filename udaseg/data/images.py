@@ -6,16 +6,19 @@ import contextlib
 import io
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from udaseg.data.classes import Classes
+from udaseg.data.depth import described, scaled
 from udaseg.data.folders import why_missing
 from udaseg.data.places import at_places
 from udaseg.data.storage import filesystem, read_bytes
 from udaseg.errors import DatasetError, UnreachableError
+from udaseg.types import DepthRange
 
 MAX_PIXELS = 1 << 26
 """More pixels than this (67 million) an image may not have; a file of a few kilobytes can claim any number."""
@@ -26,6 +29,7 @@ MAX_BYTES = 1 << 28
 
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")  # Pillow's others include formats that run programs
+_DEEP = ("I;16", "I;16B", "I;16L", "I", "F")  # one band of more than 8 bits
 _COLOURS = ("LA", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 
 
@@ -66,16 +70,37 @@ def _open(data: bytes, raw_mode: str | None = None) -> Image.Image:
         raise DatasetError(f"cannot be decoded: {error}") from None
 
 
-def decode_image(data: bytes) -> np.ndarray:
-    """(H, W, 3) uint8 RGB of an encoded image as it is shown.
+def decode_image(data: bytes, depth_range: DepthRange | None = None) -> np.ndarray:
+    """(H, W, 3) uint8 RGB of an encoded image as it is shown; `depth_range` as in `rgb`.
 
-    Raises DatasetError, without the file's name, where it is broken or its pixels are no 8-bit colours or greys.
+    Raises DatasetError, without the file's name, where it is broken, or as `rgb` does.
     """
-    return rgb(_open(data))
+    return rgb(_open(data), depth_range)
 
 
-def rgb(image: Image.Image) -> np.ndarray:
-    """(H, W, 3) uint8 of an opened image. Raises DatasetError where its pixels are no 8-bit colours or greys."""
+def rgb(image: Image.Image, depth_range: DepthRange | None = None) -> np.ndarray:
+    """(H, W, 3) uint8 of an opened image.
+
+    Args:
+        image: of 8-bit colours or greys, which are taken as they are, or of one band of more bits or floating-point
+            numbers, such as a depth or a temperature.
+        depth_range: which values of the latter become 0 and 255, see `udaseg.data.depth.scaled`; all three channels
+            hold the result.
+
+    Raises DatasetError where its pixels are neither, or the latter and no range is given.
+    """
+    if image.mode in _DEEP:
+        values = np.asarray(image)
+        if depth_range is None:
+            raise DatasetError(
+                f"pixels of mode {image.mode}, {described(values)}; say which values are black and white by "
+                "`udaseg prepare --depth-range LOW HIGH`"
+            )
+        return np.repeat(scaled(values, depth_range)[..., None], 3, axis=2)
+    return _colours(image)
+
+
+def _colours(image: Image.Image) -> np.ndarray:
     if image.mode not in ("1", "L", "P", *_COLOURS):
         # 16-bit grey, above all, which convert() would clip without a word.
         raise DatasetError(f"pixels of mode {image.mode}; convert the image to 8-bit RGB")
@@ -118,7 +143,7 @@ def decode_colours(data: bytes) -> np.ndarray:
 
     Raises DatasetError, without the file's name, where it is broken or has no 8-bit colours.
     """
-    red, green, blue = np.moveaxis(rgb(_open(data)).astype(np.int32), -1, 0)
+    red, green, blue = np.moveaxis(_colours(_open(data)).astype(np.int32), -1, 0)
     return red << 16 | green << 8 | blue
 
 
@@ -146,12 +171,12 @@ def _missing(uri: str, error: FileNotFoundError) -> DatasetError:
     return DatasetError(f"{uri}: cannot be read: {reason}")
 
 
-def read_image(uri: str) -> np.ndarray:
-    """(H, W, 3) uint8 RGB of the image at `uri`.
+def read_image(uri: str, depth_range: DepthRange | None = None) -> np.ndarray:
+    """(H, W, 3) uint8 RGB of the image at `uri`; `depth_range` as in `rgb`.
 
     Raises UnreachableError, naming it, where it cannot be reached, and DatasetError where it cannot be decoded.
     """
-    return _read(uri, decode_image)
+    return _read(uri, partial(decode_image, depth_range=depth_range))
 
 
 def read_label(uri: str) -> np.ndarray:
@@ -195,12 +220,18 @@ def _named(value: int, pixels: str, classes: Classes) -> str:
     return f"{','.join(map(str, color.tolist()))} ({pixels}; nearest is {nearest}, {name})"
 
 
-def inspect(image_uri: str, label_uri: str | None, classes: Classes, lookup: np.ndarray) -> Facts:
+def inspect(
+    image_uri: str,
+    label_uri: str | None,
+    classes: Classes,
+    lookup: np.ndarray,
+    depth_range: DepthRange | None = None,
+) -> Facts:
     """Decode an image and its label in full and count the label's pixels per train id; `lookup` is `classes.lookup()`.
 
     Raises DatasetError, naming the file, where one cannot be decoded, the sizes differ or an id is not in the classes.
     """
-    height, width, _ = _read(image_uri, decode_image).shape
+    height, width, _ = read_image(image_uri, depth_range).shape
     if label_uri is None:
         return Facts(height, width, None)
     label = read_raw_label(label_uri, classes)

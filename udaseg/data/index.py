@@ -16,6 +16,7 @@ import pyarrow.fs as pafs
 
 from udaseg.data.classes import read_classes
 from udaseg.data.confidence import distribution_size
+from udaseg.data.depth import depth_range_of
 from udaseg.data.images import read_image, read_label, read_raw_label, unknown_text
 from udaseg.data.manifest import (
     ANEW,
@@ -40,6 +41,8 @@ class DatasetIndex:
         self.table = _read(join(directory, "index.arrow"))
         self._class_rows = _read(join(directory, "class_rows.arrow"))
         self.classes = read_classes(directory)
+        self.depth_range = depth_range_of(self.table, join(directory, "index.arrow"))
+        """With which its images are read."""
         plain = self.classes.lookup()
         # of colours a table has 2^24 entries
         self._lookup = {False: plain, True: self.classes.lookup(unions=True) if self.classes.unions else plain}
@@ -90,7 +93,7 @@ class DatasetIndex:
         Raises DatasetError, naming the file, where it cannot be read or its size is no longer that of the row.
         """
         uri = self.uri(row, "image_uri")
-        return self._of_size(row, read_image(uri), uri)
+        return self._of_size(row, read_image(uri, self.depth_range), uri)
 
     def train_ids(self, row: int, *, unions: bool = False) -> np.ndarray:
         """(H, W) uint8 train ids of a row's label; with those of pixels of several classes, see `Classes.unions`.

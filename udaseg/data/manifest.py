@@ -21,8 +21,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from udaseg.data.classes import Classes
+from udaseg.data.depth import metadata
 from udaseg.data.storage import exists, filesystem, join, reach, read_bytes, remove, write_bytes, writer
 from udaseg.errors import DatasetError
+from udaseg.types import DepthRange
 
 DATASET_FILES = ("manifest.parquet", "classes.json", "index.arrow", "class_rows.arrow", "class_places.arrow")
 
@@ -82,7 +84,14 @@ def class_rows(manifest: pa.Table, splits: Mapping[str, tuple[int, int]], num_cl
             yield pa.record_batch([pa.array(v, f.type) for v, f in zip(values, CLASS_ROWS, strict=True)], CLASS_ROWS)
 
 
-def write_dataset(directory: str, manifest: pa.Table, classes: Classes, places: np.ndarray | None = None) -> None:
+def write_dataset(
+    directory: str,
+    manifest: pa.Table,
+    classes: Classes,
+    places: np.ndarray | None = None,
+    *,
+    depth_range: DepthRange | None = None,
+) -> None:
     """Write all files of a dataset directory; the manifest comes last, so that its presence means a whole dataset.
 
     Rows are sorted by split and image id, so that each split is one range of rows, which the index's metadata names
@@ -93,6 +102,7 @@ def write_dataset(directory: str, manifest: pa.Table, classes: Classes, places: 
         manifest: rows of MANIFEST, in any order.
         classes: K of them.
         places: (K, P) of `udaseg.data.places.count_places` for the training images; None = unknown.
+        depth_range: with which its images are read, see `udaseg.data.depth`; the metadata of manifest and index say it.
     """
     order = pc.sort_indices(manifest, [("split", "ascending"), ("image_id", "ascending")]).to_numpy()
     if (np.diff(order.astype(np.int64)) < 0).any():  # listed folders are in order, and need no copy
@@ -100,7 +110,7 @@ def write_dataset(directory: str, manifest: pa.Table, classes: Classes, places: 
     sizes = {entry["values"]: entry["counts"] for entry in pc.value_counts(manifest["split"]).to_pylist()}
     ends = np.cumsum([*sizes.values()]).tolist()
     splits = {split: (end - size, end) for (split, size), end in zip(sizes.items(), ends, strict=True)}
-    manifest = manifest.replace_schema_metadata({"splits": json.dumps(splits)})
+    manifest = manifest.replace_schema_metadata({"splits": json.dumps(splits)} | metadata(depth_range))
     buffer = pa.BufferOutputStream()
     pq.write_table(manifest, buffer)
     rows = buffer.getvalue()

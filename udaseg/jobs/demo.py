@@ -26,7 +26,6 @@ import torch
 from udaseg.checkpoints.directory import load_model
 from udaseg.config import PseudoLabel, Recipe, Stage
 from udaseg.data.classes import read_classes
-from udaseg.data.images import read_image
 from udaseg.data.index import open_index
 from udaseg.data.storage import write_bytes
 from udaseg.data.synthetic import write_pair
@@ -216,7 +215,7 @@ def _examples(before: str, after: str, target: str) -> list[Example]:
     start, stop = index.rows("val")
     examples = []
     for row in np.linspace(start, stop - 1, min(6, stop - start)).astype(int).tolist():
-        image = read_image(index.uri(row, "image_uri"))
+        image = index.image(row)
         pixels = torch.tensor(image).permute(2, 0, 1)[None].float() / 255
         first, last = (predict(network, pixels, **card.size())[0] for network, card in networks)
         confidence, label = last.max(0)

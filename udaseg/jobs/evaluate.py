@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 
 from udaseg.checkpoints.directory import check_checkpoint, load_model, read_card
 from udaseg.data.classes import read_classes, require_same_classes
+from udaseg.data.depth import other_range
 from udaseg.data.index import open_index
 from udaseg.data.manifest import read_manifest
 from udaseg.data.storage import exists, join, write_bytes
@@ -74,7 +76,11 @@ def evaluate(
     for uri in checkpoints:
         require_same_classes(classes, check_checkpoint(uri, inference.network).classes, uri, of=dataset)
     directory = dataset if "://" in dataset else os.path.abspath(dataset)
-    start, stop = open_index(directory).rows(split)
+    index = open_index(directory)
+    start, stop = index.rows(split)
+    for uri in checkpoints:
+        for warning in other_range(read_card(uri).depth_range, index.depth_range, uri, dataset):
+            print(f"warning: {warning}", file=sys.stderr)
     ensure_ray()
     options, threads = actor_pool(inference)
     local = [uri if "://" in uri else os.path.abspath(uri) for uri in checkpoints]

@@ -11,7 +11,6 @@ from PIL import Image
 
 from udaseg.data.classes import Classes, read_classes
 from udaseg.data.duplicates import duplicates
-from udaseg.data.images import read_image
 from udaseg.data.index import DatasetIndex, open_index
 from udaseg.data.label_warnings import label_warnings
 from udaseg.data.manifest import read_manifest
@@ -113,7 +112,7 @@ def _sheet(directory: str) -> tuple[list[tuple[str, Image.Image]], list[str]]:
 
 
 def _picture(index: DatasetIndex, row: int) -> Image.Image:
-    pixels = read_image(index.uri(row, "image_uri"))
+    pixels = index.image(row)
     if index.table["label_uri"][row].is_valid:
         picture = overlay(pixels, index.train_ids(row), index.classes)
     else:

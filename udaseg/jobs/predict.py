@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import posixpath
+import sys
 import time
 from collections.abc import Iterator, Sequence
 
@@ -17,7 +18,9 @@ import numpy as np
 
 from udaseg.checkpoints.predictor import Predictor, load
 from udaseg.data.classes import Classes
+from udaseg.data.depth import other_range
 from udaseg.data.images import read_image
+from udaseg.data.index import open_index
 from udaseg.data.listing import list_images
 from udaseg.data.pictures import overlay, palette_image, png
 from udaseg.data.storage import absolute, exists, filesystem, join, write_bytes
@@ -44,13 +47,21 @@ def predict_to(out: str, model: str, images: Sequence[str], *, overlays: bool = 
     be used, or there are videos and PyAV is not installed; DatasetError, when all others are written, where images
     cannot be read.
     """
-    found = _listed(images, out)
+    found, datasets = _listed(images, out)
     with own_directory(out, "predict"):
         predictor = load(model)
+        own = predictor.card.depth_range
+        ranges = {directory: open_index(directory).depth_range for directory in set(datasets.values())}
+        for warning in (w for directory, there in ranges.items() for w in other_range(own, there, model, directory)):
+            print(f"warning: {warning}", file=sys.stderr)
         failed: list[DatasetError] = []
         for image_id, uri in found.items():
             try:
-                (_predict_video if is_video(uri) else _predict_image)(predictor, image_id, uri, out, overlays)
+                if is_video(uri):
+                    _predict_video(predictor, image_id, uri, out, overlays)
+                else:
+                    depth_range = ranges[datasets[image_id]] if image_id in datasets else own
+                    _predict_image(predictor, image_id, read_image(uri, depth_range), out, overlays)
             except DatasetError as error:
                 failed.append(error if uri in str(error) else DatasetError(f"{uri}: {error}"))
     if failed:
@@ -60,8 +71,8 @@ def predict_to(out: str, model: str, images: Sequence[str], *, overlays: bool = 
         raise kind("\n  ".join([f"{len(failed)} of {len(found)} images were not predicted", *map(str, failed)]))
 
 
-def _predict_image(predictor: Predictor, image_id: str, uri: str, out: str, overlays: bool) -> None:
-    pixels, file = read_image(uri), join(out, "labels", f"{image_id}.png")
+def _predict_image(predictor: Predictor, image_id: str, pixels: np.ndarray, out: str, overlays: bool) -> None:
+    file = join(out, "labels", f"{image_id}.png")
     label = _predict(predictor, pixels, file)
     if overlays:
         write_bytes(join(out, "overlays", f"{image_id}.png"), png(overlay(pixels, label, predictor.classes)))
@@ -94,36 +105,41 @@ def _predict(predictor: Predictor, pixels: np.ndarray, file: str) -> np.ndarray:
     return label
 
 
-def _listed(images: Sequence[str], out: str) -> dict[str, str]:
-    """Image id -> URI. Raises DatasetError where there is no image, two have one id or would be among the outputs."""
+def _listed(images: Sequence[str], out: str) -> tuple[dict[str, str], dict[str, str]]:
+    """Image id -> URI, and of those in datasets -> dataset directory.
+
+    Raises DatasetError where there is no image, two have one id or would be among the outputs."""
     found: dict[str, str] = {}
-    for image_id, uri in (pair for word in images for pair in _images(absolute(word), absolute(out))):
+    datasets: dict[str, str] = {}
+    for image_id, uri, directory in (one for word in images for one in _images(absolute(word), absolute(out))):
         if found.setdefault(image_id, uri) != uri:
             raise DatasetError(
                 f"{uri} and {found[image_id]} would both be labels/{image_id}.png; predict them one after the other, "
                 "with another --out"
             )
+        datasets |= {} if directory is None else {image_id: directory}
     for video_id in (image_id for image_id, uri in found.items() if is_video(uri)):
         require_extra("video", found[video_id])
         if inside := [uri for image_id, uri in found.items() if image_id.startswith(f"{video_id}/")]:
             raise DatasetError(f"{inside[0]} would be among the frames of {found[video_id]}; give another --out for it")
-    return found
+    return found, datasets
 
 
-def _images(uri: str, out: str) -> Iterator[tuple[str, str]]:
-    """The images of a file, a folder or a dataset directory."""
+def _images(uri: str, out: str) -> Iterator[tuple[str, str, str | None]]:
+    """Id and URI of the images of a file, a folder or a dataset directory, and this directory."""
     fs, path = filesystem(uri)
     if not exists(uri):
         raise DatasetError(f"{uri}: no such file or folder")
     if lies_in(uri, out):
         raise DatasetError(f"{uri}: lies in the folder of predictions; choose an --out elsewhere")
     if fs.get_file_info(path).is_file:
-        yield posixpath.splitext(posixpath.basename(path))[0], uri
+        yield posixpath.splitext(posixpath.basename(path))[0], uri, None
         return
-    if lies_in(out, uri) and not exists(join(uri, "manifest.parquet")):
+    directory = uri if exists(join(uri, "manifest.parquet")) else None
+    if lies_in(out, uri) and directory is None:
         raise DatasetError(f"{out}: lies in the folder of images; choose an --out outside of it")
     for row in list_images(uri):
-        yield row["image_id"], row["image_uri"]
+        yield row["image_id"], row["image_uri"], directory
 
 
 def _summary(pixels: np.ndarray, classes: Classes) -> str:

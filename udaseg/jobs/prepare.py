@@ -20,6 +20,7 @@ from rich.table import Table
 from udaseg.data.classes import Classes
 from udaseg.data.coco import Segments, drawn
 from udaseg.data.dataset_input import assign_splits, check_given, find_classes, find_pairs
+from udaseg.data.depth import require_depth_range
 from udaseg.data.folders import Pair, Problem, sort_out
 from udaseg.data.images import inspect
 from udaseg.data.label_warnings import label_warnings
@@ -32,6 +33,7 @@ from udaseg.errors import DatasetError
 from udaseg.jobs.output import keep_apart, own_directory, require_own
 from udaseg.jobs.ray_session import ensure_ray, track
 from udaseg.reports.tables import cell, show
+from udaseg.types import DepthRange
 
 SKIPPED = "skipped.json"
 
@@ -65,6 +67,7 @@ def prepare(
     label_suffix: str | None = None,
     label_colors: Literal["palette", "grey"] | None = None,
     reduce_zero_label: bool = False,
+    depth_range: DepthRange | None = None,
     name: str | None = None,
     on_error: Literal["refuse", "skip"] = "refuse",
     strict: bool = False,
@@ -95,6 +98,9 @@ def prepare(
         label_suffix: The same of --labels, as _gtFine_labelIds.
         label_colors: Labels are colours: those of the palette, or grey of three equal channels that hold the id.
         reduce_zero_label: Labels hold 0 where they are ignored, and 1 for the first class.
+        depth_range: LOW and HIGH for images of one band and more than 8 bits, such as depths or temperatures, or of
+            floating-point numbers: LOW and less become black, HIGH and more white, what lies between linearly grey.
+            Images of 8 bits stay as they are. The dataset keeps it, and models that are trained on it do.
         name: The dataset's name; that of the directory where it is not given.
         on_error: Whether an image that cannot be used makes it refuse, or is skipped and listed in skipped.json.
         strict: Refuse what is only warned of otherwise: a class that never occurs, a split whose pixels are mostly
@@ -103,6 +109,7 @@ def prepare(
     """
     require_own(out, "prepare")
     check_given(images, labels, layout, root, splits, split, image_suffix, label_suffix)
+    require_depth_range(depth_range, "--depth-range")
     given = {"--classes": classes, "--mapping": mapping, "--splits": splits}
     if root is not None and classes is None and layout in LAYOUTS and LAYOUTS[layout].classes is None:
         given["--root"] = join(root, "classes.json")  # which is read
@@ -121,7 +128,7 @@ def prepare(
         if layout is not None and root is not None and (segments := LAYOUTS[layout].segments) is not None:
             good, more = _drawn(good, segments(root), join(out, "labels"), undo)
             problems += more
-        facts, places = _inspect_all(good, class_list)
+        facts, places = _inspect_all(good, class_list, depth_range)
         broken = pc.is_valid(facts["problem"])
         problems += [Problem(good[f["row"]].image_id, f["problem"]) for f in facts.filter(broken).to_pylist()]
         if problems and on_error == "refuse":
@@ -139,7 +146,7 @@ def prepare(
             write_bytes(skipped, dump_json([problem._asdict() for problem in problems], indent=1).encode())
         else:
             remove(skipped)  # of an overwritten dataset
-        write_dataset(out, manifest, class_list, places if places.any() else None)
+        write_dataset(out, manifest, class_list, places if places.any() else None, depth_range=depth_range)
         undo.pop_all()
         if problems:
             print(f"skipped, as {skipped} lists\n{_listing(problems)}")
@@ -178,13 +185,13 @@ def _is_own_list(uri: str) -> bool:
         return False
 
 
-def _inspect_block(block: pa.Table, classes: Classes) -> pa.Table:
+def _inspect_block(block: pa.Table, classes: Classes, depth_range: DepthRange | None) -> pa.Table:
     """Rows (row, image_uri, label_uri) -> `_FACTS`."""
     lookup = classes.lookup()
 
     def facts(row: dict) -> dict:
         try:
-            found = inspect(row["image_uri"], row["label_uri"], classes, lookup)
+            found = inspect(row["image_uri"], row["label_uri"], classes, lookup, depth_range)
             return {"row": row["row"], **found._asdict()}
         except DatasetError as error:
             return {"row": row["row"], "problem": str(error)}
@@ -193,7 +200,9 @@ def _inspect_block(block: pa.Table, classes: Classes) -> pa.Table:
         return pa.Table.from_pylist(list(pool.map(facts, block.to_pylist())), schema=_FACTS)
 
 
-def _inspect_all(pairs: Sequence[Pair], classes: Classes) -> tuple[pa.Table, np.ndarray]:
+def _inspect_all(
+    pairs: Sequence[Pair], classes: Classes, depth_range: DepthRange | None
+) -> tuple[pa.Table, np.ndarray]:
     """`_FACTS` of all pairs, in their order but without places, and these counted: a Ray Data job."""
     places = np.zeros((len(classes), GRID[0] * GRID[1]), np.int64)
     if not pairs:
@@ -207,7 +216,9 @@ def _inspect_all(pairs: Sequence[Pair], classes: Classes) -> tuple[pa.Table, np.
     cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
     rows = min(32, math.ceil(len(pairs) / cpus))  # a block: small for progress, not so small that its cost counts
     plan = ray.data.from_arrow(pa.table(columns), override_num_blocks=math.ceil(len(pairs) / rows))
-    checked = plan.map_batches(partial(_inspect_block, classes=classes), batch_size=None, batch_format="pyarrow")
+    checked = plan.map_batches(
+        partial(_inspect_block, classes=classes, depth_range=depth_range), batch_size=None, batch_format="pyarrow"
+    )
     checked.context.enable_progress_bars = False
     checked.context.print_on_execution_start = False
     blocks = checked.iter_batches(batch_size=None, batch_format="pyarrow")

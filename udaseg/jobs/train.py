@@ -20,7 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from udaseg.checkpoints.directory import CARD_FILE, copy_model
 from udaseg.config import DOMAIN_OF, Recipe, Stage, split_of
 from udaseg.data.classes import Classes
-from udaseg.data.index import first_image
+from udaseg.data.index import first_image, open_index
 from udaseg.data.manifest import digest
 from udaseg.data.plan import Plan, StreamPlan
 from udaseg.data.storage import absolute, exists, join, write_bytes
@@ -174,6 +174,7 @@ def run_stage(run: _Run, number: int, stage: Stage) -> None:
         log_every=recipe.log_every,
         bf16=recipe.bf16,
         cluster=replace(cluster, threads=cluster.threads or max(1, usable_cores() // cluster.workers)),
+        depth_range=open_index(absolute(str(run.directories["target"] or run.directories["source"]))).depth_range,
         scoring=run.scoring,
         # of the same images in every stage
         pictures=None if stage.data.target is None else replace(plan, seed=key_to_seed(recipe.seed, PICTURES)),

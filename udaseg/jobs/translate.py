@@ -24,6 +24,7 @@ from udaseg.checkpoints.tensor_files import read_state
 from udaseg.config import Stage
 from udaseg.data.classes import read_classes
 from udaseg.data.images import read_image, require_proportions
+from udaseg.data.index import open_index
 from udaseg.data.listing import list_images
 from udaseg.data.manifest import MANIFEST, digest, read_manifest, write_dataset
 from udaseg.data.storage import absolute, exists, join, resolve
@@ -43,6 +44,7 @@ from udaseg.jobs.ray_session import ensure_ray, lazily
 from udaseg.jobs.resources import actor_pool
 from udaseg.jobs.run_directory import read_registered
 from udaseg.models.inference import resized, to_pixels
+from udaseg.types import DepthRange
 
 BLOCK_SIZE = 32
 """Images that are committed together."""
@@ -58,6 +60,8 @@ class Translation:
     out: str
     ledger: Ledger
     gpu: bool
+    depth_range: DepthRange | None = None
+    """With which the source's images are read."""
 
     @property
     def scratch(self) -> str | None:
@@ -93,7 +97,7 @@ class TranslateActor:
     def _block(self, block: int) -> dict[str, Any]:
         rows = self.work.ledger.rows(block)
         with ThreadPoolExecutor(THREADS) as pool:
-            images = in_order(pool, lambda row: read_image(row["image_uri"]), rows, THREADS)
+            images = in_order(pool, lambda row: read_image(row["image_uri"], self.work.depth_range), rows, THREADS)
             writes = [
                 pool.submit(self._write, row["image_id"], self.translated(image, row["image_uri"]))
                 for row, image in zip(rows, images, strict=True)
@@ -142,7 +146,14 @@ def translate(stage: Stage, directory: str, *, source: str, out: str, inference:
         block_size=BLOCK_SIZE,
         job={"stage": stage.name, "step": step, "source": digest(source)},
     )
-    work = Translation(stage=stage, checkpoint=checkpoint, out=out, ledger=ledger, gpu=inference.gpu)
+    work = Translation(
+        stage=stage,
+        checkpoint=checkpoint,
+        out=out,
+        ledger=ledger,
+        gpu=inference.gpu,
+        depth_range=open_index(absolute(source)).depth_range,
+    )
     ensure_ray()
     clear_scratch_folder(out)
     options, threads = actor_pool(inference)

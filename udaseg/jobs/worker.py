@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from udaseg.evaluation.checkpoint_scores import Scoring
     from udaseg.job_config import Cluster
     from udaseg.training.step import RunState
-    from udaseg.types import Batch
+    from udaseg.types import Batch, DepthRange
 
 
 _SCRATCH = "udaseg-checkpoint-"
@@ -68,6 +68,8 @@ class WorkerJob:
     bf16: bool
     cluster: Cluster
     """Its `threads` are those that torch takes."""
+    depth_range: DepthRange | None = None
+    """For the card: that of the images which the network is for."""
     scoring: Scoring | None = None
     """None = checkpoints are not scored."""
     pictures: Plan | None = None
@@ -326,6 +328,7 @@ def _checkpoint(state: RunState, history: list[dict[str, Any]], job: WorkerJob, 
         recipe=job.recipe,
         stage=job.stage.name,
         step=state.step,
+        depth_range=job.depth_range,
         old_classes=getattr(job.stage.method, "old_classes", None),
     )
     save_model(scratch, state.method.predictor, card)

@@ -19,6 +19,7 @@ from udaseg.evaluation.calibration import calibration_error
 from udaseg.reports.adaptation import Shares, share_rows
 from udaseg.reports.page import clear, data_uri, percent, picture, render, short
 from udaseg.reports.tables import cell
+from udaseg.types import DepthRange
 
 _SIDE = 480  # pixels of the long side of an example
 
@@ -71,9 +72,9 @@ class Sample(NamedTuple):
     """(h, w) in [0, 1]."""
 
 
-def sample(out: str, image_id: str, image_uri: str, certainty: float) -> Sample:
-    """An example of the pseudo-labels in the directory `out`."""
-    image = Image.fromarray(read_image(image_uri))
+def sample(out: str, image_id: str, image_uri: str, certainty: float, depth_range: DepthRange | None = None) -> Sample:
+    """An example of the pseudo-labels in the directory `out`; `depth_range` as in `udaseg.data.images.rgb`."""
+    image = Image.fromarray(read_image(image_uri, depth_range))
     label, code = (
         Image.open(io.BytesIO(read_bytes(join(out, d, f"{image_id}.png")))) for d in ("labels", "confidence")
     )

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from udaseg.checkpoints.directory import read_card
 from udaseg.data.classes import MAX_CLASSES_BYTES, Classes, read_classes, require_same_classes
+from udaseg.data.depth import require_depth_range
 from udaseg.data.folders import IMAGE_SUFFIXES, folders, has_folder, walk
 from udaseg.data.index import open_index
 from udaseg.data.manifest import read_manifest, write_dataset
@@ -18,6 +19,7 @@ from udaseg.job_config import Adapt
 from udaseg.jobs.adapt.choice import Images
 from udaseg.jobs.output import mark
 from udaseg.jobs.prepare import prepare
+from udaseg.types import DepthRange
 
 HELD_OUT = "val"
 _RUNS = 50
@@ -36,6 +38,7 @@ def check_inputs(told: Adapt) -> None:
 
     Raises DatasetError or CheckpointError: nothing to read, a source without labels, classes that differ.
     """
+    require_depth_range(told.depth_range, "--depth-range")
     found: dict[str, Classes] = {}
     if told.checkpoint is not None:
         found[told.checkpoint] = read_card(told.checkpoint).classes
@@ -86,14 +89,16 @@ def _dataset(directory: str, domain: str, told: Adapt, out: str, classes: str | 
     directory, own = absolute(directory), join(out, "data", domain)
     if not is_dataset(directory):
         if not is_dataset(own):
-            prepare(out=own, classes=_class_file(directory, told) or classes, **_arguments(directory, domain))
+            given = _class_file(directory, told) or classes
+            prepare(out=own, classes=given, depth_range=_depth_range(told), **_arguments(directory, domain))
         directory = own
     if directory != own and is_dataset(own):  # made when this adaptation began
         return own
     if HELD_OUT in open_index(directory).splits:
         return directory
     mark(own, "prepare")
-    write_dataset(own, hold_out(read_manifest(directory), directory), read_classes(directory))
+    manifest, depth_range = hold_out(read_manifest(directory), directory), open_index(directory).depth_range
+    write_dataset(own, manifest, read_classes(directory), depth_range=depth_range)
     return own
 
 
@@ -151,6 +156,13 @@ def _arguments(directory: str, domain: str) -> dict[str, Any]:
             f"{directory}: neither a dataset of `udaseg prepare` nor a folder of images/ and labels/, as a source is"
         )
     return {"images": images or directory} | ({"labels": labels} if images and labels else {})
+
+
+def _depth_range(told: Adapt) -> DepthRange | None:
+    """With which images of bare folders are read: as is told, else as the checkpoint's were."""
+    if told.depth_range is None and told.checkpoint is not None:
+        return read_card(told.checkpoint).depth_range
+    return told.depth_range
 
 
 def _class_file(directory: str, told: Adapt) -> str | None:

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from udaseg.checkpoints.directory import check_checkpoint, copy_model
+from udaseg.checkpoints.directory import check_checkpoint, copy_model, read_card
 from udaseg.config import Recipe
 from udaseg.data.classes import read_classes
 from udaseg.data.index import open_index
@@ -104,7 +104,10 @@ def adapt(told: Adapt) -> Outcome:
         verdicts = {name: Verdict.from_json(values) for name, values in found["verdicts"].items()}
         winner = max(verdicts, key=lambda name: verdicts[name].rank)
         harmed = verdicts[winner].word == "harmed"
-        copy_model(before if harmed else after[winner], join(out, "model"))
+        # source-only may have been trained on images of another range
+        model, depth_range = before if harmed else after[winner], open_index(plan.inputs.target).depth_range
+        same = read_card(model).depth_range == depth_range
+        copy_model(model, join(out, "model"), **({} if same else {"depth_range": depth_range}))
         to_label = journal.phase("label next", _label_next, after[winner], plan, told)
         write_bytes(join(out, "verdict.json"), dump_json(found | {"winner": winner}, indent=1).encode())
         write_bytes(join(out, "label_next.json"), dump_json(to_label, indent=1).encode())

@@ -60,7 +60,8 @@ def write_report(
         examples=_examples(before, after, inputs.target),
         losses={name: _losses(recipe, run_directory(out, name)) for name, recipe in runs.items() if name not in failed},
         to_label=[
-            ToLabel(item["image_id"], item["entropy"], _thumbnail(read_image(item["image"]))) for item in to_label
+            ToLabel(item["image_id"], item["entropy"], _thumbnail(read_image(item["image"], index.depth_range)))
+            for item in to_label
         ],
         choice=choice.reasons,
         settings={name: to_json(recipe) for name, recipe in runs.items()},

@@ -48,6 +48,7 @@ from udaseg.jobs.pseudo_label.tasks import (
 from udaseg.losses.contrastive import downscale_label
 from udaseg.models.inference import by_size, predict, resized, to_pixels
 from udaseg.models.segmenter import Segmenter
+from udaseg.types import DepthRange
 
 
 class Networks:
@@ -67,7 +68,7 @@ class Networks:
     def read(self, row: Mapping[str, Any]) -> np.ndarray | DatasetError:
         """The image of a row, or why there is none."""
         try:
-            image = self.read_image(row["image_uri"])
+            image = self.read_image(row["image_uri"], self.work.depth_range)
             side = max(card.short_side for _, card in self.loaded) * max(self.work.inference.scales)
             require_proportions(image.shape[0], image.shape[1], side, row["image_uri"])
         except DatasetError as error:
@@ -98,13 +99,13 @@ class _IsolatedReader:
         self.lock = threading.Lock()  # one image at a time, so that a crash tells whose it was
         self.process: ProcessPoolExecutor | None = None
 
-    def __call__(self, uri: str) -> np.ndarray:
+    def __call__(self, uri: str, depth_range: DepthRange | None) -> np.ndarray:
         with self.lock:
             if self.process is None:
                 spawn = multiprocessing.get_context("spawn")
                 self.process = ProcessPoolExecutor(1, spawn, initializer=_end_with, initargs=(os.getpid(),))
             try:
-                return self.process.submit(read_image, uri).result()
+                return self.process.submit(read_image, uri, depth_range).result()
             except BrokenProcessPool:
                 self.process = None
                 raise DatasetError(f"{uri}: crashes the process that decodes it") from None

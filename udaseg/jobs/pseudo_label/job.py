@@ -30,10 +30,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from udaseg.checkpoints.directory import CARD_FILE, MODEL_FILE, STATE_FILE, check_checkpoint
+from udaseg.checkpoints.directory import CARD_FILE, MODEL_FILE, STATE_FILE, check_checkpoint, read_card
 from udaseg.config import ASKED_FOR, PseudoLabel
 from udaseg.data.classes import Classes, read_classes, require_same_classes
+from udaseg.data.depth import other_range
 from udaseg.data.export import ExportFormat, require_unique_names
+from udaseg.data.index import open_index
 from udaseg.data.listing import list_images
 from udaseg.data.manifest import digest, read_manifest, write_dataset
 from udaseg.data.storage import absolute, exists, join, read_bytes, write_bytes
@@ -58,6 +60,7 @@ from udaseg.jobs.resources import actor_pool, require_gpu
 from udaseg.reports.adaptation import Shares, share_table
 from udaseg.reports.pseudo_label import Quality, failure_table, label_page, sample
 from udaseg.reports.tables import show
+from udaseg.types import DepthRange
 
 REPORTS = ("report.json", "report.html")
 
@@ -126,7 +129,7 @@ def pseudo_label(
     true_classes = _truth(images, classes) if truth else None
     for layout in layouts:
         require_unique_names(layout, list_images(images, split), list_images(images, split))
-    job = {
+    job: dict[str, Any] = {
         "checkpoint": [_fingerprint(uri, inference) for uri in checkpoints],
         "rules": {k: v for k, v in dataclasses.asdict(rules).items() if k not in ("by", "flip")},
         "inference": inference.views() | {"network": inference.network},
@@ -134,6 +137,9 @@ def pseudo_label(
         "truth": truth,
         "layouts": list(layouts),
     }
+    depth_range = _depth_range(checkpoints, images)
+    if depth_range is not None:  # jobs of 8-bit images, and those begun before, know of none
+        job["depth_range"] = list(depth_range)
     with own_directory(out, "pseudo-label"):
         ledger = open_ledger(join(out, "job"), lambda: list_images(images, split), block_size=block_size, job=job)
         whole = all(exists(join(out, name)) for name in ("manifest.parquet", *REPORTS))
@@ -147,6 +153,7 @@ def pseudo_label(
                 inference=inference,
                 layouts=tuple(layouts),
                 truth=true_classes,
+                depth_range=depth_range,
             )
             clear_scratch_folder(out)
             _do(work, source, max_failed)
@@ -185,7 +192,7 @@ def _do(work: Work, source: str | None, max_failed: float | None) -> None:
     write_bytes(join(out, "failed.json"), dump_json(failed, indent=1).encode())
     numbers = quality.to_json(work.classes.names)
     write_bytes(join(out, REPORTS[0]), dump_json(numbers, indent=1).encode())
-    write_dataset(out, table, work.classes)
+    write_dataset(out, table, work.classes, depth_range=work.depth_range)
     try:
         _write_page(work, tally, quality)
     except Exception as error:  # whatever it is, the labels are done
@@ -198,6 +205,27 @@ def _common_classes(checkpoints: Sequence[str], inference: Inference) -> Classes
     for uri, other in zip(checkpoints[1:], others, strict=True):
         require_same_classes(first, other, uri, of=checkpoints[0])
     return dataclasses.replace(first, raw_to_train={}, color_to_train={})
+
+
+def _depth_range(checkpoints: Sequence[str], images: str) -> DepthRange | None:
+    """With which images are read: the dataset's own range, of a bare folder that of the checkpoints.
+
+    Raises CheckpointError where these differ, so that nobody knows which.
+    """
+    own = {uri: read_card(uri).depth_range for uri in checkpoints}
+    if exists(join(images, "manifest.parquet")):
+        found = open_index(images).depth_range
+        for warning in (w for uri, trained in own.items() for w in other_range(trained, found, uri, images)):
+            print(f"warning: {warning}", file=sys.stderr)
+        return found
+    (first, wanted), *others = own.items()
+    for uri, depth_range in others:
+        if depth_range != wanted:
+            raise CheckpointError(
+                f"{uri}: was trained on a depth range of {depth_range}, {first} of {wanted}: say how these are "
+                "to be read by `udaseg prepare --depth-range LOW HIGH`, and give the dataset"
+            )
+    return wanted
 
 
 def _fingerprint(checkpoint: str, inference: Inference) -> str:
@@ -254,7 +282,7 @@ def _write_page(work: Work, tally: PredictionTotals, quality: Quality) -> None:
     examples = []
     for certainty, image_id, block in wanted:
         uri = next(row["image_uri"] for row in work.ledger.rows(block) if row["image_id"] == image_id)
-        examples.append(sample(work.out, image_id, uri, certainty))
+        examples.append(sample(work.out, image_id, uri, certainty, work.depth_range))
     page = label_page(classes=work.classes, quality=quality, examples=examples, rules=dataclasses.asdict(work.rules))
     write_bytes(join(work.out, REPORTS[1]), page.encode())
 

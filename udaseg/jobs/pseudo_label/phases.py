@@ -14,6 +14,7 @@ import ray
 from udaseg.components.thresholds import class_balanced_thresholds
 from udaseg.config import PseudoLabel
 from udaseg.data.classes import read_classes, require_same_classes
+from udaseg.data.index import open_index
 from udaseg.data.listing import list_images
 from udaseg.data.storage import absolute, join, remove
 from udaseg.errors import DatasetError
@@ -135,7 +136,7 @@ def source_prototypes(work: Work, source: str) -> tuple[Prototypes, list[tuple[s
             yield rows[i]
 
     ledger = open_ledger(join(work.out, "job", "source"), labelled, block_size=work.ledger.block_size, job={})
-    here = dataclasses.replace(work, ledger=ledger, truth=classes)
+    here = dataclasses.replace(work, ledger=ledger, truth=classes, depth_range=open_index(source).depth_range)
     i = work.inference
     options, threads = actor_pool(i)
     run_phase(

@@ -41,7 +41,7 @@ from udaseg.errors import DatasetError
 from udaseg.evaluation.calibration import RELIABILITY_BINS, reliability_counts
 from udaseg.job_config import Inference
 from udaseg.jobs.ledger import Ledger
-from udaseg.types import IGNORE
+from udaseg.types import IGNORE, DepthRange
 
 Item = TypeVar("Item")
 
@@ -76,6 +76,8 @@ class Work:
     truth: Classes | None = None
     """How true labels are to be read, where they are to be compared with."""
     prototypes: Prototypes | None = None
+    depth_range: DepthRange | None = None
+    """With which the images are read."""
 
     @property
     def scratch(self) -> str | None:
