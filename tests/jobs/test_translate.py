@@ -1,9 +1,14 @@
-"""The source in the look of the target: what is written of an image, once, and what is refused. Without Ray."""
+"""The source in the look of the target: what is written of an image, once, and what is refused."""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +28,7 @@ from udaseg.jobs.ledger import Ledger
 from udaseg.jobs.translate import translate
 from udaseg.training.step import RunState, build_state
 
+SUPPORT = Path(__file__).parents[1] / "support"
 STAGE = tiny_recipe("i2i_cr_small").stages[1]
 
 
@@ -128,3 +134,45 @@ def test_what_cannot_be_translated_is_named(trained: tuple[RunState, Path], bloc
     more = make_dataset(tmp_path / "more", "source", train=3, val=0)
     with pytest.raises(DatasetError, match="begun with other images"):
         run(folder, more, tmp_path / "out")
+
+
+JOB = """
+import sys
+from tiny import tiny_recipe
+from udaseg.job_config import Inference
+from udaseg.jobs import translate as job
+job.BLOCK_SIZE = 2
+stage, (folder, source, out) = tiny_recipe("i2i_cr_small").stages[1], sys.argv[1:]
+job.translate(stage, folder, source=source, out=out, inference=Inference(gpu=False, actors=1))
+"""
+
+
+@pytest.mark.full
+def test_a_killed_job_on_ray_is_resumed(
+    trained: tuple[RunState, Path], tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """SIGKILL of the driver in the middle of the blocks, twice; the same bytes as in this process without Ray."""
+    source, out = make_dataset(tmp_path / "source", "source", train=160, val=0), tmp_path / "out"
+    words = [sys.executable, "-c", JOB, str(trained[1]), source, str(out)]
+    paths = os.pathsep.join([*map(str, (SUPPORT, SUPPORT.parents[1])), os.environ.get("PYTHONPATH", "")])
+
+    def done() -> int:
+        return len(list((out / "job" / "translate").glob("*.parquet")))
+
+    for enough in (3, 10):
+        driver = subprocess.Popen(words, env=os.environ | {"PYTHONPATH": paths}, start_new_session=True)
+        try:
+            deadline = time.monotonic() + 500
+            while done() < enough:
+                assert driver.poll() is None and time.monotonic() < deadline
+                time.sleep(0.01)
+        finally:
+            driver.send_signal(signal.SIGKILL)
+            driver.wait()
+        time.sleep(3)  # until its actors have died of it
+        assert enough <= done() < 80 and not (out / "manifest.parquet").exists(), "killed too late"
+    subprocess.run(words, env=os.environ | {"PYTHONPATH": paths}, check=True, timeout=500)
+    assert done() == 80
+    request.getfixturevalue("blocks")
+    run(trained[1], source, tmp_path / "whole")
+    assert digests(out) == digests(tmp_path / "whole")
