@@ -13,13 +13,17 @@ TWO := -n 2 --dist loadfile --no-loadscope-reorder
 	$(BIN)/python -m compileall -qq -j 0 -x '/(tests?|rllib)/' .venv/lib udaseg pipelines || true
 	touch $@
 
+.venv/installed-full: .venv/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[full]"
+	touch $@
+
 demo: .venv/installed
 	$(BIN)/udaseg demo --out runs/demo
 
 test: .venv/installed lint
 	$(BIN)/python -m pytest -m "not full" $(TWO)
 
-test-all: .venv/installed lint
+test-all: .venv/installed-full lint
 	$(BIN)/python -m pytest $(TWO)
 
 lint: .venv/installed
@@ -27,7 +31,7 @@ lint: .venv/installed
 	$(BIN)/mypy
 
 # The variable silences a word of Material's about MkDocs' next version.
-docs: .venv/installed
+docs: .venv/installed-full
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file docs/site/mkdocs.yml
 
 clean:

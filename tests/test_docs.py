@@ -19,7 +19,7 @@ DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(p for p in (ROOT / "docs
 PAGES = {path.stem: path.read_text() for path in (ROOT / "docs/methods").glob("*.md") if path.stem != "README"}
 PAPERS = [path.stem for path in (ROOT / "udaseg/methods").glob("*.py") if path.stem not in ("__init__", "base")]
 PARTS = {"mic": MIC(), "crda": CRDA(), "pne": PNE()}
-TOP = ("udaseg", "pipelines", "tune_spaces", "benchmarks", "tests", "docs")
+TOP = ("udaseg", "pipelines", "tune_spaces", "benchmarks", "tests", "examples", "docs")
 
 
 def folders_drawn(text: str) -> set[str]:

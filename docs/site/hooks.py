@@ -1,6 +1,6 @@
 """Pages that the site has beside docs/*.md: the README and its neighbours, and what is made of the code.
 
-index.md, contributing.md, changes.md  the files of the repository's root
+index.md, contributing.md, changes.md  the files of the repository's root; beside them, to be fetched, examples/
 reference/settings.md                  the sections of a run and of the commands, by the docstrings below their fields
 reference/recipes/<name>.md            a method's settings, and what each of its recipes sets
 reference/python.md                    the names of `import udaseg`, which mkdocstrings describes
@@ -53,6 +53,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     made |= {f"reference/recipes/{module}.md": recipes(module) for module in MODULES}
     for uri, text in made.items():
         files.append(File.generated(config, uri, content=text))
+    for path in (ROOT / "examples").iterdir():
+        files.append(File.generated(config, f"examples/{path.name}", content=path.read_text()))
     return files
 
 
