@@ -26,4 +26,4 @@ def losses(recipe: str) -> list[dict[str, float]]:
 
 
 if __name__ == "__main__":
-    FILE.write_text(json.dumps({name: losses(name) for name in SMALL}, indent=1) + "\n")
+    FILE.write_text(json.dumps({name: losses(name) for name in sorted(SMALL)}, indent=1) + "\n")
