@@ -321,7 +321,7 @@ def test_jobs_refuse_a_checkpoint_before_they_start(
     data, out = make_dataset(tmp_path / "data", "source", train=4, val=2), str(tmp_path / "out")
     broken, whole = str(checkpoint), str(original)
     label = ["--images", data, "--out", out]
-    small = ["--model.backbone", "resnet10t", "--model.head-channels", "16", "--source", data, "--target", data]
+    small = ["--model.backbone", "test_byobnet", "--model.head-channels", "16", "--source", data, "--target", data]
     run: dict[str, Callable[[], int]] = {
         "evaluate": lambda: evaluate(["--checkpoint", broken, "--dataset", data]),
         "pseudo-label": lambda: pseudo_label(["--checkpoint", broken, *label]),

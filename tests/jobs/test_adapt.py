@@ -8,6 +8,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -224,7 +225,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The runs that are trained, in place of training; "bad" fails."""
     names: list[str] = []
 
-    def train_run(recipe: Recipe, inputs: Inputs, out: str, cluster: Cluster) -> None:
+    def train_run(recipe: Recipe, inputs: Inputs, out: str, cluster: Cluster, track: Sequence[str]) -> None:
         names.append(Path(out).name)
         if Path(out).name == "bad":
             raise TrainingError("a loss is not finite")

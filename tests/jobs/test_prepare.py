@@ -326,7 +326,7 @@ BROKEN = {
     "truncated jpeg": (lambda tree: cut(tree / "images/b/c.jpg"), "images/b/c.jpg: cannot be decoded: "),
     "no image": (lambda tree: put(tree / "images/a.png", b"text"), "images/a.png: not an image in a known format (4 b"),
     "empty file": (lambda tree: put(tree / "images/a.png", b""), "images/a.png: not an image in a known format (0 b"),
-    "16-bit image": (lambda tree: put(tree / "images/a.png", png(np.ones(SIZE, np.uint16))), "convert the image to 8-"),
+    "16-bit image": (lambda tree: put(tree / "images/a.png", png(np.ones(SIZE, np.uint16))), "--depth-range LOW HIGH"),
     "bomb": (put_bomb, "images/a.png: cannot be decoded: Image size (400000000 pixels) exceeds limit"),
     "truncated label": (lambda tree: cut(tree / "labels/a.png"), "labels/a.png: cannot be decoded: "),
     "label size": (

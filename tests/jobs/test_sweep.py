@@ -119,7 +119,8 @@ def test_rankings_are_compared_at_the_last_step_that_all_reached() -> None:
 def test_a_score_that_could_not_be_taken_is_null_in_the_file(tmp_path: Path) -> None:
     monitor = Monitor(str(tmp_path), None)
     scores = {"entropy": math.nan, "agreement": 0.25}
-    monitor._rows = [{"stage": 1, "step": 2, "name": "adapt", "loss": 0.5}, {"stage": 1, "step": 4, **scores}]
+    of = {"stage": 1, "name": "adapt"}
+    monitor._rows = [{**of, "step": 2, "loss": 0.5}, {**of, "step": 4, **scores}]
     monitor._write()
     rows = [parse_json(line, "") for line in (tmp_path / "metrics.jsonl").read_bytes().splitlines()]
     assert [row.get("entropy", "none") for row in rows] == ["none", None]

@@ -402,7 +402,7 @@ def words_that_do_not_fit() -> Iterator[Case]:
         ("predict", "", "MODEL"),
         ("export", EXPORT, "--out STR"),
         ("inspect", "", "DATASET..."),
-        ("export", f"{EXPORT} --out {{d}}/new --format onnx", ("--format", "'onnx'", "torch-export")),
+        ("export", f"{EXPORT} --out {{d}}/new --format tflite", ("--format", "'tflite'", "torch-export")),
         ("export", f"{EXPORT} --out {{d}}/new --size 64", ("--size", "INT INT")),
     )  # fmt: skip
     for i, (command, words, named) in enumerate(lines):
