@@ -1,4 +1,4 @@
-"""What a model card says of resizing is how evaluation and labelling resize, without Ray."""
+"""What a model card says of resizing is how evaluation, labelling and the verdict resize, without Ray."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from udaseg.config import PseudoLabel
 from udaseg.data.index import open_index
 from udaseg.evaluation.metrics import confusion
 from udaseg.job_config import Inference
+from udaseg.jobs.adapt.inputs import Inputs
+from udaseg.jobs.adapt.judging import judged_here
 from udaseg.jobs.evaluate import Evaluator
 from udaseg.jobs.ledger import Ledger
 from udaseg.jobs.pseudo_label.actors import PredictActor, _features
@@ -42,6 +44,8 @@ def test_the_card_says_how_images_are_resized(tmp_path: Path, how: Resample) -> 
     assert np.array_equal(
         counts, sum(confusion(index.train_ids(row), f, 3) for row, f in zip(range(start, stop), found, strict=True))
     )
+    (judged,) = judged_here([uri], Inputs(None, directory), images=2, inference=inference)
+    assert judged.truth is not None and np.array_equal(judged.truth.sum(0), counts)
 
     ledger = Ledger.__new__(Ledger)  # no block is read
     work = Work(

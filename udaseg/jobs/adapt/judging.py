@@ -45,10 +45,9 @@ class _Networks:
 
     def predicted(self, image: torch.Tensor) -> list[np.ndarray]:
         """(K, H, W) probabilities of an image, (1, 3, H, W) in [0, 1], by each network."""
-        return [
-            predict(network, image, short_side=card.short_side, **self.inference.views())[0].cpu().numpy()
-            for network, card in self.networks
-        ]
+        views = self.inference.views()
+        found = [predict(network, image, **card.size(), **views) for network, card in self.networks]
+        return [probability[0].cpu().numpy() for probability in found]
 
     def classes(self, image: torch.Tensor) -> list[np.ndarray]:
         return [probability.argmax(0).astype(np.uint8) for probability in self.predicted(image)]
