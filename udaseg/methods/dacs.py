@@ -51,8 +51,8 @@ class DACS(Method):
         jitter_probability: Share = 0.8
         blur_probability: Share = 0.5
         evaluate: Literal["teacher", "student"] = "teacher"
-        """The network that is evaluated; the authors evaluate and publish the student. In the demo's run the teacher
-        had 63.7 mIoU, the student 62.3."""
+        """The network that is evaluated; the authors evaluate and publish the student. Which measured better differs
+        from run to run, see docs/methods/README.md."""
         mic: MIC = MIC()
         crda: CRDA = CRDA()
         pne: PNE = PNE()
