@@ -197,10 +197,10 @@ def end_stopped(out: str) -> None:
     note = join(out, "trackers", "mlflow.json")
     if not exists(note):
         return
-    import mlflow
-
-    client, run = mlflow.MlflowClient(), json.loads(read_bytes(note))["run"]
     with contextlib.suppress(Exception):  # it was warned of
+        import mlflow
+
+        client, run = mlflow.MlflowClient(), json.loads(read_bytes(note))["run"]
         if client.get_run(run).info.status == "RUNNING":
             client.set_terminated(run, "KILLED")
 

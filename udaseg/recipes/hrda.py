@@ -31,8 +31,8 @@ def hrda() -> Recipe:
 def hrda_small() -> Recipe:
     """HRDA on a small network: context at half the resolution, detail crops of half the side. Evaluated likewise.
 
-    For images of a few hundred pixels it is of no help: on CamVid -> IDD-Lite at 240 pixels already its warm start has
-    lost most people and roadside objects, which half the resolution does not show (docs/figures.md).
+    For images of a few hundred pixels it is of no help: on CamVid -> IDD-Lite at 240 pixels already its warm start
+    finds few people and roadside objects (docs/log.md, 2026-11-29).
     """
     model = replace(SMALL, detail_crop=(64, 96))
     stages = tuple(replace(stage, model=model) for stage in daformer_small().stages)
