@@ -16,7 +16,7 @@ from PIL import Image
 from tiny import digests, draw, listed, make_checkpoint, make_dataset, tiny_recipe, tree
 
 from pipelines import demo, evaluate, import_, prepare, pseudo_label, sweep, train
-from udaseg.data.storage import exists, join, write_bytes
+from udaseg.data.storage import exists, join, read_bytes, write_bytes
 from udaseg.errors import ConfigError
 from udaseg.job_config import Cluster
 from udaseg.jobs import output
@@ -254,6 +254,21 @@ def test_a_second_driver_is_refused_while_the_first_works(
     with busy, own_directory(str(tmp_path / "out"), "train"):
         pass
     assert (tmp_path / "out" / LEASE).exists(), "the first one's lease stays"
+
+
+@pytest.mark.parametrize("halves, who", [(3, r"process \d+ on "), (1000, "another process")])
+def test_a_lease_that_is_being_renewed_is_read_again(
+    halves: int, who: str, other: subprocess.Popen[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first reads find the file empty, as between the opening and the writing of a renewal."""
+    left = [b""] * halves
+    monkeypatch.setattr(output, "GRACE", 0.1)
+    monkeypatch.setattr(
+        output, "read_bytes", lambda uri: left.pop() if uri.endswith(LEASE) and left else read_bytes(uri)
+    )
+    with pytest.raises(ConfigError, match=rf"out: {who}.*works on it"), exclusive_driver(str(tmp_path / "out")):
+        pass
+    assert len(left) == max(0, halves - 20)
 
 
 def test_a_live_run_is_not_resumed_beside_itself(

@@ -214,7 +214,7 @@ def exclusive_driver(directory: str) -> Iterator[None]:
             sign(0)
             if not locked:  # two may have come at once: the later one's lease stays
                 time.sleep(HEARTBEAT / 5)
-                if (other := _json(uri)).get("token") != token:
+                if (other := _lease(uri)).get("token") != token:
                     raise _busy(directory, other)
             thread = threading.Thread(target=sign_on, daemon=True)
             thread.start()
@@ -258,7 +258,7 @@ def _flock(handle: int, directory: str) -> bool:
             return True
         except BlockingIOError:
             if time.monotonic() > until:
-                raise _busy(directory, _json(join(directory, LEASE))) from None
+                raise _busy(directory, _lease(join(directory, LEASE))) from None
             time.sleep(GRACE / 20)
         except OSError:
             return False
@@ -268,26 +268,34 @@ def _wait_for_heartbeat(uri: str, directory: str, locked: bool) -> None:
     """Wait until an earlier process's lease is known to be dead. Raises ConfigError where it is alive."""
     if not exists(uri):
         return
-    seen, other = read_bytes(uri), _json(uri)
+    seen, other = read_bytes(uri), _lease(uri)
     if locked and other.get("locked") and other.get("machine") == _machine():
         return
-    print(
-        f"{directory}: process {other.get('pid')} on {other.get('host')} may be at work; {4 * HEARTBEAT:.0f} s to see"
-    )
+    print(f"{directory}: {_who(other)} may be at work; {4 * HEARTBEAT:.0f} s to see")
     until = time.monotonic() + 4 * HEARTBEAT
     while time.monotonic() < until:
         time.sleep(HEARTBEAT / 5)
         if not exists(uri):
             return
         if read_bytes(uri) != seen:
-            raise _busy(directory, _json(uri) or other)
+            raise _busy(directory, _lease(uri) or other)
+
+
+def _lease(uri: str) -> dict[str, Any]:
+    """What a lease says; empty where there is none. One that is being renewed at this moment is read again."""
+    for _ in range(20):
+        if (content := _json(uri)) or not exists(uri):
+            return content
+        time.sleep(0.01)
+    return {}
 
 
 def _busy(directory: str, other: Mapping[str, Any]) -> ConfigError:
-    return ConfigError(
-        f"{directory}: process {other.get('pid')} on {other.get('host')} works on it; "
-        "wait for its end, stop it, or choose another --out"
-    )
+    return ConfigError(f"{directory}: {_who(other)} works on it; wait for its end, stop it, or choose another --out")
+
+
+def _who(other: Mapping[str, Any]) -> str:
+    return f"process {other['pid']} on {other['host']}" if other.keys() >= {"pid", "host"} else "another process"
 
 
 def _machine() -> str:
