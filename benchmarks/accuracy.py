@@ -210,6 +210,18 @@ def table(rows: list[dict[str, object]]) -> Table:
     return out
 
 
+def class_table(rows: list[dict[str, object]]) -> Table:
+    """IoU of each class in percent, the mean over seeds."""
+    by: dict[str, list[dict[str, float | None]]] = {}
+    for row in rows:
+        by.setdefault(str(row["recipe"]), []).append(dict(row["iou"]))  # type: ignore[call-overload]
+    names = list(next(iter(by.values()))[0])
+    out = Table("recipe", *names)
+    for recipe, ious in by.items():
+        out.add_row(recipe, *(f"{100 * np.mean([iou[name] or 0 for iou in ious]):.1f}" for name in names))
+    return out
+
+
 def _mean_spread(values: list[float], form: str) -> tuple[str, str]:
     return form.format(np.mean(values)), form.format(np.std(values, ddof=1)) if len(values) > 1 else "-"
 
@@ -250,6 +262,7 @@ def main() -> int:
             rows.append(run(name, seed, a, commit))
             Console().print(table(rows))
             shutil.rmtree(a.work / commit / f"{name}-seed{seed}" / "stages", ignore_errors=True)
+    Console().print(class_table(rows))
     return 0
 
 

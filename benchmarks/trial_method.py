@@ -48,6 +48,10 @@ class Trial(Method):
         jitter: float = 0.25
         style: float = 0.0
         """Share of the source images that take the target image's mean and deviation in Lab."""
+        cutmix: float = 0.0
+        """Share of the target's views that get a rectangle of another target image, with the teacher's labels of it."""
+        masked: float = 0.0
+        """Share of the target's view that is hidden, in square patches."""
         zoom: float = 1.0
         """Least share of the target's view that the student sees, enlarged."""
         source_prior: float = 0.0
@@ -117,7 +121,12 @@ class Trial(Method):
             image = paste(mask, source.image, image)
             label = paste(mask, source.labels, label)
             weight = paste(mask, torch.ones_like(weight), weight)
+        if c.cutmix:
+            mask = self._rectangles(target)
+            image, label, weight = (paste(mask, plane.roll(1, 0), plane) for plane in (image, label, weight))
         image = strong(image, target.index, seed=self.seed, purpose="mixed", jitter=c.jitter)
+        if c.masked:
+            image = image * self._patches(target)
         if c.zoom < 1:
             image, label, weight = self._zoomed(image, label, weight, target.index)
         out = self.student(image, "target", target.index)
@@ -193,6 +202,29 @@ class Trial(Method):
         styled = kornia.color.lab_to_rgb((lab - m) / s.clamp_min(1e-3) * s2 + m2).clamp(0, 1)
         chosen = self._draw(source.index, "style", 1)[0] < self.config.style
         return torch.where(chosen[:, None, None, None], styled, source.image)
+
+    def _rectangles(self, target: Batch) -> Tensor:
+        """(B, H, W) bool: a rectangle of a quarter to a half of each chosen sample's image."""
+        height, width = target.image.shape[-2:]
+        mask = torch.zeros(len(target.index), height, width, dtype=torch.bool)
+        for plane, (chosen, area, aspect, v, w) in zip(
+            mask, self._draw(target.index, "cutmix", 5).T.tolist(), strict=True
+        ):
+            if chosen < self.config.cutmix:
+                side, ratio = (0.25 + 0.25 * area) ** 0.5, 2 ** (aspect - 0.5)
+                h, x = min(height, round(height * side * ratio)), min(width, round(width * side / ratio))
+                top, left = int(v * (height - h + 1)), int(w * (width - x + 1))
+                plane[top : top + h, left : left + x] = True
+        return mask
+
+    def _patches(self, target: Batch) -> Tensor:
+        """(B, 1, H, W): 0 in the hidden patches, of a sixth of the height."""
+        height, width = target.image.shape[-2:]
+        side = -(-height // 6)
+        rows, columns = -(-height // side), -(-width // side)
+        kept = self._draw(target.index, "masked", rows * columns) >= self.config.masked
+        grid = kept.T.reshape(-1, 1, rows, columns).float()
+        return grid.repeat_interleave(side, 2).repeat_interleave(side, 3)[:, :, :height, :width]
 
     def _zoomed(self, image: Tensor, label: Tensor, weight: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """A random crop of each sample, of a random size, brought back to the size of the image."""

@@ -18,6 +18,7 @@ from udaseg.evaluation.verdict import (
     expected_frequency,
     in_the_look_of,
     strong_view,
+    together,
     verdict,
 )
 
@@ -86,7 +87,8 @@ def test_classes_without_a_label_do_not_count() -> None:
         (judged(0.8, 0.8), "helped"),
         (judged(0.3, 0.3), "harmed"),
         (judged(0.3, 0.5), "harmed"),
-        (judged(0.3, 0.8), "harmed"),
+        (judged(0.4, 0.8), "helped"),
+        (judged(0.2, 0.6), "harmed"),
         (judged(0.5, 0.5), "unclear"),
         (judged(0.8, 0.5), "unclear"),
         (judged(0.5, 0.2), "harmed"),
@@ -97,10 +99,16 @@ def test_the_word(after: Judged, word: str) -> None:
     assert verdict(judged(0.5, 0.5), after).word == word
 
 
+def test_figures_together() -> None:
+    likeness, steadiness = Change(-0.04, -0.07, -0.02), Change(0.10, 0.06, 0.11)
+    assert together(likeness, steadiness) == pytest.approx((0.03, 0.03 - 0.025, 0.03 + 0.5 * 0.0005**0.5))
+    assert together(None, steadiness) == steadiness
+
+
 def test_candidates_are_ranked_by_the_word_then_by_steadiness() -> None:
     before = judged(0.5, 0.5)
     helped, steadier, harmed = (
-        verdict(before, after) for after in (judged(0.9, 0.7), judged(0.7, 0.9), judged(0.3, 0.9))
+        verdict(before, after) for after in (judged(0.9, 0.7), judged(0.7, 0.9), judged(0.0, 0.75))
     )
     assert max((helped, steadier, harmed), key=lambda v: v.rank) is steadier
     assert min((helped, steadier, harmed), key=lambda v: v.rank) is harmed

@@ -100,6 +100,7 @@ def test_the_recommended_recipe_is_this_method() -> None:
     from udaseg.recipes import RECIPES
 
     for name in ("classwise", "classwise_small"):
-        warm, adapt = RECIPES[name]().stages
+        warm, adapt, again = RECIPES[name]().stages
         assert isinstance(adapt.method, Classwise.Config) and not isinstance(adapt.method, DACS.Config)
-        assert adapt.init_from == warm.name
+        assert adapt.init_from == warm.name and again.init_from == adapt.name
+        assert again.pseudo_label is not None and again.data.domains() == ["target"]

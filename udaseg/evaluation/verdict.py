@@ -160,10 +160,20 @@ def verdict(before: Judged, after: Judged) -> Verdict:
     return Verdict(_word(likeness, steadiness), likeness, steadiness, truth, faded)
 
 
+def together(likeness: Change | None, steadiness: Change) -> Change:
+    """The mean of both figures, whose images have nothing to do with each other; steadiness alone without a source."""
+    if likeness is None:
+        return steadiness
+    mean = (likeness.mean + steadiness.mean) / 2
+    down = np.hypot(likeness.mean - likeness.low, steadiness.mean - steadiness.low) / 2
+    up = np.hypot(likeness.high - likeness.mean, steadiness.high - steadiness.mean) / 2
+    return Change(mean, float(mean - down), float(mean + up))
+
+
 def _word(likeness: Change | None, steadiness: Change) -> Word:
-    """For help both figures must speak. For harm one is enough: source-only is at hand, and a loss is seen by no other
-    means, be it of what the source taught (likeness) or of the target's images as they are (steadiness)."""
-    figures = [figure for figure in (likeness, steadiness) if figure is not None]
-    if any(figure.high < 0 for figure in figures):
+    """A network that adapts leaves the source for the target's sake, so that likeness may fall: it is weighed against
+    what steadiness gains. A loss of steadiness is harm whatever likeness says."""
+    both = together(likeness, steadiness)
+    if steadiness.high < 0 or both.high < 0:
         return "harmed"
-    return "helped" if all(figure.low > 0 for figure in figures) else "unclear"
+    return "helped" if steadiness.low > 0 and both.low > 0 else "unclear"

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from udaseg.data.classes import Classes
-from udaseg.evaluation.verdict import Change, Verdict
+from udaseg.evaluation.verdict import Change, Verdict, together
 from udaseg.reports.adaptation import Example, loss_picture, sheet_picture
 from udaseg.reports.page import data_uri, percent, render
 
@@ -56,6 +56,10 @@ def verdict_lines(winner: str, verdicts: Mapping[str, Verdict], names: Sequence[
         if verdict.likeness is not None:
             lines.append(f"  source images in the look of the target  {points(verdict.likeness)}")
         lines.append(f"  two views of a target image               {points(verdict.steadiness)}")
+        if verdict.likeness is not None:
+            lines.append(
+                f"  both together                             {points(together(verdict.likeness, verdict.steadiness))}"
+            )
         if verdict.faded:
             faded = ", ".join(names[k] for k in verdict.faded)
             lines.append(f"  seldom predicted, look at the sheet       {faded}")
