@@ -60,7 +60,7 @@ def test_report_is_whole(done: SimpleNamespace) -> None:
 def test_all_networks_train_as_long_and_every_checkpoint_is_scored(done: SimpleNamespace) -> None:
     phases = json.loads((done.out / "demo.json").read_text())["phases"]
     steps = {network: [step for step, _ in points] for network, points in phases["evaluate"]["result"].items()}
-    scored = list(range(2, 4 * len(RECIPES["bcl_demo"]().stages) + 1, 2))
+    scored = list(range(2, 4 * len(RECIPES["classwise_small"]().stages) + 1, 2))
     assert steps == dict.fromkeys(("source-only", "adapted", "oracle"), scored)
 
 
@@ -68,7 +68,9 @@ def test_a_second_demo_is_refused(done: SimpleNamespace, capsys: pytest.CaptureF
     before = (done.out / "demo.json").read_bytes()
     with pytest.raises(ConfigError, match="exists; go on with it by --resume"):
         run_tiny(done.out)
-    with pytest.raises(ConfigError, match=r"other settings \(seed, source_only_small, bcl_demo, supervised_small\)"):
+    with pytest.raises(
+        ConfigError, match=r"other settings \(seed, source_only_small, classwise_small, supervised_small\)"
+    ):
         run_tiny(done.out, seed=1, resume=True)
     assert main(["--out", str(done.out)]) == 2
     assert capsys.readouterr().err.startswith(f"error: {done.out}: exists")
@@ -102,7 +104,7 @@ def test_resume_goes_on_after_the_last_finished_phase(tmp_path: Path, monkeypatc
     monkeypatch.setattr(job, "train", lambda recipe, **_: trained.append(recipe.name))
     with pytest.raises(FileNotFoundError):  # no checkpoints to score
         run_tiny(tmp_path / "out", resume=True)
-    assert trained == ["bcl_demo", "source_only_small", "source_only_small", "supervised_small"]
+    assert trained == ["classwise_small", "source_only_small", "source_only_small", "supervised_small"]
 
 
 def test_other_directories_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -47,7 +47,7 @@ from udaseg.recipes import RECIPES
 from udaseg.reports.adaptation import Example, Shares, gap_text, html_report, iou_table
 from udaseg.reports.tables import show
 
-NETWORKS = {"source-only": "source_only_small", "adapted": "bcl_demo", "oracle": "supervised_small"}
+NETWORKS = {"source-only": "source_only_small", "adapted": "classwise_small", "oracle": "supervised_small"}
 """The recipe of each network that the report compares."""
 
 

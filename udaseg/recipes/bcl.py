@@ -64,7 +64,7 @@ def bcl_small(count: int = 2) -> Recipe:
 
 
 def bcl_demo() -> Recipe:
-    """What `udaseg demo` runs, within minutes: `bcl_small` in one round, with rare-class sampling of the source."""
+    """`bcl_small` in one round, within minutes, with rare-class sampling of the source."""
     warm_start, adapt = bcl_small(count=1).stages
     stages = (warm_start, replace(adapt, data=replace(adapt.data, source=SMALL_RARE)))
     return small("bcl_demo", *stages)
