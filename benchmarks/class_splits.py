@@ -73,7 +73,7 @@ class Pair:
         out = self.a.work / "data" / name
         splits = dict(self.split["splits"][domain])
         if labels is not None:
-            splits["fewshot"] = sorted(path.stem for path in labels.glob("*.png"))
+            splits["fewshot"] = sorted(path.stem for path in labels.glob("*.png") if not path.is_symlink())
             splits["train"] = [image for image in splits["train"] if image not in splits["fewshot"]]
             for image in (*splits["train"], *splits["val"]):
                 file = labels / f"{image}.png"
