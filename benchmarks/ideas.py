@@ -68,9 +68,7 @@ IDEAS: dict[str, dict[str, Any]] = {
     "jitter": {"method.jitter": 0.5},
     "style": {"method.style": 0.5},
     "cutmix": {"method.cutmix": 0.5},
-    "cutmix_all": {"method.cutmix": 1.0},
     "masked": {"method.masked": 0.3},
-    "masked_half": {"method.masked": 0.5},
     "zoom": {"method.zoom": 0.5},
     "flip": {"method.flip": True},
     "contrast": {"method.contrast": 1.0},
@@ -87,10 +85,7 @@ IDEAS: dict[str, dict[str, Any]] = {
     "soft": {"method.soft": True, "method.reliability": "all"},
     "slow_teacher": {"method.teacher_momentum": 0.998},
     "fast": {"optim.lr": 3e-3},
-    "style_all": {"method.style": 1.0},
     "own_statistics": {"model.per_domain": "stem+statistics"},
-    "own_stem": {"model.per_domain": "stem"},
-    "target_twice": {"method.target_weight": 2.0},
 }
 """What may follow it, joined by +: "class+source_jitter+balance"."""
 
