@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.gpu import LIMITS, Result, Settings, run
+from benchmarks.gpu_parts import FLOPS
 
 ROOT = Path(__file__).parents[1]
 SLOW = ("pipeline", "pseudo_label", "data", "compiled")
@@ -32,9 +35,9 @@ def results(out: Path, parts: tuple[str, ...]) -> dict[str, list[dict[str, Any]]
 
 def test_the_parts_in_one_process_run_on_a_cpu(tmp_path: Path) -> None:
     found = results(tmp_path / "out", tuple(part for part in LIMITS if part not in SLOW))
-    (same,) = found["agreement"]
-    assert [value.split()[0] for value in same["fp32 against cpu"]] == ["0", "0"], "both are the CPU"
-    assert all(float(value.split()[0]) > 0 for value in same["bf16 against fp32"])
+    for same in found["agreement"]:
+        assert [value.split()[0] for value in same["fp32 against cpu"]] == ["0", "0"], "both are the CPU"
+        assert all(float(value.split()[0]) > 0 for value in same["bf16 against fp32"])
     assert_timed(found["speed"][0])
     assert found["augmentation"][0]["share"] > 0 and found["published"][0]["mib"] > 0
 
@@ -53,6 +56,13 @@ def test_the_parts_through_ray_or_the_compiler_run_on_a_cpu(tmp_path: Path) -> N
     assert 0 <= waits["data_wait"] < 1 and step["ratio"] > 0
     assert resumed["resumed_off"] == resumed["repeated_off"] == 0, "a CPU repeats itself exactly"
     assert found["pseudo_label"][0]["ratio"] > 0 and 0 <= found["data"][0]["data_wait"] < 1
+
+
+def test_the_work_of_a_depthwise_convolution_is_counted_by_its_groups() -> None:
+    layer = torch.nn.Conv2d(64, 64, 3, padding=1, groups=64, bias=False)
+    with FlopCounterMode(display=False, custom_mapping=FLOPS) as counter:
+        layer(torch.ones(1, 64, 8, 8, requires_grad=True)).sum().backward()
+    assert counter.get_total_flops() == 3 * 2 * 64 * 9 * 64, "forward, gradient of the input, and of the weight"
 
 
 def good(settings: Settings) -> Iterator[Result]:

@@ -149,7 +149,13 @@ class Stream:
     """Below 1 a crop is redrawn, at most nine times, until it shows two classes or more and none holds as large a share
     of its labelled pixels as this; 0.75 in DAFormer and its line (`cat_max_ratio`). Needs labels."""
     jitter: Jitter = 0.0
-    """Strength of colour jitter on four of five images, 0 to 0.5."""
+    """Strength of colour jitter, 0 to 0.5."""
+    jitter_probability: Share = 0.8
+    """Share of the images that are jittered."""
+    hue: Jitter | None = None
+    """Largest turn of the jitter's hue, 0.5 being half of the circle, where it is not its strength."""
+    grey: Share = 0.0
+    """Probability of an image to lose its colours."""
     blur: Share = 0.0
     """Probability of a Gaussian blur."""
     prior: bool = False
@@ -205,10 +211,10 @@ class Data:
         for name, stream in self.streams().items():
             if stream.sampling == "rare_class" and stream.labels == "none":
                 raise ConfigError(f"{name}.sampling is rare_class, which needs labels")
-            if stream.labels == "distribution" and self.rotation:
-                raise ConfigError(f"{name}.labels is distribution, which is not rotated; set rotation to 0")
-            if stream.prior and self.rotation:
-                raise ConfigError(f"{name}.prior is on, which is not rotated; set rotation to 0")
+            planes = {"labels is distribution": stream.labels == "distribution", "prior is on": stream.prior}
+            for what, on in planes.items():
+                if on and self.rotation:
+                    raise ConfigError(f"{name}.{what}, which is not rotated; set rotation to 0")
             if stream.prior and self.source is None:
                 raise ConfigError(f"{name}.prior is of the source's labels, and source is off")
 
@@ -224,9 +230,8 @@ class PseudoLabel:
     image_share: Share = 0.1
     """Most certain share of each image that is kept whatever its class, in [0, 1]."""
     rule: Literal["top1", "any_class", "fixed", "soft"] = "top1"
-    """"top1": the union of both shares. "any_class": the authors' union, which predicts a second time, see
-    `udaseg.components.thresholds.union_pseudo_label`. "fixed": what reaches `threshold`. "soft": all, beside its
-    confidence."""
+    """"top1": the union of both shares. "any_class": the authors' union, which predicts twice, see `union_pseudo_label`
+    of `udaseg.components.thresholds`. "fixed": what reaches `threshold`. "soft": all, beside its confidence."""
     threshold: Share = 0.9
     """Of the rule "fixed", in [0, 1]."""
     measure: Literal["confidence", "entropy", "prototype"] = "confidence"
@@ -237,8 +242,7 @@ class PseudoLabel:
     rare_class: Literal["keep_top", "keep_all"] = "keep_top"
     """See `udaseg.components.thresholds.class_balanced_thresholds`."""
     distribution: bool = False
-    """Store the probability of every class too, at an eighth of the image's size, for `data.target.labels`
-    "distribution"."""
+    """Store all classes' probabilities too, at an eighth of the image's size, for the labels "distribution"."""
     flip: bool = False
     """Average over the mirrored image too, as `inference.flip` does; for the labelling between stages."""
     by: str | None = None
@@ -302,9 +306,7 @@ class Stage:
         if self.init_from is None and self.pseudo_label.by is None:
             raise ConfigError("pseudo_label needs init_from, or by: the network that labels")
         if self.data.target is None or self.data.target.labels not in ("pseudo", "soft", "distribution"):
-            raise ConfigError(
-                'pseudo_label is set, but data.target.labels is neither "pseudo", "soft" nor "distribution"'
-            )
+            raise ConfigError('pseudo_label is set; data.target.labels must be "pseudo", "soft" or "distribution"')
         if self.data.target.labels == "distribution" and not self.pseudo_label.distribution:
             raise ConfigError('data.target.labels is "distribution": set pseudo_label.distribution, which stores it')
         if self.data.fewshot is not None:

@@ -165,6 +165,20 @@ def test_shares_of_jittered_and_blurred_images() -> None:
     assert torch.equal(strong(image, index, seed=0, purpose="x", jitter=0.0, blur_probability=0.0), image)
 
 
+def test_grey_images_and_the_strength_of_their_hue() -> None:
+    image, index = torch.rand(200, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(200)
+    plain = {"seed": 0, "purpose": "x", "blur_probability": 0.0}
+    out = strong(image, index, **plain, jitter=0.0, grey_probability=0.2)
+    grey = (out == out[:, :1]).flatten(1).all(1)
+    assert float(grey.float().mean()) == pytest.approx(0.2, abs=0.08) and torch.equal(out[~grey], image[~grey])
+    own, same, none = (strong(image, index, **plain, jitter=0.5, hue=hue) for hue in (None, 0.5, 0.0))
+    assert torch.equal(own, same) and not torch.equal(own, none)
+    few = image * 0.2 + 0.4  # colours that no change but the hue's takes out of their order
+    kept = strong(few, index, **plain, jitter=0.2, hue=0.0)
+    assert torch.equal(kept.argsort(1), few.argsort(1)), "the hue stays"
+    assert not torch.equal(strong(few, index, **plain, jitter=0.2).argsort(1), few.argsort(1))
+
+
 def test_blur_smooths_and_keeps_the_mean() -> None:
     image, index = _images()
     out = strong(image, index, seed=0, purpose="x", jitter=0.0, blur_probability=1.0)

@@ -192,6 +192,8 @@ def test_classes_are_drawn_by_how_reliable_their_pixels_are() -> None:
     part = reliable_mask(label[5:7], reliability[5:7], torch.arange(5, 7), share=0.5, seed=0, num_classes=4)
     assert torch.equal(part, mask[5:7]), "each sample draws by its own key"
     assert not reliable_mask(label, reliability, torch.arange(samples), share=0, seed=0, num_classes=4).any()
+    none = reliable_mask(label, 0 * reliability, torch.arange(samples), share=0.5, seed=0, num_classes=5)
+    assert (none[:, 0].sum(1) == 2).all(), "present classes come before absent ones, however unreliable"
 
 
 def test_the_next_of_a_group_is_found_within_it() -> None:

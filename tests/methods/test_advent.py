@@ -67,3 +67,11 @@ def test_discriminators_have_an_adam_of_their_own() -> None:
     train_step(state, batches, stage, seed=SEED)
     moved = [(p.detach() - before[name]).abs().max() for name, p in state.method.discriminators.named_parameters()]
     assert all(float(m) == pytest.approx(stage.method.discriminator_lr, rel=0.05) for m in moved)
+
+
+def test_a_backbone_of_one_level_is_refused() -> None:
+    stage = make_stage("advent")
+    student = make_state(stage).method.student
+    student.feature_channels = student.feature_channels[-1:]
+    with pytest.raises(ValueError, match="backbone has one alone"):
+        stage.method.build(student, seed=SEED)

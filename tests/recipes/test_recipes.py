@@ -15,6 +15,7 @@ from two_ranks import TwoRanks
 
 import udaseg.recipes
 from udaseg.data.confidence import DISTRIBUTION_STRIDE
+from udaseg.methods.camix import CAMix
 from udaseg.recipes import FAMILIES, RECIPES, names, summaries
 from udaseg.training.step import RunState, build_state, train_step
 from udaseg.types import IGNORE, Batch
@@ -143,3 +144,31 @@ def test_every_module_of_recipes_is_of_one_family() -> None:
     assert sorted(listed) == sorted(found)
     shown = [name for family in summaries().values() for name in family]
     assert sorted(shown) == sorted(RECIPES) == sorted(names())
+
+
+@pytest.mark.parametrize("name", ["dacs", "dsp", "camix", "camix_synthia", "rccr", "rccr_synthia"])
+def test_the_line_of_dacs_flips_nothing(name: str) -> None:
+    """As `"flip": false` of the authors' configurations says, and no loader of theirs mirrors."""
+    assert all(stage.data.flip == 0 for stage in RECIPES[name]().stages)
+
+
+@pytest.mark.parametrize(
+    ("name", "context_from", "ramp_steps"), [("camix", 110_000, 130_000), ("camix_synthia", 40_000, 10_000)]
+)
+def test_camix_turns_to_context_when_its_authors_do(name: str, context_from: int, ramp_steps: int) -> None:
+    (stage,) = RECIPES[name]().stages
+    assert isinstance(stage.method, CAMix.Config)
+    assert (stage.method.context_from, stage.method.ramp_steps) == (context_from, ramp_steps)
+    assert stage.data.target is not None and stage.data.target.short_side == 1024 and stage.data.crop == (512, 512)
+
+
+@pytest.mark.parametrize("name", ["sdca", "spcl", "proca"])
+def test_the_line_of_sdca_changes_the_colours_of_what_it_has_labels_of(name: str) -> None:
+    """As `build_transform` of its authors does it, `is_source` alone: in self-training that is the target."""
+    _, adapting, training = RECIPES[name]().stages
+    assert adapting.data.batch_size == 4 and training.data.batch_size == 8, "8 images on 4 GPUs"
+    assert adapting.data.source is not None and adapting.data.target is not None and training.data.target is not None
+    for stream in (adapting.data.source, training.data.target):
+        assert (stream.jitter, stream.hue, stream.jitter_probability) == (0.5, 0.2, 1)
+        assert (stream.grey, stream.blur) == ((0, 0) if name == "spcl" else (0.2, 1))
+    assert adapting.data.target.jitter == adapting.data.target.grey == adapting.data.target.blur == 0

@@ -37,11 +37,15 @@ def _steps(rank: int, steps: list[list[Graph]], bf16: bool) -> tuple[list[int], 
             _chain(layers, graph, x).backward()
         under_way.append(average.under_way)
         assert average.finish() == 1
-        for layer, kept in zip(layers, own, strict=True):
+        for number, (layer, kept) in enumerate(zip(layers, own, strict=True)):
             mean = sum_over_ranks(kept) / world_size()
+            if not any(number in graph for graph in graphs):
+                assert layer.weight.grad is None
+                continue
             assert isinstance(layer.weight.grad, Tensor)
             worst = max(worst, float((layer.weight.grad - mean).abs().max() / mean.abs().max().clamp_min(1e-6)))
-    return under_way, [layer.weight.grad.flatten().tolist() for layer in layers], worst
+    found = [layer.weight.grad for layer in layers]
+    return under_way, [[] if gradient is None else gradient.flatten().tolist() for gradient in found], worst
 
 
 def _chain(layers: nn.ModuleList, graph: Graph, x: Tensor) -> Tensor:
@@ -60,7 +64,7 @@ ALL = (0, 1, 2, 3)
         ([[ALL, (0, 1)], [ALL, (0, 1)]], [0, 4]),
         ([[ALL], [ALL, ALL], [ALL, ALL]], [0, 4, 4]),  # more graphs than expected: exchanged again
         ([[ALL, ALL], [ALL], [ALL]], [0, 0, 4]),  # fewer: nothing is whole before the end
-        ([[(0, 1)], [(0, 1)], [ALL]], [0, 4, 4]),  # layers without a gradient are zeros, until they have one
+        ([[(0, 1)], [(0, 1)], [ALL]], [0, 4, 4]),  # layers without a gradient have none, until they have one
         ([[(3,)], [(0,)]], [0, 0]),
     ],
 )

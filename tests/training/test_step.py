@@ -34,6 +34,39 @@ def test_learning_rates_follow_the_step() -> None:
     assert [group["lr"] for group in state.optimizers[0].param_groups] == [5e-3 * factor, 1e-2 * factor]
 
 
+def test_what_no_loss_reaches_is_left_to_the_optimiser_as_it_is(tmp_path: Path) -> None:
+    """No decay, no momentum and no count of steps, as torch does it for parameters without gradient; saved likewise."""
+    stage = make_stage("supervised", name="adamw", weight_decay=0.1)
+    states = [make_state(stage), make_state(stage)]
+    for state in states:
+        unused = nn.Parameter(torch.ones(3))
+        state.method.register_parameter("unused", unused)
+        state.optimizers[0].add_param_group({"params": [unused]})
+    train_step(states[0], make_batches(stage), stage, seed=SEED)
+    unused = states[0].method.unused
+    assert torch.equal(unused, torch.ones(3)) and unused not in states[0].optimizers[0].state
+    states[0].save(tmp_path / "state.pt")
+    states[1].load(tmp_path / "state.pt")
+    logs = [train_step(state, make_batches(stage, 1), stage, seed=SEED) for state in states]
+    assert logs[0] == logs[1] and states[1].method.unused not in states[1].optimizers[0].state
+
+
+def test_a_state_is_laid_out_as_the_network_that_takes_it(tmp_path: Path) -> None:
+    """Weights whose channels lie innermost and moments whose do not would be read in different orders."""
+    stage = make_stage("supervised", name="adamw", lr=1e-2)
+    states = [make_state(stage), make_state(stage)]
+    train_step(states[0], make_batches(stage), stage, seed=SEED)
+    states[0].save(tmp_path / "state.pt")
+    states[1].method.to(memory_format=torch.channels_last)
+    states[1].load(tmp_path / "state.pt")
+    for parameter, kept in states[1].optimizers[0].state.items():
+        assert kept["exp_avg"].stride() == parameter.stride()
+    for state in states:
+        train_step(state, make_batches(stage, 1), stage, seed=SEED)
+    for mine, theirs in zip(*(state.method.parameters() for state in states), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
+
+
 def test_dropout_repeats_after_a_resumption(tmp_path: Path) -> None:
     stage = make_stage("supervised")
     states = [make_state(stage), make_state(stage)]

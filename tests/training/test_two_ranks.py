@@ -159,6 +159,15 @@ def test_domain_bias_is_of_the_pairs_of_all_ranks(two_ranks: TwoRanks) -> None:
 # --- dist -----------------------------------------------------------------------------------------------------------
 
 
+def _disagreed(rank_given: int) -> float:
+    """What is said of a bias that has a gradient on the first rank alone."""
+    layer = nn.Linear(2, 2)
+    layer.weight.grad = torch.ones(2, 2)
+    if rank_given == 0:
+        layer.bias.grad = torch.ones(2)
+    return GradientAverage(layer.parameters()).finish().item()
+
+
 def _tell(rank_given: int) -> dict[str, Any]:
     value = torch.tensor([1.0 + rank()], requires_grad=True)
     total, mean = sum_over_ranks(value), mean_over_ranks(value)
@@ -167,12 +176,10 @@ def _tell(rank_given: int) -> dict[str, Any]:
     network = nn.Sequential(nn.Linear(2, 2), norm, nn.Linear(2, 1).double(), nn.Linear(1, 1))
     assert norm.running_mean is not None
     network[0].weight.grad = torch.full((2, 2), float(rank_given))
-    if rank_given == 0:  # the other rank lacks this one
-        network[0].bias.grad = torch.ones(2)
     network[2].weight.grad = torch.full((1, 2), 10.0 * rank_given, dtype=torch.float64)
     network[3].requires_grad_(False)
     norm.running_mean.fill_(rank_given)
-    GradientAverage(network.parameters()).finish()
+    reached = GradientAverage(network.parameters()).finish().item()
     average_batch_norm(network)
     return {
         "ranks": (rank(), world_size()),
@@ -181,6 +188,7 @@ def _tell(rank_given: int) -> dict[str, Any]:
         "kept": value.item(),
         "detached": not (total.requires_grad or mean.requires_grad),
         "gradients": [None if p.grad is None else p.grad.tolist() for p in network.parameters()],
+        "reached": (reached, _disagreed(rank_given)),
         "statistics": norm.running_mean.tolist(),
     }
 
@@ -193,9 +201,9 @@ def test_what_ranks_tell_each_other(two_ranks: TwoRanks) -> None:
     assert (first["total"], first["mean"], first["detached"]) == (3, 1.5, True)
     assert first["statistics"] == [0.5, 0.5]
     weight, bias, gamma, beta, double, double_bias, *frozen = first["gradients"]
-    assert weight == [[0.5, 0.5], [0.5, 0.5]] and bias == [0.5, 0.5]
-    assert gamma == beta == [0, 0], "a missing gradient is zero on every rank"
-    assert double == [[5, 5]] and double_bias == [0] and frozen == [None, None]
+    assert weight == [[0.5, 0.5], [0.5, 0.5]] and double == [[5, 5]] and frozen == [None, None]
+    assert bias is gamma is beta is double_bias is None, "what has no gradient is left to the optimiser as it is"
+    assert first["reached"] == (1, -1)
 
 
 def test_alone_every_function_is_the_identity() -> None:

@@ -213,10 +213,14 @@ def strong(
     purpose: str,
     jitter: float = 0.25,
     jitter_probability: float = 0.8,
+    hue: float | None = None,
+    grey_probability: float = 0.0,
     blur_probability: float = 0.5,
     form: JitterForm = "blend",
 ) -> Tensor:
     """The photometric view of the DACS line: colour jitter, then Gaussian blur with sigma in [0.15, 1.15].
+
+    SDCA's line has grey images besides, and another strength of the hue.
 
     The authors of DAFormer, HRDA and MIC draw once a batch whether it is jittered and blurred, here each sample draws.
 
@@ -227,6 +231,8 @@ def strong(
         purpose: key of the use, so that two strong views of one sample differ.
         jitter: strength of the change in brightness, contrast, saturation and hue; 0 to 0.5.
         jitter_probability: share of images that are jittered.
+        hue: strength of the change in hue alone, where it is another; 0.5 is half of the circle.
+        grey_probability: share of images that lose their colours, jittered or not.
         blur_probability: share of images that are blurred.
         form: "blend" as Kornia has it since 0.6: brightness, contrast and saturation are factors that blend with black,
             the mean grey and grey, in this order, then hue. "hsv" as Kornia 0.5.8, which that line pins, has it, see
@@ -241,17 +247,21 @@ def strong(
     if jitter and len(chosen):
         there = chosen.to(image.device, non_blocking=True)
         brightness, contrast, saturation = 1 + jitter * (2 * u[2:5, chosen] - 1)
-        hue = jitter * (2 * u[5, chosen] - 1)
+        turn = (jitter if hue is None else hue) * (2 * u[5, chosen] - 1)
         if form == "hsv":
             numbers = index.cpu()[chosen].tolist()
             orders = [keyed(seed, i, f"strong.{purpose}", "order").permutation(4).tolist() for i in numbers]
-            x = jitter_hsv(out[there], brightness, contrast, saturation, hue, orders)
+            x = jitter_hsv(out[there], brightness, contrast, saturation, turn, orders)
         else:
             x = kornia.enhance.adjust_brightness_accumulative(out[there], brightness)
             x = kornia.enhance.adjust_contrast_with_mean_subtraction(x, contrast)
             x = kornia.enhance.adjust_saturation_with_gray_subtraction(x, saturation)
-            x = kornia.enhance.adjust_hue(x, hue * 2 * math.pi).clamp(0, 1)
+            x = kornia.enhance.adjust_hue(x, turn * 2 * math.pi).clamp(0, 1)
         out = out.index_copy(0, there, x)
+    if grey_probability:
+        grey = _below(_draws(index, seed, f"grey.{purpose}", 1)[0], grey_probability)
+        there = grey.to(image.device, non_blocking=True)
+        out = out.index_copy(0, there, kornia.color.rgb_to_grayscale(out[there]).expand(-1, 3, -1, -1))
     blurred = _below(u[1], blur_probability)
     if len(blurred):
         sigma = (0.15 + u[6, blurred])[:, None].expand(-1, 2)

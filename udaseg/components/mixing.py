@@ -240,7 +240,8 @@ def reliable_mask(
     total = slots.scatter_add(1, flat, reliability.flatten(1).double())[:, :num_classes]
     count = slots.scatter_add(1, flat, torch.ones_like(flat, dtype=torch.float64))[:, :num_classes]
     noise = np.stack([keyed(seed, number, "reliable_mask").gumbel(size=num_classes) for number in index.tolist()])
-    score = (total / count).log() + torch.from_numpy(noise).to(label.device, non_blocking=True)
+    reliable = (total / count).clamp_min(torch.finfo(torch.float64).tiny)  # present, however unreliable
+    score = reliable.log() + torch.from_numpy(noise).to(label.device, non_blocking=True)
     present = count > 0
     place = score.masked_fill(~present, -math.inf).argsort(1, descending=True).argsort(1)
     chosen = present & (place < (share * present.sum(1, keepdim=True)).ceil())

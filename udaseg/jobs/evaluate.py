@@ -25,7 +25,7 @@ from udaseg.job_config import Inference
 from udaseg.jobs.output import own_directory
 from udaseg.jobs.ray_session import ensure_ray, lazily, track
 from udaseg.jobs.resources import actor_pool, require_gpu
-from udaseg.models.inference import by_size, predict, to_pixels
+from udaseg.models.inference import answering_device, by_size, predict, to_pixels
 from udaseg.reports.adaptation import confusion_picture, iou_table, summary
 from udaseg.reports.tables import show
 
@@ -37,7 +37,7 @@ class Evaluator:
 
     def __init__(self, checkpoints: Sequence[str], directory: str, inference: Inference, threads: int) -> None:
         torch.set_num_threads(threads)
-        self.device = torch.device("cuda" if inference.gpu else "cpu")
+        self.device = answering_device(inference.gpu)
         self.networks = [load_model(uri, inference.network) for uri in checkpoints]
         for network, _ in self.networks:
             network.to(self.device)

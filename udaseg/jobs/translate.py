@@ -43,7 +43,7 @@ from udaseg.jobs.pseudo_label.tasks import (
 from udaseg.jobs.ray_session import ensure_ray, lazily
 from udaseg.jobs.resources import actor_pool
 from udaseg.jobs.run_directory import read_registered
-from udaseg.models.inference import resized, to_pixels
+from udaseg.models.inference import answering_device, resized, to_pixels
 from udaseg.types import DepthRange
 
 BLOCK_SIZE = 32
@@ -84,7 +84,7 @@ class TranslateActor:
     def __init__(self, work: Translation, threads: int) -> None:
         torch.set_num_threads(threads)
         self.work = work
-        self.device = torch.device("cuda" if work.gpu else "cpu")
+        self.device = answering_device(work.gpu)
         uri = join(work.checkpoint, STATE_FILE)
         try:
             self.generator = work.stage.method.translator(read_state(uri)["method"]).to(self.device)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from udaseg.distributed import mean_over_ranks
 from udaseg.losses.segmentation import Reduction, output_cross_entropy
-from udaseg.types import SegOutput
+from udaseg.types import IGNORE, SegOutput
 
 SignificanceForm = Literal["paper", "released"]
 
@@ -68,7 +69,8 @@ def significant_cross_entropy(
         label: (B, H, W) int64 train ids, 255 = ignore.
         weight: (B, H, W) >= 0, of each pixel's loss; it does not enter the denominator.
         significance: (B, H, W) in [0, 1].
-        form: "paper" is the sum of significance * weight * loss over that of the significance. "released" is the
+        form: "paper" is the sum of significance * weight * loss over that of the significance, both of the pixels that
+            `reduction` counts ("nonzero": the mean over the pixels whose weighted loss is above 0). "released" is the
             authors' code, which multiplies the mean over all pixels, a scalar, by the significance and takes the mean
             of that by significance: the scalar itself, or 0 where nothing is significant.
         reduction: see `udaseg.losses.segmentation.cross_entropy`.
@@ -76,8 +78,12 @@ def significant_cross_entropy(
     Returns:
         Scalar; 0 where nothing is significant.
     """
-    share = mean_over_ranks(significance.mean())
     if form == "released":
-        return output_cross_entropy(out, label, weight, reduction=reduction) * (share > 0)
+        anything = mean_over_ranks(significance.mean()) > 0
+        return output_cross_entropy(out, label, weight, reduction=reduction) * anything
     loss = output_cross_entropy(out, label, weight * significance, reduction=reduction)
-    return loss / share.clamp_min(1e-12)
+    if reduction == "nonzero":  # the mean is over significant pixels already
+        return loss
+    counted = (label != IGNORE if reduction == "valid" else torch.ones_like(label)).to(significance.dtype)
+    count = mean_over_ranks(counted.sum()).clamp_min(1)
+    return loss * count / mean_over_ranks((significance * counted).sum()).clamp_min(1e-12)

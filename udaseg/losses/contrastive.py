@@ -217,11 +217,14 @@ def bank_contrast(feature: Tensor, label: Tensor, bank: Tensor, filled: Tensor, 
     held = torch.arange(bank.shape[1], device=bank.device) < filled[:, None]
     means = (bank * held[..., None]).sum(1) / filled[:, None]  # the mean similarity is that to the mean
     others = (feature @ means.T / temperature).scatter(1, y[:, None], -math.inf).logsumexp(1)
-    own, everyone = feature.new_zeros(len(feature), bank.shape[1]), torch.arange(len(feature), device=feature.device)
+    own = feature.new_zeros(len(feature), bank.shape[1])
     for c, entries in enumerate(bank):
         mine = label == c
-        rows = mine.nonzero()[:, 0] if feature.device.type == "cpu" else everyone  # a GPU would be waited for
-        own.index_add_(0, rows, mine[rows, None] * (feature[rows] @ entries.T))
+        if feature.device.type == "cpu":
+            rows = mine.nonzero()[:, 0]
+            own.index_add_(0, rows, feature[rows] @ entries.T)
+        else:  # which would be waited for
+            own = torch.where(mine[:, None], feature @ entries.T, own)
     loss = (F.softplus(others[:, None] - own / temperature) * held[y]).sum(1) / filled[y]
     return _mean(loss * labelled, labelled)
 

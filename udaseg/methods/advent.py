@@ -58,6 +58,8 @@ class ADVENT(Method):
         super().__init__()
         self.config = config
         self.student = student
+        if len(student.feature_channels) < 2:
+            raise ValueError("method advent classifies the last level but one, too, and this backbone has one alone")
         self.auxiliary = ASPPHead(
             student.feature_channels[:-1], student.num_classes, branches=config.auxiliary_branches
         )

@@ -48,7 +48,7 @@ class CAMix(Method):
         ignore_bottom: CountOrZero = 0
         jitter: Jitter = 0.25
         context_from: CountOrZero = 110_000
-        """Step from which the mask is contextual."""
+        """Step from which the mask is contextual; the authors' for SYNTHIA is 40,000."""
         companions: tuple[tuple[int, int], ...] = ((6, 5), (7, 5), (5, 6), (5, 7), (12, 18), (12, 17))
         """Pairs of train ids, looked at in this order: where the first is pasted, so is the second. The authors': light
         and sign with pole, pole with both, rider with bicycle and motorcycle."""

@@ -111,7 +111,7 @@ class I2ICR(Method):
         self.config, self.seed = config, seed
         self.student = student
         statistics: Literal["own", "student"] = "student" if config.translates else "own"
-        self.teacher = EMATeacher(student, momentum=config.teacher_momentum, statistics=statistics)
+        self.teacher = EMATeacher(student, momentum=config.teacher_momentum, statistics=statistics, ramp=False)
         looks = ("source", "target") if config.translates else ()
         self.generators = nn.ModuleDict({look: config.translator() for look in looks})
         self.discriminators = nn.ModuleDict({look: Discriminator(3, config.discriminator_channels) for look in looks})

@@ -135,7 +135,7 @@ class ProDA(Method):
         assert self.teacher is not None
         c, filling = self.config, step < self.config.fill_steps
         prototypes = self.prototypes.value.clone()  # they move when the losses are done
-        stored = self._on_grid(target.distributions, target)
+        stored = self._on_grid(target.distributions, target, corners=False)
         feature, logits = self._maps(self.teacher(target.image), target)
         assigned = (-prototype_distance(feature, prototypes) / c.temperature).softmax(1)
         label = (stored if filling else assigned * stored).argmax(1)
@@ -159,7 +159,7 @@ class ProDA(Method):
         self.prototypes.update(*found, average=filling)
 
     def _distil(self, target: Batch) -> Iterator[tuple[Loss, ...]]:
-        c, stored = self.config, self._on_grid(target.distributions, target)
+        c, stored = self.config, self._on_grid(target.distributions, target, corners=False)
         label = downscale_label(target.labels, (stored.shape[2], stored.shape[3]))
         view = rand_augment(target.image, target.index, seed=self.seed, purpose="target")
         label = view.carry(label[:, None].to(stored.dtype), IGNORE)[:, 0].long()
@@ -173,11 +173,13 @@ class ProDA(Method):
 
     def _maps(self, out: SegOutput, target: Batch) -> tuple[Tensor, Tensor]:
         """Features and logits of a network in the cells where target losses are taken."""
-        return self._on_grid(out.embedding, target), self._on_grid(out.aux["coarse_logits"], target)
+        corners = self.student.align_corners
+        features, logits = out.embedding, out.aux["coarse_logits"]
+        return self._on_grid(features, target, corners=corners), self._on_grid(logits, target, corners=corners)
 
-    def _on_grid(self, plane: Tensor, target: Batch) -> Tensor:
+    def _on_grid(self, plane: Tensor, target: Batch, *, corners: bool) -> Tensor:
         size = [side // STRIDE for side in target.image.shape[2:]]
-        return F.interpolate(plane, size=size, mode="bilinear", align_corners=self.student.align_corners)
+        return F.interpolate(plane, size=size, mode="bilinear", align_corners=corners)
 
     def after_step(self) -> None:
         if self.teacher is not None:

@@ -76,7 +76,7 @@ class STvM(Method):
             raise ValueError(f"method.group_size is {config.group_size}; MOCM pastes between 2 images or more")
         self.config, self.seed = config, seed
         self.student = student
-        self.teacher = EMATeacher(student, momentum=config.teacher_momentum)
+        self.teacher = EMATeacher(student, momentum=config.teacher_momentum, ramp=False)
         self.metric = ProxyMetric(student.feature_channels[-1], student.num_classes, config.metric_channels)
 
     @property

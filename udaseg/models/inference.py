@@ -26,6 +26,13 @@ class Classifier(Protocol):
     def __call__(self, image: Tensor, domain: Domain, /, *, detail: Detail) -> SegOutput: ...
 
 
+def answering_device(gpu: bool) -> torch.device:
+    """Where networks of a job answer. On a GPU matrix products take TF32 then, in all of this process."""
+    if gpu:
+        torch.set_float32_matmul_precision("high")
+    return torch.device("cuda" if gpu else "cpu")
+
+
 @torch.inference_mode()
 def predict(
     network: Classifier,

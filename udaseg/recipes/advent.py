@@ -4,31 +4,24 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from udaseg.config import Data, Optim, Recipe, Stage, Stream
+from udaseg.config import Optim, Recipe, Stage, Stream
 from udaseg.methods.advent import ADVENT
-from udaseg.recipes.common import CAFFE_DEEPLAB, small, warm_start
+from udaseg.recipes.common import CAFFE_DEEPLAB, WHOLE_IMAGES, small, warm_start
 from udaseg.recipes.dacs import dacs_small
 
 
 def advent() -> Recipe:
     """ADVENT, GTA5 -> Cityscapes (1811.12833): 43.8 mIoU in the paper, by AdvEnt; 45.5 of AdvEnt and MinEnt together.
 
-    DeepLabV2-R101, 120,000 steps of 1 + 1 images of a schedule of 250,000. The authors feed whole images, GTA5's made
-    1280 x 720 and Cityscapes' 1024 x 512; here the source is cropped to 1024 x 512 at its size.
+    DeepLabV2-R101, 120,000 steps of 1 + 1 images of a schedule of 250,000: 1280 x 720 of GTA5's 1310 x 720, which the
+    authors squash to it, and Cityscapes' at 1024 x 512.
     """
     stage = Stage(
         name="advent",
         method=ADVENT.Config(),
         steps=120_000,
         model=CAFFE_DEEPLAB,
-        data=Data(
-            batch_size=1,
-            short_side=512,
-            resample="bicubic",
-            crop=(512, 1024),
-            flip=0.0,
-            source=Stream(labels="true", short_side=720),
-        ),
+        data=replace(WHOLE_IMAGES, batch_size=1, resample="bicubic"),
         optim=Optim(lr=2.5e-4, horizon=250 / 120),
     )
     return Recipe(name="advent", stages=(stage,), checkpoint_every=2000)
@@ -47,7 +40,7 @@ def advent_synthia() -> Recipe:
     As on GTA5, with source images of 1280 x 760. Of the 19 outputs here three are of classes that SYNTHIA lacks.
     """
     stage = advent().stages[0]
-    data = replace(stage.data, source=Stream(labels="true", short_side=760))
+    data = replace(stage.data, source=Stream(labels="true", short_side=760, crop=(760, 1280)))
     return Recipe(name="advent_synthia", stages=(replace(stage, data=data),), checkpoint_every=2000)
 
 

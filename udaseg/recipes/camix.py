@@ -11,29 +11,33 @@ from udaseg.recipes.dacs import dacs, dacs_small
 from udaseg.recipes.daformer import daformer
 
 PRIOR = Stream(labels="none", prior=True)
+LARGE = replace(PRIOR, short_side=1024)
+"""As the authors' loader has it, which crops Cityscapes without DACS's resizing."""
 
 
 def camix() -> Recipe:
     """CAMix, GTA5 -> Cityscapes (2108.03557): 55.2 mIoU in the paper. DACS's network and schedule.
 
-    250,000 steps of 2 + 2 crops of 512, with ClassMix for the first 110,000. As in the authors' code the significance
-    has no effect, so that the teacher sees the target once for it; `--method.significance paper --method.passes 8`
-    costs seven passes of the teacher more. The source dataset needs its spatial prior, which `udaseg prepare` makes.
+    250,000 steps of 2 + 2 crops of 512, the target's of images of 2048 x 1024, with ClassMix for the first 110,000. As
+    in the authors' code the significance has no effect, so that the teacher sees the target once for it;
+    `--method.significance paper --method.passes 8` costs seven passes of the teacher more. The source dataset needs its
+    spatial prior, which `udaseg prepare` makes.
     """
     stage = dacs().stages[0]
     method = CAMix.Config(significance="released", passes=1, noise=0.0, evaluate="student")
-    stage = replace(stage, name="camix", method=method, data=replace(stage.data, target=PRIOR))
+    stage = replace(stage, name="camix", method=method, data=replace(stage.data, target=LARGE))
     return Recipe(name="camix", stages=(stage,), checkpoint_every=2000)
 
 
 def camix_synthia() -> Recipe:
     """CAMix, SYNTHIA -> Cityscapes (2108.03557): 59.7 mIoU-13 in the paper.
 
-    As on GTA5, with source images of 1280 x 760. Of the 19 outputs here three are of classes that SYNTHIA lacks.
+    As on GTA5, with source images of 1280 x 760 and ClassMix for the first 40,000 steps. Of the 19
+    outputs here three are of classes that SYNTHIA lacks.
     """
     stage = camix().stages[0]
     data = replace(stage.data, source=Stream(labels="true", short_side=760, resample="bicubic"))
-    stage = replace(stage, method=replace(stage.method, ramp_steps=10_000), data=data)
+    stage = replace(stage, method=replace(stage.method, context_from=40_000, ramp_steps=10_000), data=data)
     return Recipe(name="camix_synthia", stages=(stage,), checkpoint_every=2000)
 
 

@@ -15,7 +15,7 @@ def clan() -> Recipe:
     """CLAN, GTA5 -> Cityscapes (1809.09478): 43.2 mIoU in the paper; several users report 41.3 (CLAN#19).
 
     DeepLabV2-R101 with two classifiers, 100,000 steps of 1 + 1 images, the rate warming up over 5,000. Images as in
-    `advent`, here at factors of 0.8 to 1.1 where the authors take 0.8, 1 or 1.1, and mirrored.
+    `advent`, here at factors of up to 1.1 where the authors take 0.8, 1 or 1.1, and mirrored.
     """
     stage = advent().stages[0]
     stage = replace(

@@ -19,6 +19,8 @@ WHOLE_IMAGES = Data(
     source=Stream(labels="true", short_side=720, crop=(720, 1280)),
 )
 """4 + 4 images as SDCA's line takes them: 1280x720 of GTA5, of whose 1310 columns a part is cut off, and 1024x512."""
+ITS_JITTER = Stream(labels="true", jitter=0.5, jitter_probability=1.0, hue=0.2)
+"""The colours that SDCA's line gives the domain whose labels it trains on: in adaptation the source's alone."""
 DAFORMER = Model(
     backbone="mit_b5",
     pretrained=True,

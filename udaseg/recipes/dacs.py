@@ -23,6 +23,7 @@ def dacs() -> Recipe:
             batch_size=2,
             short_side=512,
             crop=(512, 512),
+            flip=0.0,
             source=Stream(labels="true", short_side=720, resample="bicubic"),
         ),
         optim=Optim(lr=2.5e-4),

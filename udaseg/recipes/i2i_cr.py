@@ -9,13 +9,16 @@ from udaseg.methods.i2i_cr import I2ICR
 from udaseg.methods.supervised import Supervised
 from udaseg.recipes.common import CAFFE_DEEPLAB, ROUND_STEPS, SMALL, SMALL_DATA, SMALL_OPTIM, small, warm_start
 
+_MODEL = replace(CAFFE_DEEPLAB, head="aspp_gn", head_channels=256)
+"""With ProDA's head, which drops channels in training, as the student does that is held to its teacher."""
+
 
 def _i2i_cr(name: str, *, source_short_side: int) -> Recipe:
     source = Stage(
         name="source",
         method=Supervised.Config(stream="source"),
         steps=40_000,
-        model=CAFFE_DEEPLAB,
+        model=_MODEL,
         data=Data(
             batch_size=2,
             short_side=512,

@@ -13,10 +13,13 @@ from udaseg.recipes.dacs import dacs, dacs_small
 def rccr() -> Recipe:
     """RCCR, GTA5 -> Cityscapes (2110.05170): 53.5 mIoU in the paper (from memory). DACS's network and schedule.
 
-    250,000 steps of 2 + 2 crops of 512, with a third pass of the student over the pasted regions; the bank takes 12
-    MiB. The authors' script leaves the contrast off on GTA5, as `--method.contrast-from 300000` does.
+    250,000 steps of 2 + 2 crops of 512, the target's of images of 2048 x 1024 as the authors' loader has them, with a
+    third pass of the student over the pasted regions; the bank takes 12 MiB. The authors' script leaves the contrast
+    off on GTA5, as `--method.contrast-from 300000` does.
     """
-    stage = replace(dacs().stages[0], name="rccr", method=RCCR.Config(evaluate="student"))
+    stage = dacs().stages[0]
+    data = replace(stage.data, target=Stream(labels="none", short_side=1024))
+    stage = replace(stage, name="rccr", method=RCCR.Config(evaluate="student"), data=data)
     return Recipe(name="rccr", stages=(stage,), checkpoint_every=2000)
 
 

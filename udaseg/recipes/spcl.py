@@ -7,7 +7,17 @@ from dataclasses import replace
 from udaseg.config import Optim, PseudoLabel, Recipe, Stage, Stream
 from udaseg.methods.spcl import SPCL
 from udaseg.methods.supervised import Supervised
-from udaseg.recipes.common import DEEPLAB, ROUND_STEPS, SMALL, SMALL_DATA, SMALL_OPTIM, WHOLE_IMAGES, small, warm_start
+from udaseg.recipes.common import (
+    DEEPLAB,
+    ITS_JITTER,
+    ROUND_STEPS,
+    SMALL,
+    SMALL_DATA,
+    SMALL_OPTIM,
+    WHOLE_IMAGES,
+    small,
+    warm_start,
+)
 
 LABELS = PseudoLabel(share=0.5, cap=0.9, image_share=0.0)
 """The authors': each class's median confidence, at most 0.9."""
@@ -16,12 +26,13 @@ LABELS = PseudoLabel(share=0.5, cap=0.9, image_share=0.0)
 def spcl() -> Recipe:
     """SPCL, GTA5 -> Cityscapes (2111.12358): 52.1 mIoU (as listed on Papers with Code). DeepLabV2-R101 in three stages.
 
-    100,000 steps of 4 + 4 whole images, in self-training of 4: a warm-up, contrast, self-training. The authors warm up
+    100,000 steps of 4 + 4 whole images, in self-training of 8: a warm-up, contrast, self-training. The authors warm up
     with an adversary on the softmax besides and keep batch statistics frozen until self-training; here the warm-up is
     source-only, and they adapt.
     """
-    jitter = Stream(labels="true", short_side=720, crop=(720, 1280), jitter=0.5)
-    data = replace(WHOLE_IMAGES, source=jitter, target=Stream(labels="pseudo", jitter=0.5))
+    source = replace(ITS_JITTER, short_side=720, crop=(720, 1280))
+    data = replace(WHOLE_IMAGES, source=source, target=Stream(labels="pseudo"))
+    target = replace(ITS_JITTER, labels="pseudo")
     warm_up = Stage(
         name="source",
         method=Supervised.Config(stream="source"),
@@ -33,7 +44,7 @@ def spcl() -> Recipe:
     contrast = replace(
         warm_up,
         name="contrast",
-        method=SPCL.Config(fill_steps=100),
+        method=SPCL.Config(variant="released", fill_steps=100),
         data=data,
         init_from="source",
         pseudo_label=LABELS,
@@ -43,7 +54,7 @@ def spcl() -> Recipe:
         name="self-training",
         method=Supervised.Config(stream="target"),
         steps=20_000,
-        data=replace(data, scale=(0.5, 1.5), flip=0.5, source=None),
+        data=replace(data, batch_size=8, scale=(0.5, 1.5), flip=0.5, source=None, target=target),
         optim=Optim(lr=5e-4, horizon=31.25 / 20),
         init_from="contrast",
     )

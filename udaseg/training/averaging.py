@@ -28,7 +28,10 @@ class _Bucket:
 
 
 class GradientAverage:
-    """Replaces the gradients of some parameters by their means over ranks; a missing one becomes zero on all of them.
+    """Replaces the gradients of some parameters by their means over ranks.
+
+    A parameter that no graph of a step has reached has no gradient after it either, so that the optimiser leaves it and
+    its moments as they are, whatever the number of ranks.
 
     Buckets of gradients are exchanged in one order on all ranks, the last parameters first, as the backward pass
     reaches them; each as soon as its gradients are whole. When that is, the step before tells: a parameter to which so
@@ -75,22 +78,22 @@ class GradientAverage:
         """Called after a step's last backward pass.
 
         Returns:
-            Scalar tensor: the share of the ranks on which any parameter had a gradient.
+            Scalar tensor: 1 if any parameter had a gradient, 0 if none had, and -1 where ranks disagree which had one.
         """
-        had = [p for p in self._parameters if p.grad is not None]
-        share = torch.full_like(self._parameters[0].flatten()[:1], float(bool(had)), requires_grad=False)
+        reached = [p.grad is not None for p in self._parameters]
+        had = torch.tensor(reached, dtype=torch.float32).to(self._parameters[0].device, non_blocking=True)
         if world_size() > 1:
             self._exchange_rest()
-            told = torch_dist.all_reduce(share, async_op=True)
+            told = torch_dist.all_reduce(had, async_op=True)
             for bucket in self._buckets:
                 _take(bucket)
             told.wait()
-            share /= world_size()
-        for parameter in self._parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
+            had /= world_size()
+        for parameter, here in zip(self._parameters, reached, strict=True):
+            if not here:
+                parameter.grad = None
         self._open, self._expected = False, self._found
-        return share[0]
+        return torch.where(((had == 0) | (had == 1)).all(), had.amax(), -1.0)
 
     def _contributed(self, parameter: nn.Parameter) -> None:
         if not self._open:

@@ -48,9 +48,17 @@ def to_batches(columns: Mapping[str, np.ndarray], data: Data, *, seed: int, devi
             candidate=None if candidates is None else candidates.bool(),
         )
         batch = weak(batch, seed=seed, purpose=name, flip=data.flip, rotation=data.rotation)
-        if stream.jitter or stream.blur:
+        if stream.jitter or stream.grey or stream.blur:
             view = strong(
-                batch.image, index, seed=seed, purpose=name, jitter=stream.jitter, blur_probability=stream.blur
+                batch.image,
+                index,
+                seed=seed,
+                purpose=name,
+                jitter=stream.jitter,
+                jitter_probability=stream.jitter_probability,
+                hue=stream.hue,
+                grey_probability=stream.grey,
+                blur_probability=stream.blur,
             )
             batch = replace(batch, image=view)
         batches[name] = batch
@@ -81,9 +89,9 @@ def _copying_stream(device: torch.device) -> torch.cuda.Stream:
 
 def _decoded(code: Tensor, decode: Callable[[np.ndarray], np.ndarray]) -> Tensor:
     """What `decode` makes of uint16 codes, on their device, by a table of all."""
-    return _table(decode).to(code.device, non_blocking=True)[code.int()]
+    return _table(decode, code.device)[code.int()]
 
 
 @cache
-def _table(decode: Callable[[np.ndarray], np.ndarray]) -> Tensor:
-    return torch.from_numpy(decode(np.arange(1 << 16, dtype=np.uint16)))
+def _table(decode: Callable[[np.ndarray], np.ndarray], device: torch.device) -> Tensor:
+    return torch.from_numpy(decode(np.arange(1 << 16, dtype=np.uint16))).to(device)

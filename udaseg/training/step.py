@@ -33,7 +33,7 @@ class _Unread(NamedTuple):
     step: int
     names: tuple[str, ...]
     numbers: Tensor
-    """The losses by these names, then every optimiser's gradient norm, then its share of `GradientAverage.finish`."""
+    """The losses by these names, then every optimiser's gradient norm, then the words of `GradientAverage.finish`."""
 
 
 @dataclass
@@ -53,13 +53,13 @@ class RunState:
     _values: dict[str, float] = field(default_factory=dict, init=False, repr=False)
 
     def take_in(self, losses: Mapping[str, Tensor], gathered: list[tuple[Tensor, Tensor]]) -> Tensor:
-        """Keep a step's losses, and each optimiser's gradient norm and share of `GradientAverage.finish`, for `read`.
+        """Keep a step's losses, and each optimiser's gradient norm and word of `GradientAverage.finish`, for `read`.
 
         Returns a scalar tensor: 0 if all that was found since the start is finite, and each optimiser has a gradient;
         else 1.
         """
         device = next(self.method.parameters()).device
-        found = [*losses.values(), *(norm for norm, _ in gathered), *(share for _, share in gathered)]
+        found = [*losses.values(), *(norm for norm, _ in gathered), *(reached for _, reached in gathered)]
         numbers = torch.stack([x.detach().to(device, torch.float64, non_blocking=True) for x in found])
         self._unread.append(_Unread(self.step, tuple(losses), numbers))
         sound = numbers.isfinite().all() & (numbers[len(numbers) - len(gathered) :] > 0).all()
@@ -70,18 +70,25 @@ class RunState:
         """Each loss of the last step by name, and "grad_norm", that of the first optimiser.
 
         This is where the host waits for the device. Raises TrainingError, naming the first step since the last reading
-        where a loss or gradient was not finite, or an optimiser had no gradient; no optimiser has stepped since.
+        where a loss or gradient was not finite, an optimiser had no gradient or workers disagree which parameters have
+        one; no optimiser has stepped since.
         """
         unread, self._unread = self._unread, []
         numbers = iter(torch.cat([x.numbers for x in unread]).tolist() if unread else [])
         count = len(self.optimizers)
         for step, names, _ in unread:
             losses = {name: next(numbers) for name in names}
-            norms, shares = ([next(numbers) for _ in range(count)] for _ in range(2))
+            norms, reached = ([next(numbers) for _ in range(count)] for _ in range(2))
             self._values = losses | {"grad_norm": norms[0] if norms else 0.0}
-            if 0 in shares:
+            if -1 in reached:
                 self.step = step
-                idle = shares.index(0)
+                raise TrainingError(
+                    f"step {step}: workers disagree which parameters of optimiser {reached.index(-1)} have a gradient; "
+                    "which losses a step has must not depend on its images"
+                )
+            if 0 in reached:
+                self.step = step
+                idle = reached.index(0)
                 raise TrainingError(
                     f"optimiser {idle}: no loss has a gradient with respect to its parameters: "
                     f"{_listed(self.names(idle))}"
@@ -133,19 +140,24 @@ class RunState:
                 for mine, theirs in zip(optimizer.param_groups, saved["param_groups"], strict=True):
                     theirs |= {"fused": mine["fused"]} if "fused" in mine else {}  # of this device, not of that before
                 optimizer.load_state_dict(saved)
-                _check_moments(optimizer)
+                _fit_moments(optimizer)
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())[:500]
             raise CheckpointError(f"{path}: not a checkpoint of this stage ({reason})") from error
         self.step = state["step"]
 
 
-def _check_moments(optimizer: Optimizer) -> None:
-    """Raise ValueError where what an optimiser keeps of a parameter has another shape: it would fail at its step."""
+def _fit_moments(optimizer: Optimizer) -> None:
+    """Lay what an optimiser keeps of a parameter out as the parameter is: fused ones read both in one order.
+
+    Raises ValueError where it has another shape: it would fail at its step.
+    """
     for parameter, kept in optimizer.state.items():
         for name, value in kept.items():
-            if isinstance(value, Tensor) and value.ndim and value.shape != parameter.shape:
-                raise ValueError(f"{name} of a parameter {tuple(parameter.shape)} has shape {tuple(value.shape)}")
+            if isinstance(value, Tensor) and value.ndim:
+                if value.shape != parameter.shape:
+                    raise ValueError(f"{name} of a parameter {tuple(parameter.shape)} has shape {tuple(value.shape)}")
+                kept[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def build_state(
@@ -239,9 +251,9 @@ def _gather(state: RunState, number: int, stage: Stage) -> tuple[Tensor, Tensor]
     if not all(p.requires_grad for p in parameters):
         frozen = _listed(state.names(number, frozen=True))
         raise TrainingError(f"optimiser {number}: frozen parameters never learn: {frozen}; leave them out")
-    share = state.averages[number].finish()
+    reached = state.averages[number].finish()
     clip = state.method.schedule(number, stage.optim).clip or math.inf
-    return torch.nn.utils.clip_grad_norm_(parameters, clip), share
+    return torch.nn.utils.clip_grad_norm_(parameters, clip), reached
 
 
 def _listed(names: list[str]) -> str:

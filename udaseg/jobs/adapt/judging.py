@@ -18,7 +18,7 @@ from udaseg.job_config import Inference
 from udaseg.jobs.adapt.inputs import HELD_OUT, Inputs
 from udaseg.jobs.ray_session import lazily, track
 from udaseg.jobs.resources import actor_pool
-from udaseg.models.inference import predict, to_pixels
+from udaseg.models.inference import answering_device, predict, to_pixels
 
 
 class _Networks:
@@ -28,7 +28,7 @@ class _Networks:
 
     def __init__(self, checkpoints: Sequence[str], inputs: Inputs, inference: Inference, threads: int) -> None:
         torch.set_num_threads(threads)
-        self.device = torch.device("cuda" if inference.gpu else "cpu")
+        self.device = answering_device(inference.gpu)
         self.networks = [load_model(uri) for uri in checkpoints]
         for network, _ in self.networks:
             network.to(self.device)

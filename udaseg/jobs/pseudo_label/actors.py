@@ -46,7 +46,7 @@ from udaseg.jobs.pseudo_label.tasks import (
     write_png,
 )
 from udaseg.losses.contrastive import downscale_label
-from udaseg.models.inference import by_size, predict, resized, to_pixels
+from udaseg.models.inference import answering_device, by_size, predict, resized, to_pixels
 from udaseg.models.segmenter import Segmenter
 from udaseg.types import DepthRange
 
@@ -57,7 +57,7 @@ class Networks:
     def __init__(self, work: Work, threads: int) -> None:
         torch.set_num_threads(threads)
         self.work = work
-        self.device = torch.device("cuda" if work.inference.gpu else "cpu")
+        self.device = answering_device(work.inference.gpu)
         self.loaded: list[tuple[Segmenter, ModelCard]] = []
         for uri in work.checkpoints:
             network, card = load_model(uri, work.inference.network)
