@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from PIL import Image
 from udaseg.data.classes import Classes, of_color_labels, of_reduced_labels
 from udaseg.data.images import inspect
 from udaseg.data.index import open_index
+from udaseg.data.layouts import LAYOUTS
 from udaseg.data.manifest import MANIFEST, write_dataset
-from udaseg.data.taxonomies import remap
+from udaseg.data.taxonomies import CITYSCAPES_CLASSES, VOC_CLASSES, remap, voc_palette
 from udaseg.errors import DatasetError
 from udaseg.jobs.pseudo_label.tasks import read_truth
 
@@ -103,6 +105,91 @@ def test_a_colour_that_no_class_has_is_named_with_the_nearest(tmp_path: Path) ->
 def test_today_s_refusal_hints_at_the_option(tmp_path: Path, label: np.ndarray, hint: str) -> None:
     with pytest.raises(DatasetError, match=r"label has 3 channels \(mode RGB\), not one channel of ids; " + hint):
         counts(tmp_path, label, CLASSES)
+
+
+OTHER_IDS = replace(CLASSES, raw_to_train={0: 255, 7: 0, 11: 1, 26: 2, 255: 255})
+
+
+def with_palette(ids: np.ndarray, colours: Sequence[Sequence[int]]) -> Image.Image:
+    image = Image.fromarray(ids.astype(np.uint8))
+    image.putpalette(np.array(colours, np.uint8).tobytes())
+    return image
+
+
+def quantized(pixels: np.ndarray) -> Image.Image:
+    return Image.fromarray(pixels).quantize()
+
+
+VOID = np.where(np.arange(35).reshape(5, 7, 1) < 4, 0, coloured(IDS)).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("label", "classes"),
+    [
+        (indexed(), CLASSES),
+        (quantized(coloured(IDS)), CLASSES),
+        (quantized(VOID), CLASSES),  # its black is no class's
+        (quantized(coloured(IDS % 2)), OTHER_IDS),
+        (quantized(coloured(IDS)), of_reduced_labels(CLASSES)),
+        (with_palette(IDS * 0, [CLASSES.palette[1]]), CLASSES),  # all is sky
+    ],
+    ids=["reversed", "quantized", "void", "ignored", "reduced", "single"],
+)
+def test_a_palette_with_the_classes_colours_in_another_order(
+    tmp_path: Path, label: Image.Image, classes: Classes
+) -> None:
+    with pytest.raises(DatasetError, match=r"label\.png: .* in another order: index . has the colour of '") as error:
+        counts(tmp_path, label, classes)
+    assert "; give --label-colors palette, or save the labels without a palette" in str(error.value)
+    mended = of_color_labels(replace(classes, color_to_train={"0,0,0": 255}), "palette")
+    shown = np.asarray(label.convert("RGB"))
+    assert counts(tmp_path, label, mended) == [int((shown == c).all(-1).sum()) for c in CLASSES.palette]
+
+
+@pytest.mark.parametrize("ids", [[0, 7, 11], [7, 11, 26], [26]])
+def test_ids_as_the_greys_of_a_palette(tmp_path: Path, ids: list[int]) -> None:
+    raw = np.resize(np.array(ids, np.uint8), (5, 7))
+    label = quantized(np.dstack([raw] * 3))
+    with pytest.raises(DatasetError, match=r"ids as greys in another order: .*; give --label-colors grey"):
+        counts(tmp_path, label, OTHER_IDS)
+    expected = [int((raw == i).sum()) for i in (7, 11, 26)]
+    assert counts(tmp_path, label, of_color_labels(OTHER_IDS, "grey")) == expected
+
+
+GREYS = [[i] * 3 for i in range(256)]
+CITY = [CITYSCAPES_CLASSES.palette[t] if t < 19 else (0, 0, 0) for t in CITYSCAPES_CLASSES.lookup()[:35]]
+CITY[4], CITY[34] = (20, 20, 20), (0, 0, 142)  # static; license plates, which have the colour of cars
+
+
+@pytest.mark.parametrize(
+    ("ids", "palette", "classes"),
+    [
+        ([0, 1, 2], [[0, 0, 0]] * 256, CLASSES),
+        ([1], [[0, 0, 0]] * 3, replace(CLASSES, palette=((9, 9, 9), (8, 8, 8), (0, 0, 0)))),
+        ([0, 1, 2], GREYS, CLASSES),
+        ([0, 7, 26], GREYS, OTHER_IDS),
+        ([0, 1], [[0, 0, 0], [255, 255, 255]], CLASSES),
+        ([0, 1, 2], [[0, 0, 0], [127, 127, 127], [255, 255, 255]], CLASSES),
+        ([0, 1], [[i * 14] * 3 for i in range(19)], CITYSCAPES_CLASSES),
+        ([0, 1, 2], CLASSES.palette, CLASSES),
+        ([1, 2], CLASSES.palette, CLASSES),
+        ([0, 1, 2], [(0, 0, 0), *CLASSES.palette], of_reduced_labels(CLASSES)),
+        ([7, 11], [*[(0, 0, 0)] * 7, CLASSES.palette[1], CLASSES.palette[0]], OTHER_IDS),  # fewer entries than indices
+        ([0, 1, 2], [(1, 2, 3), (70, 130, 180), (128, 64, 128)], CLASSES),  # one colour is not the list's
+        ([0, 1, 255], [*voc_palette(255), (224, 224, 192)], VOC_CLASSES),
+        ([0, 1], voc_palette(256), replace(CLASSES, raw_to_train={0: 255, 1: 255, 8: 0}, palette=voc_palette(3))),
+        ([7, 26, 34], CITY, LAYOUTS["gta5"].classes),
+        ([34], CITY, LAYOUTS["gta5"].classes),
+        ([1, 4], CITY, LAYOUTS["gta5"].classes),
+    ],
+)  # fmt: skip
+def test_palettes_that_only_paint_ids(
+    tmp_path: Path, ids: list[int], palette: Sequence[Sequence[int]], classes: Classes
+) -> None:
+    raw = np.resize(np.array(ids, np.uint8), (5, 7))
+    image, label = put(tmp_path, with_palette(raw, palette))
+    facts = inspect(image, label, classes, classes.lookup())
+    assert facts.raw_ids is not None and facts.raw_ids.tolist() == ids
 
 
 def test_two_classes_of_one_colour_cannot_be_told_apart() -> None:

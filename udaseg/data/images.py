@@ -15,6 +15,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from udaseg.data.classes import Classes
 from udaseg.data.depth import described, scaled
 from udaseg.data.folders import why_missing
+from udaseg.data.indexed_labels import require_ids
 from udaseg.data.places import at_places
 from udaseg.data.storage import filesystem, read_bytes
 from udaseg.errors import DatasetError, UnreachableError
@@ -113,11 +114,12 @@ def require_proportions(height: int, width: int, short_side: float, name: str) -
         raise DatasetError(f"{name}: {width} x {height} pixels are too long and narrow to be predicted")
 
 
-def decode_label(data: bytes) -> np.ndarray:
+def decode_label(data: bytes, classes: Classes | None = None) -> np.ndarray:
     """(H, W) uint16 raw ids of an encoded label map as it is shown: grey of 1 to 16 bits, or palette indices.
 
     Of a PNG of three channels of 16 bits, which are no colours, it is the first: the others hold instances in SYNTHIA.
-    Raises DatasetError, without the file's name, where it is broken or has several channels otherwise.
+    Raises DatasetError, without the file's name, where it is broken or has several channels otherwise, and where
+    `classes` are given and its palette shows that its indices are not their ids.
     """
     image = _open(data)
     if image.format == "PNG" and image.mode == "RGB" and data[24] == 16:
@@ -131,6 +133,8 @@ def decode_label(data: bytes) -> np.ndarray:
             form = "grey: all hold the same" if (pixels == pixels[..., :1]).all() else "palette, if these are colours"
             what = f"{what}; give --label-colors {form}"
         raise DatasetError(what)
+    if image.mode == "P" and classes is not None:
+        require_ids(image, classes)
     label = np.asarray(image).astype(np.uint16)
     if image.format == "PNG" and image.mode == "L":
         # Pillow stretches grey of 2 and 4 bits, which PNG optimisers write, to 0..255; byte 24 is the number of bits.
@@ -192,12 +196,13 @@ def read_colours(uri: str) -> np.ndarray:
     return _read(uri, decode_colours)
 
 
-def read_raw_label(uri: str, classes: Classes) -> np.ndarray:
+def read_raw_label(uri: str, classes: Classes, *, check: bool = False) -> np.ndarray:
     """(H, W) places in `classes.lookup()` of the label map at `uri`: raw ids, or colours where its labels hold such.
 
-    Raises as `read_label` does.
+    Raises as `read_label` does; `check` is for labels that are new, and is of their palettes, see `decode_label`.
     """
-    return _read(uri, decode_colours if classes.color_to_train else decode_label)
+    decode_ids = partial(decode_label, classes=classes) if check else decode_label
+    return _read(uri, decode_colours if classes.color_to_train else decode_ids)
 
 
 def unknown_text(raw: np.ndarray, pixels: np.ndarray, classes: Classes) -> str:
@@ -234,7 +239,7 @@ def inspect(
     height, width, _ = read_image(image_uri, depth_range).shape
     if label_uri is None:
         return Facts(height, width, None)
-    label = read_raw_label(label_uri, classes)
+    label = read_raw_label(label_uri, classes, check=True)
     if label.shape != (height, width):
         size = f"{label.shape[1]} x {label.shape[0]}"
         raise DatasetError(f"{label_uri}: label is {size} pixels (width x height), its image {width} x {height}")
