@@ -91,6 +91,52 @@ def test_mapillary_refuses_what_is_not_there(tmp_path: Path) -> None:
         classes_of("mapillary", tmp_path)
 
 
+def put_vistas(root: Path, *labels: str) -> None:
+    """Two splits, each with an image, and label folders below them, which hold one id each."""
+    for version, colour in (("config_v2.0.json", 200), ("config_v1.2.json", 100)):
+        changed = [label | {"readable": f"{label['readable']} {colour}"} for label in MAPILLARY]
+        (root / version).write_text(json.dumps({"labels": changed}))
+    for split in ("training", "validation"):
+        put(root / split / "images/a.jpg")
+    for folder in labels:
+        put(root / folder / "labels/a.png", cycle([2]))
+
+
+@pytest.mark.parametrize(
+    ("labels", "version", "names"),
+    [
+        (("training/v1.2", "validation/v1.2"), "v1.2/", ("Bird 100", "Road 100")),
+        (("training/v1.2",), "v1.2/", ("Bird 100", "Road 100")),  # the other split has none
+        (("training/v1.2", "training/v2.0", "validation/v1.2"), "v1.2/", ("Bird 100", "Road 100")),
+        (("training/v1.2", "training/v2.0", "validation/v1.2", "validation/v2.0"), "v2.0/", ("Bird 200", "Road 200")),
+        ((), None, ("Bird 200", "Road 200")),
+    ],
+)
+def test_mapillary_s_classes_are_of_its_labels_version(
+    tmp_path: Path, labels: tuple[str, ...], version: str | None, names: tuple[str, ...]
+) -> None:
+    put_vistas(tmp_path, *labels)
+    uris = [pair.label_uri for pair in LAYOUTS["mapillary"].pairs(str(tmp_path)) if pair.label_uri]
+    splits = dict.fromkeys(folder.partition("/")[0] for folder in labels)
+    assert uris == [f"{tmp_path}/{split}/{version}labels/a.png" for split in splits]
+    assert classes_of("mapillary", tmp_path).names == names
+
+
+def test_mapillary_refuses_labels_of_two_versions(tmp_path: Path) -> None:
+    put_vistas(tmp_path, "training/v2.0", "validation/v1.2")
+    message = (
+        "training/v2.0/labels and validation/v1.2/labels are of two versions, whose ids differ; unpack one version"
+    )
+    with pytest.raises(DatasetError, match=message):
+        list(LAYOUTS["mapillary"].pairs(str(tmp_path)))
+    with pytest.raises(DatasetError, match=message):
+        classes_of("mapillary", tmp_path)
+    (tmp_path / "training/v2.0").rename(tmp_path / "training/v1.2")
+    (tmp_path / "config_v1.2.json").unlink()
+    with pytest.raises(DatasetError, match=r"no config_v1\.2\.json, which names the classes of v1\.2/labels"):
+        classes_of("mapillary", tmp_path)
+
+
 def test_carla_s_colours_are_those_of_cityscapes_and_its_own(tmp_path: Path) -> None:
     road, sky, fence, old_fence, marking, water = (
         (128, 64, 128), (70, 130, 180), (190, 153, 153), (100, 40, 40), (157, 234, 50), (45, 60, 150)

@@ -143,33 +143,56 @@ def _camvid(root: str) -> Iterator[Pair]:
         yield from match(files(join(root, split), [".png"]), files(join(root, f"{split}annot"), [".png"]), split)
 
 
+_MAPILLARY_SPLITS = {"training": "train", "validation": "val", "testing": "test"}
+_MAPILLARY_CONFIGS = {"v2.0/labels": "config_v2.0.json", "v1.2/labels": "config_v1.2.json", "labels": "config.json"}
+"""Where the labels of a version lie, below a split -> what names their classes."""
+
+
 def _mapillary(root: str) -> Iterator[Pair]:
     """training/images/*.jpg, training/v2.0/labels/*.png; in version 1.2 of the download training/labels/*.png.
 
     Likewise validation, which is val, and testing, test, which has no labels. (The README of the download.)
     """
-    of = {"training": "train", "validation": "val", "testing": "test"}
-    found = [folder for folder in folders(root) if folder in of]
+    found = [folder for folder in folders(root) if folder in _MAPILLARY_SPLITS]
     if not found:
         raise DatasetError(f"{root}: no folder training, validation or testing in this folder")
+    version = _mapillary_version(root)
     for folder in found:
-        places = [join(root, folder, *below, "labels") for below in (("v2.0",), ("v1.2",), ())]
-        labelled = [place for place in places if folder != "testing" and has_folder(place)]
-        labels = files(labelled[0], LABEL_SUFFIXES) if labelled else []
-        yield from match(files(join(root, folder, "images"), [".jpg"]), labels, of[folder])
+        place = None if version is None or folder == "testing" else join(root, folder, version)
+        labels = files(place, [".png"]) if place is not None and has_folder(place) else []
+        yield from match(files(join(root, folder, "images"), [".jpg"]), labels, _MAPILLARY_SPLITS[folder])
+
+
+def _mapillary_version(root: str) -> str | None:
+    """The newest labels that all labelled splits have, as ids differ between versions; None where nothing is labelled.
+
+    Raises DatasetError where no version is that of all.
+    """
+    of = {split: [v for v in _MAPILLARY_CONFIGS if has_folder(join(root, split, v))] for split in _MAPILLARY_SPLITS}
+    of = {split: versions for split, versions in of.items() if versions and split != "testing"}
+    common = [v for v in _MAPILLARY_CONFIGS if all(v in versions for versions in of.values())]
+    if not common:
+        places = " and ".join(f"{split}/{versions[0]}" for split, versions in of.items())
+        raise DatasetError(f"{root}: {places} are of two versions, whose ids differ; unpack one version of both")
+    return common[0] if of else None
 
 
 def _mapillary_classes(root: str, given: Classes | None) -> Classes:
     """The "labels" of config_v2.0.json, config_v1.2.json or config.json, in their order, which is that of the ids.
 
-    Those that are not to be evaluated are ignored. A class list that is given is of these ids.
+    It is the file of the labels' version. Labels that are not to be evaluated are ignored. A class list that is given
+    is of these ids.
     """
-    names = [n for n in ("config_v2.0.json", "config_v1.2.json", "config.json") if exists(join(root, n))]
     if given is not None:
         return given
-    if not names:
+    version = _mapillary_version(root)
+    names = list(_MAPILLARY_CONFIGS.values()) if version is None else [_MAPILLARY_CONFIGS[version]]
+    there = [name for name in names if exists(join(root, name))]
+    if not there and version is not None:
+        raise DatasetError(f"{root}: no {names[0]}, which names the classes of {version}")
+    if not there:
         raise DatasetError(f"{root}: no config_v2.0.json, config_v1.2.json or config.json, which name the classes")
-    uri = join(root, names[0])
+    uri = join(root, there[0])
     value = parse_json(read_bytes(uri, limit=MAX_CLASSES_BYTES), uri)
     try:
         raw = [(label["readable"], tuple(label["color"]), bool(label["evaluate"])) for label in value["labels"]]
