@@ -76,6 +76,29 @@ def test_voc(tmp_path: Path) -> None:
     assert facts.class_pixels is not None and facts.class_pixels.tolist() == np.bincount(ids.ravel())[:21].tolist()
 
 
+@pytest.mark.parametrize(("missing", "other"), [("val", "train"), ("train", "val")])
+def test_what_trainval_alone_lists_is_the_split_that_has_no_list(tmp_path: Path, missing: str, other: str) -> None:
+    make_voc(tmp_path)
+    (tmp_path / f"ImageSets/Segmentation/{missing}.txt").unlink()
+    of = {pair.split: pair.image_id for pair in LAYOUTS["voc"].pairs(str(tmp_path))}
+    assert of == {"train": "2007_000032", "val": "2007_000033", "test": "2008_000002"}
+    (tmp_path / f"ImageSets/Segmentation/{other}.txt").unlink()
+    pairs = list(LAYOUTS["voc"].pairs(str(tmp_path)))
+    assert [pair.split for pair in pairs] == ["test", "trainval", "trainval"]
+
+
+@pytest.mark.parametrize(
+    ("folder", "kinds"), [("JPEGImages", (".jpg", ".png")), ("SegmentationClass", (".PNG", ".png"))]
+)
+def test_two_files_of_one_id_are_refused(tmp_path: Path, folder: str, kinds: tuple[str, str]) -> None:
+    make_voc(tmp_path)
+    first, second = (tmp_path / folder / f"2007_000033{kind}" for kind in kinds)
+    for path in (first, second):
+        put(path, Image.new("L", SIZE[::-1]))
+    with pytest.raises(DatasetError, match=f"{first} and {second}: the id '2007_000033' is not unique"):
+        list(LAYOUTS["voc"].pairs(str(tmp_path)))
+
+
 def test_voc_s_colours() -> None:
     colour_of = dict(zip(VOC_CLASSES.names, VOC_CLASSES.palette, strict=True))
     known = {"background": (0, 0, 0), "aeroplane": (128, 0, 0), "bird": (128, 128, 0), "person": (192, 128, 128)}
@@ -112,9 +135,20 @@ def test_in_cvat_names_decide(tmp_path: Path, order: int) -> None:
     assert facts.class_pixels is not None and facts.class_pixels.tolist() == [int((names == "road").sum())]
 
 
-def test_cvat_s_subsets_are_splits(tmp_path: Path) -> None:
-    make_cvat(tmp_path, ORDERS[0], np.zeros((*SIZE, 3), np.uint8), subset="val")
-    assert {pair.split for pair in LAYOUTS["cvat"].pairs(str(tmp_path))} == {"val"}
+@pytest.mark.parametrize(
+    ("subset", "split"),
+    [
+        ("Train", "train"),
+        ("Validation", "val"),
+        ("val", "val"),
+        ("Test", "test"),
+        ("default", "train"),
+        ("Mine", "Mine"),
+    ],
+)
+def test_cvat_s_subsets_are_splits(tmp_path: Path, subset: str, split: str) -> None:
+    make_cvat(tmp_path, ORDERS[0], np.zeros((*SIZE, 3), np.uint8), subset=subset)
+    assert {pair.split for pair in LAYOUTS["cvat"].pairs(str(tmp_path))} == {split}
 
 
 @pytest.mark.parametrize(

@@ -5,14 +5,14 @@ A new dataset is one function and one entry of `LAYOUTS`.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 from udaseg.data import aerial_layouts as aerial
 from udaseg.data import coco
-from udaseg.data.classes import MAX_CLASSES_BYTES, Classes, of_color_labels
+from udaseg.data import voc_layouts as voc
+from udaseg.data.classes import MAX_CLASSES_BYTES, Classes
 from udaseg.data.folders import IMAGE_SUFFIXES, LABEL_SUFFIXES, Pair, files, folders, has_folder, match
 from udaseg.data.storage import exists, join, read_bytes
 from udaseg.data.strict_json import parse_json
@@ -245,68 +245,6 @@ def _nightcity(root: str) -> Iterator[Pair]:
     return _by_split(root, ("NightCity-images/images", IMAGE_SUFFIXES), ("NightCity-label/label", ["_labelIds.png"]))
 
 
-def _voc(root: str) -> Iterator[Pair]:
-    """JPEGImages/<id>.jpg, SegmentationClass/<id>.png; ImageSets/Segmentation/<split>.txt has the ids of a split.
-
-    Images that no list names have no segmentation.
-    """
-    images, labels = (dict(files(join(root, *place), kinds)) for place, kinds in (
-        (("JPEGImages",), IMAGE_SUFFIXES), (("SegmentationClass",), LABEL_SUFFIXES)))  # fmt: skip
-    folder = join(root, "ImageSets", "Segmentation")
-    lists = dict(files(folder, [".txt"]))
-    for name in sorted(lists.keys() - ({"trainval"} if "train" in lists else set())):
-        for line in _text(lists[name]).splitlines():
-            image_id = line.strip().strip('"')  # CVAT quotes names with blanks
-            if image_id and image_id not in images:
-                raise DatasetError(f"{lists[name]}: {image_id!r} is not in {join(root, 'JPEGImages')}")
-            if image_id:
-                yield Pair(image_id, images[image_id], labels.get(image_id), "train" if name == "default" else name)
-
-
-def _cvat(root: str) -> Iterator[Pair]:
-    """CVAT's "Segmentation mask 1.1": as `_voc`, with the labels in the colours that labelmap.txt names."""
-    if not has_folder(join(root, "JPEGImages")):
-        raise DatasetError(f"{root}: no folder JPEGImages; export from CVAT with 'Save images'")
-    return _voc(root)
-
-
-def _cvat_classes(root: str, given: Classes | None) -> Classes:
-    """The classes of labelmap.txt, whose lines are name:r,g,b:parts:actions, in its order or in that of given ones.
-
-    An export may order and colour them otherwise than the last one did: names decide. A background that the given
-    classes lack is ignored. Raises DatasetError where a line is none, or names a class that is not given.
-    """
-    uri = join(root, "labelmap.txt")
-    colour_of: dict[str, tuple[int, int, int]] = {}
-    for number, line in enumerate(_text(uri).splitlines(), 1):
-        if not line.strip() or line.startswith("#"):
-            continue
-        found = re.fullmatch(r"(.+):(\d{1,3}),(\d{1,3}),(\d{1,3}):.*", line.strip())
-        if found is None or found[1] in colour_of:
-            raise DatasetError(f"{uri}: line {number}, {line[:60]!r}, is not name:r,g,b:parts:actions of another class")
-        colour_of[found[1]] = (int(found[2]), int(found[3]), int(found[4]))
-    if given is None:
-        classes = Classes(names=tuple(colour_of), palette=tuple(colour_of.values()))
-        return of_color_labels(classes, "palette")
-    train_id = {name: k for k, name in enumerate(given.names)}
-    if unknown := [name for name in colour_of if name not in {*given.names, "background"}]:
-        raise DatasetError(f"{uri}: has {', '.join(map(repr, unknown))}, which the class list lacks")
-    colors = {",".join(map(str, colour)): train_id.get(name, 255) for name, colour in colour_of.items()}
-    if len(colors) < len(colour_of):
-        raise DatasetError(f"{uri}: two classes have one colour; give each its own in CVAT")
-    return replace(given, color_to_train=colors)
-
-
-def _text(uri: str) -> str:
-    """A text file. Raises DatasetError where it is missing or not UTF-8."""
-    if not exists(uri):
-        raise DatasetError(f"{uri}: no such file")
-    try:
-        return read_bytes(uri, limit=MAX_CLASSES_BYTES).decode()
-    except UnicodeDecodeError:
-        raise DatasetError(f"{uri}: not a text file in UTF-8") from None
-
-
 LAYOUTS: dict[str, Layout] = {
     "folders": Layout(pairs=_folders),
     "cityscapes": Layout(pairs=_cityscapes, classes=CITYSCAPES_CLASSES),
@@ -332,6 +270,6 @@ LAYOUTS: dict[str, Layout] = {
         pairs=coco.panoptic_pairs, read_classes=coco.panoptic_classes, segments=coco.panoptic_segments
     ),
     "coco_stuff": Layout(pairs=coco.stuff_pairs, read_classes=coco.stuff_classes),
-    "voc": Layout(pairs=_voc, classes=VOC_CLASSES),
-    "cvat": Layout(pairs=_cvat, read_classes=_cvat_classes),
+    "voc": Layout(pairs=voc.voc, classes=VOC_CLASSES),
+    "cvat": Layout(pairs=voc.cvat, read_classes=voc.cvat_classes),
 }
