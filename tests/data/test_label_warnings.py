@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from udaseg.data.classes import Classes
+from udaseg.data.classes import Classes, of_color_labels, of_reduced_labels
 from udaseg.data.label_warnings import label_warnings
 from udaseg.data.manifest import MANIFEST
 
@@ -65,3 +65,25 @@ def test_a_mask_of_0_and_255_is_told_the_line_that_mends_it(raw_to_train: dict[i
     assert pixels == [7, 3] and label_warnings(manifest(pixels), mended, [0, 255]) == []
     single = Classes(names=("fg",), palette=((0, 0, 0),))
     assert "name two in the class list" in label_warnings(manifest([7]), single, [0, 255])[0]
+
+
+def test_a_mask_in_three_equal_channels_is_one_too() -> None:
+    grey, white = of_color_labels(PAIR, "grey"), 0xFFFFFF
+    (first, *_) = label_warnings(manifest([7, 0]), grey, [0, white])
+    assert first.startswith("0 and 255 are the only values in the labels, and 255 is ignored; if it is a class, put ")
+    mended = Classes(names=PAIR.names, palette=PAIR.palette, raw_to_train={0: 0, 255: 1})
+    assert label_warnings(manifest([7, 3]), of_color_labels(mended, "grey"), [0, white]) == []
+    colours = Classes(names=PAIR.names, palette=PAIR.palette, color_to_train={"255,255,255": 255})
+    for classes, raw_ids in ((grey, [0, 0x010101, white]), (of_color_labels(colours, "palette"), [0, white])):
+        assert not any("0 and 255" in text for text in label_warnings(manifest([7, 0]), classes, raw_ids))
+
+
+@pytest.mark.parametrize("grey", [False, True])
+def test_a_mask_whose_0_is_ignored_is_told_to_leave_the_option_out(grey: bool) -> None:
+    classes = of_reduced_labels(PAIR)
+    classes = of_color_labels(classes, "grey") if grey else classes
+    first, *_ = label_warnings(manifest([0, 0]), classes, [0, 0xFFFFFF if grey else 255])
+    assert first.startswith(
+        "0 and 255 are the only values in the labels, and both are ignored; if they are classes, leave out "
+        '--reduce-zero-label, where it is given, and put "raw_to_train": {"0": 0, "255": 1} into the class list: '
+    )

@@ -36,6 +36,13 @@ def test_no_suffixes_are_better_than_wrong_ones(labels: list[str]) -> None:
     assert likely_suffixes(STEMS, labels) is None
 
 
+@pytest.mark.parametrize(
+    ("images", "labels"), [(["IMG_1"], ["img_1"]), (["a/IMG_1"], ["a/img_1"]), (["_1"], ["_2"]), (["a/a1"], ["a1"])]
+)
+def test_no_suffix_is_a_whole_name(images: list[str], labels: list[str]) -> None:
+    assert likely_suffixes(images, labels) is None
+
+
 def make(root: Path, image: str, label: str, stems: Sequence[str] = ("a/1", "a/2", "b/1")) -> None:
     for stem in stems:
         for folder, name in (("images", f"{stem}{image}"), ("labels", f"{stem}{label}")):

@@ -169,7 +169,9 @@ def likely_suffixes(images: Sequence[str], labels: Sequence[str]) -> tuple[str, 
         at = bisect.bisect(names, image)  # beside it lie those that begin as it does
         for label in names[max(0, at - 8) : at + 8]:
             stem = os.path.commonprefix([image, label]).rstrip("_-. ")  # noqa: RUF071 - of letters
-            votes[image[len(stem) :], label[len(stem) :]] += 1
+            of_image, of_label = image[len(stem) :], label[len(stem) :]
+            if stem and "/" not in stem[-1] + of_image + of_label:  # what is left of a name must be a name
+                votes[of_image, of_label] += 1
 
     def worth(suffixes: tuple[str, str]) -> tuple[int, bool, int]:
         of_image, of_label = suffixes

@@ -45,13 +45,20 @@ def label_warnings(manifest: pa.Table, classes: Classes, raw_ids: Collection[int
 
 
 def _is_binary(classes: Classes, raw_ids: Collection[int] | None) -> bool:
-    """Whether labels are masks of 0 and 255, whose 255 is ignored."""
-    holds_ids = raw_ids is not None and not classes.color_to_train
-    return holds_ids and set(raw_ids or ()) == {0, 255} and classes.raw_to_train.get(255, 255) == 255
+    """Whether labels are masks of 0 and 255, as ids or as greys, whose 255 is ignored."""
+    found = set(raw_ids or ())
+    if not classes.color_to_train:
+        return found == {0, 255} and classes.raw_to_train.get(255, 255) == 255
+    are_greys = all(len(set(color.split(","))) == 1 for color in classes.color_to_train)
+    return are_greys and found == {0, 0xFFFFFF} and classes.color_to_train.get("255,255,255") == 255
 
 
 def _binary(classes: Classes) -> str:
-    text = "0 and 255 are the only values in the labels, and 255 is ignored; if it is a class, "
+    if classes.raw_to_train.get(0) == 255:  # as by --reduce-zero-label, which refuses a list with raw_to_train
+        doubt = "both are ignored; if they are classes, leave out --reduce-zero-label, where it is given, and "
+    else:
+        doubt = "255 is ignored; if it is a class, "
+    text = f"0 and 255 are the only values in the labels, and {doubt}"
     line = 'put "raw_to_train": {"0": 0, "255": 1} into the class list'
     if len(classes) < 2:
         return f"{text}name two in the class list, that of 0 and that of 255, and {line}"
