@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from udaseg.data.folders import IMAGE_SUFFIXES, walk
+from udaseg.data.dataset_input import find_pairs
+from udaseg.data.folders import IMAGE_SUFFIXES, sort_out, walk
 from udaseg.data.images import read_image
 from udaseg.data.layouts import LAYOUTS
 from udaseg.data.listing import list_images
@@ -66,6 +67,24 @@ def test_names_are_text(name: str, tmp_path: Path) -> None:
         assert row["image_id"] == (name if base == str(folder) else f"{name}/{name}")
         assert row["dataset"] == (name if base == str(folder) else tmp_path.name)
         assert read_image(row["image_uri"]).shape == (3, 4, 3)
+
+
+COMPOSED, TAKEN_APART = "caf\u00e9", "cafe\u0301"
+
+
+@pytest.mark.parametrize(("image", "label"), [(COMPOSED, TAKEN_APART), (TAKEN_APART, COMPOSED)])
+def test_names_that_look_alike_pair(image: str, label: str, tmp_path: Path) -> None:
+    for name in (f"i/{image}/{image}.jpg", "i/x.jpg", f"l/{label}/{label}.png", "l/y.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    pairs = find_pairs(f"{tmp_path}/i", f"{tmp_path}/l", None, None, None, None, None)
+    good, problems = sort_out(pairs)
+    uris = f"{tmp_path}/i/{image}/{image}.jpg", f"{tmp_path}/l/{label}/{label}.png"
+    assert [tuple(pair) for pair in good] == [(f"{image}/{image}", *uris, "train")]  # each as it stands on disk
+    assert [problem.image_id for problem in problems] == ["x", "y"]
+    (tmp_path / "i" / image / f"{label}.jpg").touch()
+    good, problems = sort_out(find_pairs(f"{tmp_path}/i", f"{tmp_path}/l", None, None, None, None, None))
+    assert good == [] and sum("is not unique" in problem.text for problem in problems) == 2
 
 
 @pytest.mark.parametrize("name", ["line\nbreak", "n" * 250, "tab\t"])

@@ -151,6 +151,15 @@ def test_cvat_s_subsets_are_splits(tmp_path: Path, subset: str, split: str) -> N
     assert {pair.split for pair in LAYOUTS["cvat"].pairs(str(tmp_path))} == {split}
 
 
+def test_cvat_s_lists_may_write_accents_otherwise_than_the_disk(tmp_path: Path) -> None:
+    make_cvat(tmp_path, ORDERS[0], np.zeros((*SIZE, 3), np.uint8))
+    for folder in ("JPEGImages", "SegmentationClass"):
+        (tmp_path / folder / "a.png").rename(tmp_path / folder / "e\u0301.png")
+    put(tmp_path / "ImageSets/Segmentation/default.txt", "\u00e9\n")
+    (pair,) = LAYOUTS["cvat"].pairs(str(tmp_path))
+    assert pair.image_id == "\u00e9" and str(pair.label_uri).endswith("SegmentationClass/e\u0301.png")
+
+
 @pytest.mark.parametrize(
     ("labelmap", "reason"),
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple
@@ -144,19 +145,30 @@ def folders(folder: str) -> list[str]:
 
 
 def match(images: Iterable[tuple[str, str]], labels: Iterable[tuple[str, str]], split: str) -> Iterator[Pair]:
-    """Join images and labels, both (id, URI), by id. What stands alone, or twice, is kept for `sort_out` to find."""
-    labels_of: dict[str, list[str | None]] = {}
+    """Join images and labels, both (id, URI), by id. What stands alone, or twice, is kept for `sort_out` to find.
+
+    Ids are one where they look alike: archives made on macOS write é as two letters, e and its accent.
+    """
+    labels_of: dict[str, list[tuple[str, str]]] = {}
     for image_id, uri in labels:
-        labels_of.setdefault(image_id, []).append(uri)
+        labels_of.setdefault(composed(image_id), []).append((image_id, uri))
     matched = set()
     for image_id, uri in images:
-        matched.add(image_id)
-        for label_uri in labels_of.get(image_id, [None]):
+        name = composed(image_id)
+        matched.add(name)
+        if name not in labels_of:
+            yield Pair(image_id, uri, None, split)
+        for _, label_uri in labels_of.get(name, []):
             yield Pair(image_id, uri, label_uri, split)
-    for image_id, label_uris in labels_of.items():
-        if image_id not in matched:
-            for label_uri in label_uris:
+    for name, alone in labels_of.items():
+        if name not in matched:
+            for image_id, label_uri in alone:
                 yield Pair(image_id, None, label_uri, split)
+
+
+def composed(name: str) -> str:
+    """A name in the one of its Unicode forms that has fewest letters, NFC."""
+    return unicodedata.normalize("NFC", name)
 
 
 def likely_suffixes(images: Sequence[str], labels: Sequence[str]) -> tuple[str, str] | None:
@@ -190,10 +202,10 @@ def sort_out(pairs: Sequence[Pair]) -> tuple[list[Pair], list[Problem]]:
     not unique, since none of them is known to be the right one.
     """
     labelled = {pair.split for pair in pairs if pair.label_uri}
-    times = Counter(pair.image_id for pair in pairs)
+    times = Counter(composed(pair.image_id) for pair in pairs)
     good, problems = [], []
     for pair in pairs:
-        if times[pair.image_id] > 1:
+        if times[composed(pair.image_id)] > 1:
             where = " and ".join(filter(None, (pair.image_uri, pair.label_uri)))
             problems.append(Problem(pair.image_id, f"{where}: its id {pair.image_id!r} is not unique"))
         elif pair.image_uri is None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from udaseg.data.classes import MAX_CLASSES_BYTES, Classes, of_color_labels
-from udaseg.data.folders import IMAGE_SUFFIXES, Pair, files, has_folder
+from udaseg.data.folders import IMAGE_SUFFIXES, Pair, composed, files, has_folder
 from udaseg.data.storage import exists, join, read_bytes
 from udaseg.errors import DatasetError
 
@@ -32,17 +32,19 @@ def voc(root: str) -> Iterator[Pair]:
             lists["val" if known == ["train"] else "train"] = uri, [i for i in both if i not in other]
     for name, (uri, ids) in sorted(lists.items()):
         for image_id in ids:
-            if image_id not in images:
+            key = composed(image_id)
+            if key not in images:
                 raise DatasetError(f"{uri}: {image_id!r} is not in {join(root, 'JPEGImages')}")
-            yield Pair(image_id, images[image_id], labels.get(image_id), "train" if name == "default" else name)
+            yield Pair(image_id, images[key], labels.get(key), "train" if name == "default" else name)
 
 
 def _of_ids(root: str, folder: str, suffixes: Sequence[str]) -> dict[str, str]:
-    """The URIs of a folder's files by their ids. Raises DatasetError where two have one id."""
+    """The URIs of a folder's files by their ids, see `composed`. Raises DatasetError where two have one id."""
     found: dict[str, str] = {}
     for file_id, uri in files(join(root, folder), suffixes):
-        if found.setdefault(file_id, uri) != uri:
-            raise DatasetError(f"{found[file_id]} and {uri}: the id {file_id!r} is not unique; remove one of them")
+        first = found.setdefault(composed(file_id), uri)
+        if first != uri:
+            raise DatasetError(f"{first} and {uri}: the id {file_id!r} is not unique; remove one of them")
     return found
 
 
