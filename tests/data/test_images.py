@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from udaseg.data.index import open_index
 from udaseg.data.listing import list_images
 from udaseg.data.manifest import MANIFEST, write_dataset
 from udaseg.data.plan import Plan, StreamPlan
+from udaseg.errors import DatasetError
 from udaseg.job_config import Inference
 from udaseg.jobs.ledger import open_ledger
 from udaseg.jobs.pseudo_label.actors import PredictActor
@@ -69,6 +72,84 @@ def test_an_image_is_read_as_it_is_shown(form: str, orientation: int) -> None:
 def test_a_label_is_read_as_it_is_shown(orientation: int) -> None:
     for label in (picture()[..., 0], picture()[..., 0].astype(np.uint16) * 200):
         assert np.array_equal(decode_label(encoded(label, orientation)), label)
+
+
+def saved(pixels: np.ndarray | Image.Image, form: str, **how: object) -> bytes:
+    stream = io.BytesIO()
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    image.save(stream, form, **how)  # type: ignore[arg-type]
+    return stream.getvalue()
+
+
+def tiff(bits: int, row: bytes, width: int, *, white_is_zero: bool = False) -> bytes:
+    """A TIFF of a row of greys, which Pillow writes with 8 and more bits alone."""
+    tags = {
+        256: width,
+        257: 1,
+        258: bits,
+        259: 1,
+        262: 0 if white_is_zero else 1,
+        273: 122,
+        277: 1,
+        278: 1,
+        279: len(row),
+    }
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    head = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries
+    return head.ljust(122, b"\0") + row
+
+
+def bmp(bits: int, row: bytes, width: int, greys: Sequence[int]) -> bytes:
+    """A BMP of a row of places in a palette of greys."""
+    palette = b"".join(bytes([grey] * 3 + [0]) for grey in greys)
+    row = row.ljust(-(-len(row) // 4) * 4, b"\0")
+    start = 54 + len(palette)
+    head = struct.pack("<2sIHHI", b"BM", start + len(row), 0, 0, start)
+    info = struct.pack("<IiiHHIIiiII", 40, width, 1, 1, bits, 0, len(row), 0, 0, len(greys), 0)
+    return head + info + palette + row
+
+
+IDS = np.random.default_rng(0).integers(0, 256, (9, 13)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("compression", ["raw", "packbits", "tiff_lzw", "tiff_adobe_deflate"])
+@pytest.mark.parametrize("of", [np.uint8, np.uint16, np.int32])
+def test_ids_in_tiff(of: type, compression: str) -> None:
+    label = IDS.astype(of) * (1 if of is np.uint8 else 257)
+    assert np.array_equal(decode_label(saved(label, "TIFF", compression=compression)), label)
+
+
+def test_ids_in_tiff_of_other_modes() -> None:
+    painted = Image.fromarray(IDS)
+    painted.putpalette(np.random.default_rng(1).integers(0, 256, 768).tolist())
+    for form in ("TIFF", "BMP", "PNG"):
+        assert np.array_equal(decode_label(saved(painted, form)), IDS)
+        assert np.array_equal(decode_label(saved(IDS % 2 == 1, form)), IDS % 2)
+    assert np.array_equal(decode_label(saved(IDS, "BMP")), IDS)
+    other_end = Image.frombytes("I;16B", IDS.shape[::-1], (IDS * np.uint16(200)).astype(">u2").tobytes())
+    assert np.array_equal(decode_label(saved(other_end, "TIFF")), IDS * np.uint16(200))
+    assert np.array_equal(decode_label(tiff(4, b"\x01\x2f", 4)), [[0, 1, 2, 15]])
+    assert np.array_equal(decode_label(tiff(2, b"\x1b", 4)), [[0, 1, 2, 3]])
+    for orientation in STORED:
+        assert np.array_equal(decode_label(encoded(IDS, orientation, "TIFF")), IDS)
+    assert np.array_equal(decode_label(bmp(4, b"\x01\x2f", 4, [9] * 16)), [[0, 1, 2, 15]])
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (saved(IDS.astype(np.float32), "TIFF"), r"label has numbers with fractions \(mode F\), not ids"),
+        (saved(IDS.astype(np.int32) + 65500, "TIFF"), r"label holds values of 65500 to 657\d\d; ids of 0 to 65535"),
+        (saved(IDS.astype(np.int32) - 1, "TIFF"), "label holds values of -1 to "),
+        (tiff(8, b"\0\1\2\3", 4, white_is_zero=True), "label is a TIFF whose 0 is white"),
+        (tiff(16, b"\0\1\2\3", 2, white_is_zero=True), "label is a TIFF whose 0 is white"),
+        (bmp(4, b"\x01\x2f", 4, range(16)), "label is a BMP of 4 bits"),
+        (bmp(8, b"\0\1\0\1", 4, [0, 255]), "label is a BMP of 8 bits"),
+    ],
+)
+def test_labels_that_would_be_read_wrong_are_refused(data: bytes, reason: str) -> None:
+    with pytest.raises(DatasetError, match=reason):
+        decode_label(data)
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 65535])

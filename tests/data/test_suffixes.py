@@ -79,6 +79,24 @@ def test_where_nothing_pairs_the_likely_suffixes_are_shown(tmp_path: Path) -> No
         find_pairs(f"{tmp_path}/images", f"{tmp_path}/labels", None, None, None, None, None)
 
 
+@pytest.mark.parametrize("extension", [".tif", ".TIFF", ".bmp"])
+def test_labels_of_other_formats(tmp_path: Path, extension: str) -> None:
+    make(tmp_path, ".jpg", f"_gt{extension}")
+    pairs = [(s, f"{tmp_path}/images/{s}.jpg", f"{tmp_path}/labels/{s}_gt{extension}") for s in ("a/1", "a/2", "b/1")]
+    assert found(tmp_path, None, "_gt") == found(tmp_path, None, f"_gt{extension}") == pairs
+    with pytest.raises(DatasetError, match=r"they pair with --label-suffix _gt$"):
+        found(tmp_path)
+
+
+def test_labels_whose_names_have_the_image_s_extension(tmp_path: Path) -> None:
+    make(tmp_path, ".tif", ".tif.png")
+    with pytest.raises(DatasetError, match=r"they pair with --label-suffix \.tif\.png$"):
+        found(tmp_path)
+    assert len(found(tmp_path, None, ".tif.png")) == 3
+    with pytest.raises(DatasetError, match=r"no file in this folder or below ends in \.tif$"):
+        found(tmp_path, None, ".tif")
+
+
 def test_a_suffix_of_nothing_is_refused() -> None:
     with pytest.raises(DatasetError, match="--label-suffix belongs to --labels"):
         check_given("i", None, None, None, None, None, None, "_mask")

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from udaseg.data.classes import Classes
-from udaseg.data.folders import IMAGE_SUFFIXES, LABEL_SUFFIXES, Pair, Problem, files, has_folder, match
+from udaseg.data.folders import IMAGE_SUFFIXES, Pair, Problem, files, has_folder, match
 from udaseg.data.images import read_colours
 from udaseg.data.storage import children, join, read_bytes, write_bytes
 from udaseg.data.strict_json import parse_json
@@ -81,7 +81,7 @@ def stuff_pairs(root: str) -> Iterator[Pair]:
         folder = join(root, "annotations", f"stuff_{name}_pixelmaps")
         if not has_folder(folder):
             raise DatasetError(f"{folder}: no such folder; unpack stuff_{name}_pixelmaps.zip there")
-        yield from match(files(_images(root, name), IMAGE_SUFFIXES), files(folder, LABEL_SUFFIXES), _split(name))
+        yield from match(files(_images(root, name), IMAGE_SUFFIXES), files(folder, [".png"]), _split(name))
 
 
 def stuff_classes(root: str, given: Classes | None) -> Classes:

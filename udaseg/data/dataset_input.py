@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Sequence
 from typing import Literal
 
@@ -82,8 +83,16 @@ def _hint(images: Sequence[tuple[str, str]], labels: Sequence[tuple[str, str]]) 
     likely = likely_suffixes(*ids)
     if likely is None:
         return f"the first are {ids[0][0]!r} and {ids[1][0]!r}: name labels as their images, in the same folders"
-    flags = zip(("--image-suffix", "--label-suffix"), likely, strict=True)
+    of_image = _whole(likely[0], images, IMAGE_SUFFIXES)
+    flags = ("--image-suffix", of_image), ("--label-suffix", _whole(likely[1], labels, LABEL_SUFFIXES))
     return "they pair with " + " ".join(f"{flag} {suffix}" for flag, suffix in flags if suffix)
+
+
+def _whole(suffix: str, found: Sequence[tuple[str, str]], extensions: Sequence[str]) -> str:
+    """A suffix of ids, with the files' extension where it would be taken for one: of a.tif.png .tif.png, not .tif."""
+    if not suffix.lower().endswith(tuple(extensions)):
+        return suffix
+    return suffix + next(posixpath.splitext(uri)[1] for file_id, uri in found if file_id.endswith(suffix))
 
 
 def find_classes(

@@ -18,7 +18,7 @@ from udaseg.errors import DatasetError, UnreachableError
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 
-LABEL_SUFFIXES = (".png",)
+LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")  # which keep each id
 
 
 _SAMPLE = 500

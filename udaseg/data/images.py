@@ -115,17 +115,19 @@ def require_proportions(height: int, width: int, short_side: float, name: str) -
 
 
 def decode_label(data: bytes, classes: Classes | None = None) -> np.ndarray:
-    """(H, W) uint16 raw ids of an encoded label map as it is shown: grey of 1 to 16 bits, or palette indices.
+    """(H, W) uint16 raw ids of an encoded label map as it is shown: grey of 1 to 32 bits, or palette indices.
 
     Of a PNG of three channels of 16 bits, which are no colours, it is the first: the others hold instances in SYNTHIA.
-    Raises DatasetError, without the file's name, where it is broken or has several channels otherwise, and where
-    `classes` are given and its palette shows that its indices are not their ids.
+    Raises DatasetError, without the file's name, where it is broken, has several channels otherwise or what cannot be
+    an id, and where `classes` are given and its palette shows that its indices are not their ids.
     """
     image = _open(data)
     if image.format == "PNG" and image.mode == "RGB" and data[24] == 16:
         # Pillow keeps the high byte of each value, hence the low one where the bytes are taken to be swapped.
         high, low = (np.asarray(i)[..., 0].astype(np.uint16) for i in (image, _open(data, "RGB;16L")))
         return high << 8 | low
+    if image.mode == "F":
+        raise DatasetError("label has numbers with fractions (mode F), not ids; save it with 8 or 16 bits a pixel")
     if image.mode not in ("1", "L", "P", "I;16", "I;16B", "I"):
         what = f"label has {len(image.getbands())} channels (mode {image.mode}), not one channel of ids"
         if image.mode in _COLOURS:
@@ -135,11 +137,29 @@ def decode_label(data: bytes, classes: Classes | None = None) -> np.ndarray:
         raise DatasetError(what)
     if image.mode == "P" and classes is not None:
         require_ids(image, classes)
-    label = np.asarray(image).astype(np.uint16)
-    if image.format == "PNG" and image.mode == "L":
-        # Pillow stretches grey of 2 and 4 bits, which PNG optimisers write, to 0..255; byte 24 is the number of bits.
-        label //= {2: 85, 4: 17}.get(data[24], 1)
+    bits = _bits(image, data)
+    label = np.asarray(image)
+    if image.mode == "I" and (label.min() < 0 or label.max() > 65535):
+        raise DatasetError(f"label holds values of {label.min()} to {label.max()}; ids of 0 to 65535 are possible")
+    label = label.astype(np.uint16)
+    if image.mode == "L":  # Pillow stretches grey of 2 and 4 bits, which PNG optimisers write, to 0..255
+        label //= {2: 85, 4: 17}.get(bits, 1)
     return label
+
+
+def _bits(image: Image.Image, data: bytes) -> int:
+    """How many bits a pixel of a label has in its file. Raises DatasetError where Pillow gives other values."""
+    if image.format == "TIFF":
+        tags = image.tag_v2  # type: ignore[attr-defined]
+        if tags.get(262) == 0:  # PhotometricInterpretation; of 8 bits Pillow turns the values round, of 16 it does not
+            raise DatasetError("label is a TIFF whose 0 is white, so that ids are not certain; save it with 0 as black")
+        return int(tags.get(258, (1,))[0])
+    if image.format == "BMP":
+        bits = data[24] if data[14] == 12 else data[28]  # the header of OS/2 has 12 bytes
+        if bits != {"1": 1, "L": 8}.get(image.mode, bits):  # Pillow goes by the number of its greys
+            raise DatasetError(f"label is a BMP of {bits} bits whose greys cannot be read; save it as PNG")
+        return bits
+    return data[24] if image.format == "PNG" else 8
 
 
 def decode_colours(data: bytes) -> np.ndarray:

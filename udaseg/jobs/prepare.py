@@ -81,7 +81,7 @@ def prepare(
     Args:
         out: The dataset directory to write.
         images: A folder of images, searched recursively.
-        labels: A folder of label maps: image a/b.jpg has label a/b.png.
+        labels: A folder of label maps in PNG, TIFF or BMP: image a/b.jpg has label a/b.png.
         classes: A JSON file {"names": [...], "palette": [[r, g, b], ...], "raw_to_train": {"raw id": train id}}.
         mapping: A JSON file that gives the dataset other classes, such as another dataset's: {"names": [...],
             "palette": [[r, g, b], ...], "map": {"class of the dataset": "one of names", several of them where its
