@@ -79,6 +79,34 @@ def test_where_nothing_pairs_the_likely_suffixes_are_shown(tmp_path: Path) -> No
         find_pairs(f"{tmp_path}/images", f"{tmp_path}/labels", None, None, None, None, None)
 
 
+@pytest.mark.parametrize(
+    ("images", "labels", "shown"),
+    [
+        (["day/a", "day/b", "night/c"], ["a", "b", "c"], ("day/a", "a")),
+        (["a", "b", "c"], ["x/a", "x/b"], ("a", "x/a")),
+        (["a1", "a2"], ["a/a1", "a/a2"], ("a1", "a/a1")),
+    ],
+)
+def test_names_that_pair_without_their_folders(
+    tmp_path: Path, images: list[str], labels: list[str], shown: tuple[str, str]
+) -> None:
+    make(tmp_path, ".jpg", ".txt", images)
+    make(tmp_path, ".txt", ".png", labels)
+    with pytest.raises(DatasetError) as error:
+        found(tmp_path)
+    assert str(error.value).endswith(
+        "their names pair and are unique, but folders differ, as of image {0!r} and label {1!r}; give each label the "
+        "folder of its image, so that this one is {0!r}".format(*shown)
+    )
+
+
+def test_names_that_are_there_twice_do_not_pair_without_their_folders(tmp_path: Path) -> None:
+    make(tmp_path, ".jpg", ".txt", ["day/a", "night/a", "day/b"])
+    make(tmp_path, ".txt", ".png", ["a", "b"])
+    with pytest.raises(DatasetError, match="the first are 'day/a' and 'a': name labels as their images, in the same"):
+        found(tmp_path)
+
+
 @pytest.mark.parametrize("extension", [".tif", ".TIFF", ".bmp"])
 def test_labels_of_other_formats(tmp_path: Path, extension: str) -> None:
     make(tmp_path, ".jpg", f"_gt{extension}")

@@ -81,11 +81,25 @@ def _endings(suffix: str | None, extensions: Sequence[str]) -> list[str]:
 def _hint(images: Sequence[tuple[str, str]], labels: Sequence[tuple[str, str]]) -> str:
     ids = [[image_id for image_id, _ in found] for found in (images, labels)]
     likely = likely_suffixes(*ids)
+    if likely is None and (pair := _in_other_folders(*ids)) is not None:
+        return (
+            f"their names pair and are unique, but folders differ, as of image {pair[0]!r} and label {pair[1]!r}; "
+            f"give each label the folder of its image, so that this one is {pair[0]!r}"
+        )
     if likely is None:
         return f"the first are {ids[0][0]!r} and {ids[1][0]!r}: name labels as their images, in the same folders"
     of_image = _whole(likely[0], images, IMAGE_SUFFIXES)
     flags = ("--image-suffix", of_image), ("--label-suffix", _whole(likely[1], labels, LABEL_SUFFIXES))
     return "they pair with " + " ".join(f"{flag} {suffix}" for flag, suffix in flags if suffix)
+
+
+def _in_other_folders(images: Sequence[str], labels: Sequence[str]) -> tuple[str, str] | None:
+    """The first ids of an image and its label where most have one name, none is there twice, and folders differ."""
+    of_name = [{posixpath.basename(file_id): file_id for file_id in ids} for ids in (images, labels)]
+    if [len(names) for names in of_name] != [len(images), len(labels)]:
+        return None
+    paired = [name for name in of_name[0] if name in of_name[1]]
+    return (of_name[0][paired[0]], of_name[1][paired[0]]) if 2 * len(paired) > len(images) else None
 
 
 def _whole(suffix: str, found: Sequence[tuple[str, str]], extensions: Sequence[str]) -> str:
