@@ -38,22 +38,24 @@ def command(run: Callable[[Sequence[str]], None]) -> Callable[..., int]:
     def main(argv: Sequence[str] | None = None) -> int:
         words = list(sys.argv[1:] if argv is None else argv)
         verbose = "--verbose" in words or os.environ.get("UDASEG_VERBOSE", "0") != "0"
-        terminated = threading.Event()
+        terminated, say = threading.Event(), functools.partial(print, file=sys.stderr)
         try:
             with _sigterm_as_ctrl_c(terminated):
                 run([word for word in words if word != "--verbose"])
         except KeyboardInterrupt:
             word = "terminated" if terminated.is_set() else "interrupted"
-            print(
-                f"{word}: what is done stays; --resume, or where there is none the same command, goes on",
-                file=sys.stderr,
-            )
+            say(f"{word}: what is done stays; --resume, or where there is none the same command, goes on")
             return 128 + (signal.SIGTERM if terminated.is_set() else signal.SIGINT)
         except (ConfigError, DatasetError, CheckpointError, TrainingError, UnreachableError, OSError) as error:
             if verbose:
                 traceback.print_exc()
-            print(f"error: {error}", file=sys.stderr)
+            say(f"error: {error}")
             return 1 if isinstance(error, TrainingError | UnreachableError) else 2
+        except Exception as error:
+            if verbose or type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported for it
+                raise
+            say(f"error: {str(error).partition('. ')[0]}")
+            return 1
         return 0
 
     return main

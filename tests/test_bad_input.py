@@ -10,12 +10,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
+import torch
 from bad_input import CASES, Case, make_files
+
+from pipelines import cli
 
 ROOT = Path(__file__).parents[1]
 
@@ -105,6 +109,20 @@ def test_the_table_covers_all_commands() -> None:
         "inspect",
     }
     assert len(CASES) >= 150 and min(counts.values()) >= 5
+
+
+def test_a_gpu_that_is_out_of_memory_is_a_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = "CUDA out of memory. Tried to allocate 7.30 GiB. GPU 0 has a total capacity of 8 GiB"
+
+    @cli.command
+    def main(argv: Sequence[str]) -> None:
+        raise torch.OutOfMemoryError(said)
+
+    assert main([]) == 1 and capsys.readouterr().err == "error: CUDA out of memory\n"
+    with pytest.raises(torch.OutOfMemoryError):
+        main(["--verbose"])
 
 
 # --- whole processes ------------------------------------------------------------------------------------------------

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +82,21 @@ def test_floats_may_hold_what_is_no_number() -> None:
     assert scaled(values, (0.0, 1.0)).tolist() == [[0, 255, 0, 64]]
     with pytest.raises(DatasetError, match="none of them a finite number"):
         decode_image(encoded(np.full((2, 2), np.nan, np.float32), "TIFF"))
+
+
+def test_sixteen_bits_beside_alpha_are_refused_rather_than_halved() -> None:
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        body = kind + content
+        return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
+
+    header, pixels = (
+        struct.pack(">IIBBBBB", 1, 1, 16, 4, 0, 0, 0),
+        zlib.compress(b"\0" + struct.pack(">HH", 1000, 65535)),
+    )
+    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    for depth_range in (None, RANGE):
+        with pytest.raises(DatasetError, match=r"16 bits beside an alpha channel.*leave alpha out"):
+            decode_image(png, depth_range)
 
 
 def test_eight_bits_stay_as_they_are_and_labels_are_no_depths() -> None:

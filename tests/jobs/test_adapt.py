@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -181,6 +182,23 @@ def test_bare_folders_are_prepared(tmp_path: Path, no_prepare: list[dict[str, An
     assert of_target["images"] == f"{target}/images" and "labels" not in of_target
     assert {"train", "val"} <= open_index(inputs.target).splits.keys()
     assert make_inputs(told, out) == inputs and len(no_prepare) == 2, "what is made is not made again"
+
+
+def test_what_prepare_refuses_of_a_bare_folder_says_whose_options_mend_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**arguments: Any) -> None:
+        raise DatasetError("b.png: cannot be decoded; leave such images out by --on-error skip")
+
+    monkeypatch.setattr("udaseg.jobs.adapt.inputs.prepare", refuse)
+    source, target = bare(tmp_path / "source", labelled=True), bare(tmp_path / "target", labelled=True)
+    (source / "classes.json").write_text(CLASSES.to_json())
+    whose = "--on-error skip. Options named here are those of `udaseg prepare`: run it on {} with them, and give its"
+    with pytest.raises(DatasetError, match=re.escape(whose.format(source)) + " --out here$"):
+        make_inputs(replace(TOLD, source=str(source), target=str(target)), str(tmp_path / "out"))
+    told = replace(TOLD, source=make_dataset(tmp_path / "s", "source"), target=str(target))
+    with pytest.raises(DatasetError, match=f"or give {target}/images alone, since a target needs no labels"):
+        make_inputs(told, str(tmp_path / "out"))
 
 
 def test_folders_with_splits_are_prepared_by_their_layout(tmp_path: Path, no_prepare: list[dict[str, Any]]) -> None:

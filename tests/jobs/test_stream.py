@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,13 +10,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
+from ray.data import ExecutionResources
+from ray.data._internal.execution.execution_callback import ExecutionCallback
 from tiny import CLASSES, make_dataset
 
 from udaseg.data.index import open_index
 from udaseg.data.manifest import PSEUDO_MANIFEST, read_manifest, write_dataset
 from udaseg.data.plan import Plan, StreamPlan, draw_row
 from udaseg.errors import DatasetError
-from udaseg.jobs.stream import plan_dataset, sample_index
+from udaseg.jobs.stream import PAUSE, plan_dataset, sample_index
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +72,28 @@ def test_same_samples_at_one_and_two_workers_and_after_a_restart(plan: Plan, ray
         for index, sample in seen.items():
             assert sample.keys() == expected[index].keys()
             assert all(np.array_equal(sample[name], expected[index][name]) for name in sample), index
+
+
+def test_blocks_that_nobody_wants_yet_take_no_core(plan: Plan, ray_session: None, tmp_path: Path) -> None:
+    """Ray Data looks at its tasks so often that it fills a core while some are ready and none is wanted."""
+    looks = tmp_path / "looks"
+
+    class Counting(ExecutionCallback):
+        def on_execution_step(self, executor: object) -> None:
+            with looks.open("a") as file:
+                file.write(".")
+
+    dataset = plan_dataset(replace(plan, steps=4000, crop=(176, 240)), start=0, world_size=1)
+    dataset.context.custom_execution_callback_classes.append(Counting)
+    dataset.context.execution_options.resource_limits = ExecutionResources(object_store_memory=2e7)
+    (shard,) = dataset.streaming_split(1, equal=True)
+    batches = iter(shard.iter_batches(batch_size=plan.batch_size, batch_format="numpy"))
+    for _ in range(40):
+        next(batches)
+    time.sleep(6)  # blocks are ready by now
+    began, before = time.monotonic(), looks.stat().st_size
+    time.sleep(2)
+    assert before > 0 and looks.stat().st_size - before <= (time.monotonic() - began) / PAUSE + 1
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])

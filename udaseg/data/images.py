@@ -76,7 +76,10 @@ def decode_image(data: bytes, depth_range: DepthRange | None = None) -> np.ndarr
 
     Raises DatasetError, without the file's name, where it is broken, or as `rgb` does.
     """
-    return rgb(_open(data), depth_range)
+    image = _open(data)
+    if image.format == "PNG" and image.mode == "RGBA" and data[24] == 16 and data[25] == 4:
+        raise DatasetError("grey of 16 bits beside an alpha channel, of which half would be lost; leave alpha out")
+    return rgb(image, depth_range)
 
 
 def rgb(image: Image.Image, depth_range: DepthRange | None = None) -> np.ndarray:

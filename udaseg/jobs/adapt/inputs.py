@@ -90,7 +90,11 @@ def _dataset(directory: str, domain: str, told: Adapt, out: str, classes: str | 
     if not is_dataset(directory):
         if not is_dataset(own):
             given = _class_file(directory, told) or classes
-            prepare(out=own, classes=given, depth_range=_depth_range(told), **_arguments(directory, domain))
+            arguments = _arguments(directory, domain)
+            try:
+                prepare(out=own, classes=given, depth_range=_depth_range(told), **arguments)
+            except DatasetError as error:
+                raise DatasetError(f"{error}. {_another_way(directory, domain, 'labels' in arguments)}") from None
         directory = own
     if directory != own and is_dataset(own):  # made when this adaptation began
         return own
@@ -100,6 +104,14 @@ def _dataset(directory: str, domain: str, told: Adapt, out: str, classes: str | 
     manifest, depth_range = hold_out(read_manifest(directory), directory), open_index(directory).depth_range
     write_dataset(own, manifest, read_classes(directory), depth_range=depth_range)
     return own
+
+
+def _another_way(directory: str, domain: str, labelled: bool) -> str:
+    """What to do where `prepare` does not take a bare folder as it is: its options are its own."""
+    way = f"Options named here are those of `udaseg prepare`: run it on {directory} with them, and give its --out here"
+    if domain == "target" and labelled:
+        way += f"; or give {join(directory, 'images')} alone, since a target needs no labels"
+    return way
 
 
 def hold_out(manifest: pa.Table, directory: str) -> pa.Table:
