@@ -53,9 +53,15 @@ class CrossDomainAttention(nn.Module):
             layer(x).flatten(2).transpose(1, 2)
             for layer, x in ((self.query, own), (self.key, other), (self.value, other))
         )
-        return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).unflatten(2, own.shape[2:])
+        found = _attention(query, key, value)
+        return found.transpose(1, 2).unflatten(2, own.shape[2:])
 
     def by_channel(self, own: Tensor, other: Tensor) -> Tensor:
         """(B, channels, h, w): to each channel of the own map those of the other one that are like it."""
         theirs = other.flatten(2)
-        return F.scaled_dot_product_attention(own.flatten(2), theirs, theirs).unflatten(2, own.shape[2:])
+        return _attention(own.flatten(2), theirs, theirs).unflatten(2, own.shape[2:])
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Of one head: torch's kernels that hold no matrix of all pairs take heads as a dimension of their own."""
+    return F.scaled_dot_product_attention(query[:, None], key[:, None], value[:, None])[:, 0]
