@@ -45,7 +45,10 @@ def advent_synthia() -> Recipe:
 
 
 def advent_small() -> Recipe:
-    """ADVENT from a source-only warm start, on a small network."""
+    """ADVENT from a source-only warm start, on a small network.
+
+    On CamVid -> IDD-Lite at 240 pixels it is hardly better than source-only (docs/figures.md).
+    """
     stage = replace(
         dacs_small().stages[1],
         name="advent",
@@ -55,6 +58,9 @@ def advent_small() -> Recipe:
 
 
 def minent_small() -> Recipe:
-    """MinEnt from a source-only warm start, on a small network."""
+    """MinEnt from a source-only warm start, on a small network.
+
+    On CamVid -> IDD-Lite at 240 pixels it is hardly better than source-only (docs/figures.md).
+    """
     warm, stage = advent_small().stages
     return small("minent_small", warm, replace(stage, name="minent", method=replace(stage.method, variant="minent")))
