@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from udaseg.components.augment import balanced_crop, random_resized_crop, strong, weak
-from udaseg.rng import uniforms
+from udaseg.rng import keyed, uniforms
 from udaseg.types import IGNORE, Batch
 
 
@@ -209,6 +210,26 @@ def test_a_balanced_crop_shows_two_classes_of_which_none_fills_it() -> None:
     alone = replace(batch, image=batch.image[7:8], index=batch.index[7:8], label=batch.labels[7:8], weight=None)
     single = balanced_crop(alone, alone.labels, size=(8, 12), max_class_share=0.75, seed=1)
     assert torch.equal(single.image[0], out.image[7])
+
+
+def test_a_balanced_crop_is_the_one_of_ten_with_the_largest_product_of_its_classes() -> None:
+    label = torch.randint(0, 4, (12, 5, 5), generator=torch.Generator().manual_seed(0))
+    label = label.repeat_interleave(4, 1).repeat_interleave(4, 2)
+    label[:, :6, :6] = IGNORE
+    row, column = torch.meshgrid(torch.arange(20.0), torch.arange(20.0), indexing="ij")
+    image = torch.stack([row, column, row]).expand(12, -1, -1, -1)
+    out = balanced_crop(Batch(image=image, index=torch.arange(12)), label, size=(7, 9), max_class_share=0.6, seed=3)
+    for i in range(12):
+        draws, best, most = keyed(3, i, "balanced_crop"), (0, 0), -1.0
+        for _ in range(10):
+            top, left = int(draws.integers(14)), int(draws.integers(12))
+            crop = label[i, top : top + 7, left : left + 9]
+            pixels = [int((crop == c).sum()) for c in range(4)]
+            good = sum(n > 1 for n in pixels) > 1 and max(pixels) < 0.6 * sum(pixels)
+            score = sum(math.log(n) for n in pixels if n > 1) if good else 0.0
+            if score > most + 1e-6:
+                best, most = (top, left), score
+        assert (int(out.image[i, 0, 0, 0]), int(out.image[i, 1, 0, 0])) == best
 
 
 def test_a_crop_of_one_class_is_taken_where_there_is_no_other_and_none_that_is_too_large() -> None:

@@ -66,9 +66,10 @@ def weak(batch: Batch, *, seed: int, purpose: str, flip: float = 0.5, rotation: 
 
 
 def balanced_crop(batch: Batch, label: Tensor, *, size: tuple[int, int], max_class_share: float, seed: int) -> Batch:
-    """A random crop of each image; one that shows a single class, or one too much, is drawn anew, nine times at most.
+    """Of ten random crops of each image the one whose classes are many and alike in size: the largest product of them.
 
-    Source: SePiCo (2204.08808), which judges crops of the target by the teacher's labels.
+    One that shows a single class, or one too much, is taken where all are so, the first. Source: SePiCo (2204.08808),
+    which judges crops of the target by the teacher's labels.
 
     Args:
         batch: images (B, 3, H, W) at least as large as the crop; label and weight may be None.
@@ -89,10 +90,11 @@ def balanced_crop(batch: Batch, label: Tensor, *, size: tuple[int, int], max_cla
     counts = torch.zeros(draw.numel() * (IGNORE + 1), device=label.device)
     counts.index_add_(0, slot, torch.ones((), device=label.device).expand(len(slot)))
     seen = counts.view(*at.shape[:2], IGNORE + 1)[..., :IGNORE]
-    good = ((seen > 0).sum(2) > 1) & (seen.amax(2) < max_class_share * seen.sum(2))
-    good[:, -1] = True
-    first = good.byte().argmax(1)
-    sample, row, column = _window(at.gather(1, first[:, None, None].expand(-1, 1, 2)), size)
+    several = (seen > 1).sum(2) > 1
+    good = several & (seen.amax(2) < max_class_share * seen.sum(2))
+    score = torch.where(good, seen.clamp_min(1).log().sum(2), 0)
+    best = score.argmax(1)
+    sample, row, column = _window(at.gather(1, best[:, None, None].expand(-1, 1, 2)), size)
     image = batch.image[sample, :, row, column][:, 0].movedim(-1, 1)
     label_, weight = (None if x is None else x[sample, row, column][:, 0] for x in (batch.label, batch.weight))
     return replace(batch, image=image, label=label_, weight=weight)

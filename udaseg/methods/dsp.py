@@ -8,16 +8,14 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from udaseg.components.augment import strong
 from udaseg.components.masked_consistency import MIC
 from udaseg.components.mixing import class_mask, paste, rare_mask, soft_paste
 from udaseg.components.pseudo_label import confident_share
-from udaseg.config import Optim
 from udaseg.losses.feature import mmd, upsampled_mean
 from udaseg.losses.segmentation import Reduction, output_cross_entropy
-from udaseg.methods.base import Method, build_optimizer
+from udaseg.methods.base import Method
 from udaseg.models.segmenter import Segmenter
 from udaseg.models.teacher import EMATeacher
 from udaseg.ranges import Channels, Count, NonNegative, Share
@@ -77,7 +75,8 @@ class DSP(Method):
             )
         self.config, self.seed = config, seed
         self.student = student
-        self.reduce = nn.Conv2d(student.feature_channels[-1], config.mmd_channels, 1, bias=False)
+        self.reduce = nn.Conv2d(student.feature_channels[-1], config.mmd_channels, 1, bias=False).requires_grad_(False)
+        nn.init.normal_(self.reduce.weight, std=0.01)  # a fixed projection: no optimiser of the authors' has it
         self.teacher = EMATeacher(student, momentum=config.teacher_momentum)
 
     @property
@@ -137,6 +136,3 @@ class DSP(Method):
 
     def after_step(self) -> None:
         self.teacher.update(self.student)
-
-    def optimizers(self, optim: Optim) -> list[Optimizer]:
-        return [build_optimizer(self.student, optim, heads=[self.reduce])]

@@ -70,7 +70,7 @@ class SePiCo(Method):
         """Height and width of the target's crop by the teacher's classes; `data.target.crop` is what it is taken of.
         None = the target stays as it comes."""
         max_class_share: Share = 0.75
-        """Share of such a crop that one class must stay below, in ten draws."""
+        """Share of such a crop that one class must stay below; of ten draws the most balanced is taken."""
 
         def build(self, student: Segmenter, *, seed: int) -> SePiCo:
             return SePiCo(self, student, seed)

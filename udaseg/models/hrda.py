@@ -140,13 +140,14 @@ class HRDA(Segmenter):
         return ((drawn * torch.tensor(places)).long() * self.unit).to(image.device, non_blocking=True)
 
     def _most_uncertain(self, context: Tensor, size: tuple[int, int]) -> Tensor:
-        """(B, 2) places where the mean entropy of the context's prediction is highest."""
+        """(B, 2) places, half a crop apart, where the mean entropy of the context's prediction is highest."""
         log_probability = context.detach().log_softmax(1)
         entropy = -(log_probability.exp() * log_probability).sum(1, keepdim=True)
         cell = 2 * self.stride
-        mean = F.avg_pool2d(entropy, (size[0] // cell, size[1] // cell), stride=self.unit // cell)
+        rows, columns = (max(self.unit, side // 2 // self.unit * self.unit) for side in size)
+        mean = F.avg_pool2d(entropy, (size[0] // cell, size[1] // cell), stride=(rows // cell, columns // cell))
         best = mean.flatten(1).argmax(1)
-        return torch.stack([best // mean.shape[3], best % mean.shape[3]], 1) * self.unit
+        return torch.stack([best // mean.shape[3] * rows, best % mean.shape[3] * columns], 1)
 
 
 def _half(image: Tensor) -> Tensor:

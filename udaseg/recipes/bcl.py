@@ -23,16 +23,29 @@ def bcl() -> Recipe:
     """BCL, GTA5 -> Cityscapes (2207.10892): about 57.1 mIoU (from memory; no table in the authors' README).
 
     A source-only stage, then ten rounds of two epochs, each on pseudo-labels made anew; the rate halves every round.
+    Labels are made, and networks evaluated, at 1460 x 730.
     `--method.variant paper` adds dynamic labels and calibration.
     """
-    warm_up = replace(source_only().stages[0], model=CAFFE_DEEPLAB)
+    warm_up = source_only().stages[0]
+    source = Stream(labels="true", short_side=720)
+    data = replace(warm_up.data, short_side=730, resample="bicubic", source=source)
+    warm_up = replace(warm_up, model=CAFFE_DEEPLAB, data=data)
+    data = Data(
+        batch_size=2,
+        short_side=730,
+        resample="bicubic",
+        scale=(0.8, 1.2),
+        crop=(730, 730),
+        source=replace(source, short_side=850),
+        target=Stream(labels="pseudo", short_side=850),
+    )
     rounds = tuple(
         Stage(
             name=f"round-{r}",
             method=BCL.Config(),
             steps=10_000,
             model=replace(CAFFE_DEEPLAB, per_domain="stem"),
-            data=Data(batch_size=2, short_side=850, scale=(0.8, 1.2), crop=(730, 730), target=Stream(labels="pseudo")),
+            data=data,
             optim=Optim(lr=7.5e-5 / 2**r, horizon=1.2),
             init_from="source" if r == 0 else f"round-{r - 1}",
             pseudo_label=PseudoLabel(share=0.1, image_share=0.1, rule="any_class", rare_class="keep_all"),

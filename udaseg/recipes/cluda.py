@@ -17,7 +17,14 @@ def cluda() -> Recipe:
     `--model.detail-crop None` and DAFormer's crops give its single-resolution form.
     """
     stage = hrda().stages[0]
-    method = CLUDA.Config(ignore_top=30, ignore_bottom=240, pool="batch", jitter_form="hsv", teacher_moves="before")
+    method = CLUDA.Config(
+        ignore_top=30,
+        ignore_bottom=240,
+        pool="batch",
+        jitter_form="hsv",
+        teacher_moves="before",
+        evaluate="student",
+    )
     stage = replace(stage, name="cluda", method=method)
     return Recipe(name="cluda", stages=(stage,), checkpoint_every=2000)
 

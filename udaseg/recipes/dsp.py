@@ -17,7 +17,7 @@ def dsp() -> Recipe:
     """
     stage = dacs().stages[0]
     template = Stream(labels="true", short_side=720, resample="bicubic")
-    rare = replace(template, sampling="rare_class")
+    rare = replace(template, sampling="rare_class", rare_min_pixels=1, rare_min_crop_pixels=1)
     data = replace(stage.data, group_size=2, template=template, rare=rare)
     return Recipe(
         name="dsp",

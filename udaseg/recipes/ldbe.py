@@ -12,18 +12,19 @@ from udaseg.recipes.common import CAFFE_DEEPLAB, ROUND_STEPS, SMALL, SMALL_DATA,
 def ldbe() -> Recipe:
     """LDBE, GTA5 -> Cityscapes (2210.09519): 45.5 mIoU after label denoising, 49.2 in all (authors' README), from 35.7.
 
-    Source-free: it takes `--target` alone. The source model, a `source_only` run's or any other with this head, is
-    `--stages.0.init-from`. Two rounds of an epoch in each phase; the shares of the labels grow from 10 to 15 %.
+    Source-free: it takes `--target` alone. The source model, which needs this network (docs/methods/ldbe.md), is
+    `--stages.0.init-from`. Two rounds of an epoch in each phase; the shares of the labels grow from 10 to 15 %. Labels
+    are made, and networks evaluated, at 1024 x 512.
     """
     model = replace(CAFFE_DEEPLAB, head="aspp_gn", head_channels=256, head_init="deeplab")
     data = Data(
         batch_size=3,
-        short_side=720,
+        short_side=512,
         resample="bicubic",
         scale=(0.5, 1.5),
         crop=(600, 600),
         source=None,
-        target=Stream(labels="pseudo"),
+        target=Stream(labels="pseudo", short_side=720),
     )
     denoise = tuple(
         Stage(
