@@ -37,7 +37,6 @@ def test_cluda_s_contrast_of_two_resolutions_waits_for_a_detail_crop() -> None:
 def test_cluda_leaves_ignored_pixels_out_unless_as_released() -> None:
     for name, same in (("cluda_hrda", True), ("cluda_released_hrda", False)):
         state = make_state(make_stage(name))
-        state.method.attention.eval()  # drops nothing, so that both see the same
         out = state.method.student(torch.rand(2, 3, 64, 64), "source", torch.arange(2))
         label = torch.zeros(2, 64, 64, dtype=torch.int64)
         label[:, :, 32:] = 1

@@ -145,8 +145,8 @@ PARAMETERS = {
     "minent": 43_901_068,
     "advent_synthia": 43_901_068,
     "cada": 43_901_068,
-    "i2i_cr": 43_901_068,
-    "i2i_cr_synthia": 43_901_068,
+    "i2i_cr": 65_063_568,
+    "i2i_cr_synthia": 65_063_568,
     "clan": 45_301_976,  # two heads
     "clan_synthia": 45_301_976,
     "tada": 43_200_614,

@@ -18,7 +18,7 @@ from udaseg.losses.contrastive import downscale_label
 from udaseg.losses.pixel_pair import multi_resolution_contrast, pixel_contrast
 from udaseg.losses.segmentation import output_cross_entropy
 from udaseg.methods.base import Method, build_optimizer
-from udaseg.models.heads import ContextAwareHead, draw
+from udaseg.models.heads import ContextAwareHead
 from udaseg.models.segmenter import Segmenter
 from udaseg.models.teacher import EMATeacher, FrozenNetwork
 from udaseg.ranges import Channels, Count, CountOrZero, NonNegative, Pixels, Share
@@ -69,8 +69,9 @@ class CLUDA(Method):
             raise ValueError(f"method.things {config.things} names classes beyond 0 ... {student.num_classes - 1}")
         self.config, self.seed = config, seed
         self.student = student
-        self.attention = ContextAwareHead(student.feature_channels, 1, branches=(), channels=config.attention_channels)
-        draw(self.attention, "mmseg")
+        self.attention = ContextAwareHead(
+            student.feature_channels, 1, branches=(), channels=config.attention_channels, dropout=0.0
+        )
         self.teacher = EMATeacher(student, momentum=config.teacher_momentum)
         self.thresholds = config.thresholds(student.num_classes)
         self.beginning = FrozenNetwork(student) if config.feature_weight else None

@@ -8,14 +8,16 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from udaseg.components.augment import strong
 from udaseg.components.masked_consistency import MIC
 from udaseg.components.mixing import class_mask, paste, rare_mask, soft_paste
 from udaseg.components.pseudo_label import confident_share
+from udaseg.config import Optim
 from udaseg.losses.feature import mmd, upsampled_mean
 from udaseg.losses.segmentation import Reduction, output_cross_entropy
-from udaseg.methods.base import Method
+from udaseg.methods.base import Method, build_optimizer
 from udaseg.models.segmenter import Segmenter
 from udaseg.models.teacher import EMATeacher
 from udaseg.ranges import Channels, Count, NonNegative, Share
@@ -56,6 +58,8 @@ class DSP(Method):
         """Whose mask pools what was pasted: each sample's, or the group's first one's as released."""
         mmd_channels: Channels = 256
         """Width of the 1x1 convolution whose features are compared."""
+        mmd_fixed: bool = False
+        """Whether that convolution stays as drawn from N(0, 0.01): in the authors' code no optimiser has it."""
         reduction: Reduction = "all"
         """Of the target mixture's loss; "all" is the authors'."""
         group_size: Count = 2
@@ -75,8 +79,9 @@ class DSP(Method):
             )
         self.config, self.seed = config, seed
         self.student = student
-        self.reduce = nn.Conv2d(student.feature_channels[-1], config.mmd_channels, 1, bias=False).requires_grad_(False)
-        nn.init.normal_(self.reduce.weight, std=0.01)  # a fixed projection: no optimiser of the authors' has it
+        self.reduce = nn.Conv2d(student.feature_channels[-1], config.mmd_channels, 1, bias=False)
+        if config.mmd_fixed:
+            nn.init.normal_(self.reduce.weight.requires_grad_(False), std=0.01)
         self.teacher = EMATeacher(student, momentum=config.teacher_momentum)
 
     @property
@@ -136,3 +141,7 @@ class DSP(Method):
 
     def after_step(self) -> None:
         self.teacher.update(self.student)
+
+    def optimizers(self, optim: Optim) -> list[Optimizer]:
+        heads = [] if self.config.mmd_fixed else [self.reduce]
+        return [build_optimizer(self.student, optim, heads=heads)]

@@ -21,7 +21,7 @@ def dsp() -> Recipe:
     data = replace(stage.data, group_size=2, template=template, rare=rare)
     return Recipe(
         name="dsp",
-        stages=(replace(stage, name="dsp", method=DSP.Config(evaluate="student"), data=data),),
+        stages=(replace(stage, name="dsp", method=DSP.Config(evaluate="student", mmd_fixed=True), data=data),),
         checkpoint_every=2000,
     )
 

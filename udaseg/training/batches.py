@@ -94,4 +94,4 @@ def _decoded(code: Tensor, decode: Callable[[np.ndarray], np.ndarray]) -> Tensor
 
 @cache
 def _table(decode: Callable[[np.ndarray], np.ndarray], device: torch.device) -> Tensor:
-    return torch.from_numpy(decode(np.arange(1 << 16, dtype=np.uint16))).to(device)
+    return torch.from_numpy(decode(np.arange(1 << 16, dtype=np.uint16))).to(device, non_blocking=True)
