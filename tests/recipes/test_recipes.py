@@ -30,7 +30,7 @@ def accuracy(network: torch.nn.Module, steps: range) -> float:
     for step in steps:
         batch = make_batches(recipe_stages("supervised_small")[0], step, size=4)["target"]
         with torch.no_grad():
-            label = network(batch.image, "target").logits.argmax(1)
+            label = network(batch.image, "target", detail="everywhere").logits.argmax(1)
         known = batch.label != IGNORE
         right, total = right + int((label == batch.label)[known].sum()), total + int(known.sum())
     return right / total
@@ -40,7 +40,7 @@ def labelled_by(network: torch.nn.Module, batches: dict[str, Batch]) -> dict[str
     """The target with a network's confident classes in place of its true ones, as between stages."""
     network.eval()
     with torch.no_grad():
-        probability = network(batches["target"].image, "target").logits.softmax(1)
+        probability = network(batches["target"].image, "target", detail="everywhere").logits.softmax(1)
     confidence, label = probability.max(1)
     label = label.masked_fill(confidence < 0.5, IGNORE)
     distribution = torch.nn.functional.avg_pool2d(probability, DISTRIBUTION_STRIDE)

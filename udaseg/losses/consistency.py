@@ -46,7 +46,7 @@ def assignment_consistency(student: Tensor, teacher: Tensor, seen: Tensor) -> Te
         Scalar, the mean over elements of pixels seen, on all ranks; 0 where there are none.
     """
     divergence = F.kl_div(student.log_softmax(1), teacher.detach(), reduction="none").sum(1)
-    count = mean_over_ranks(seen.sum().to(divergence.dtype)).clamp_min(1)
+    count = mean_over_ranks(seen.sum().to(divergence.dtype)).clamp_min(1e-12)
     return (divergence * seen).sum() / (count * student.shape[1])
 
 
@@ -85,5 +85,5 @@ def significant_cross_entropy(
     if reduction == "nonzero":  # the mean is over significant pixels already
         return loss
     counted = (label != IGNORE if reduction == "valid" else torch.ones_like(label)).to(significance.dtype)
-    count = mean_over_ranks(counted.sum()).clamp_min(1)
+    count = mean_over_ranks(counted.sum()).clamp_min(1e-12)
     return loss * count / mean_over_ranks((significance * counted).sum()).clamp_min(1e-12)

@@ -260,7 +260,7 @@ def positive_negative_equal_contrast(
     (positive, has_positive), (negative, has_negative) = log_mean(same & there), log_mean(~same & there)
     counts = (anchor_label != IGNORE) & has_positive & has_negative
     total = F.softplus(negative - positive).where(counts, 0.0).sum()
-    return total / mean_over_ranks(counts.sum().to(total.dtype)).clamp_min(1)
+    return total / mean_over_ranks(counts.sum().to(total.dtype)).clamp_min(1e-12)
 
 
 def mean_feature_regulariser(feature: Tensor, label: Tensor, prototypes: Tensor, *, temperature: float) -> Tensor:
@@ -300,4 +300,4 @@ def _cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
 
 def _mean(loss: Tensor, labelled: Tensor) -> Tensor:
     """A rank's sum of its pixels' losses, 0 for those without a label, over the labelled pixels of all ranks."""
-    return loss.sum() / mean_over_ranks(labelled.sum().to(loss.dtype)).clamp_min(1)
+    return loss.sum() / mean_over_ranks(labelled.sum().to(loss.dtype)).clamp_min(1e-12)

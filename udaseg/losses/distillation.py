@@ -32,7 +32,7 @@ def distillation(student: Tensor, teacher: Tensor, seen: Tensor, *, form: Distil
     mine = student.softmax(1) if form == "released" else student.log_softmax(1)
     loss = (torch.xlogy(teacher, teacher) - teacher * mine).sum(1)
     elements = student.shape[1] if form == "released" else 1
-    count = mean_over_ranks(seen.sum().to(loss.dtype)).clamp_min(1)
+    count = mean_over_ranks(seen.sum().to(loss.dtype)).clamp_min(1e-12)
     return (loss * seen).sum() / (count * elements)
 
 

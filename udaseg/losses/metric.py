@@ -34,7 +34,7 @@ def multimodal_loss(cosine: Tensor, label: Tensor, *, sigma: float, margin: floa
     own = label.where(labelled, 0)[:, None]
     other = distance.scatter(1, own, torch.inf).amin(1)
     missing = (distance.gather(1, own)[:, 0] - other + margin).clamp_min(0) * labelled
-    count = mean_over_ranks(labelled.sum().to(missing.dtype)).clamp_min(1)
+    count = mean_over_ranks(labelled.sum().to(missing.dtype)).clamp_min(1e-12)
     return cross_entropy(-squared / (2 * sigma**2), label), missing.sum() / count
 
 
@@ -56,4 +56,4 @@ def mode_alignment(source: Tensor, source_mode: Tensor, target: Tensor, target_m
     )
     shared = here & there
     total = ((mine - theirs).square().sum(2) * shared).sum()
-    return total / mean_over_ranks(shared.sum().to(total.dtype)).clamp_min(1)
+    return total / mean_over_ranks(shared.sum().to(total.dtype)).clamp_min(1e-12)

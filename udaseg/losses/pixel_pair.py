@@ -246,7 +246,7 @@ def region_contrast(
 
     parts = [slice(start, min(start + rows, len(anchor))) for start in range(0, len(anchor), rows)]
     loss = torch.cat([checkpoint(block, part, anchor, use_reentrant=False, preserve_rng_state=False) for part in parts])
-    return (loss * counted).sum() / mean_over_ranks(counted.sum().to(loss.dtype)).clamp_min(1)
+    return (loss * counted).sum() / mean_over_ranks(counted.sum().to(loss.dtype)).clamp_min(1e-12)
 
 
 def view_contrast(
@@ -335,4 +335,4 @@ def _sum_of_anchors(sums: Tensor, counts: Tensor, valid: Tensor | None) -> Tenso
 def _count(label: Tensor, valid: Tensor | None) -> Tensor:
     """Anchors of all ranks, per rank."""
     count = torch.full((), float(label.numel()), device=label.device) if valid is None else valid.sum().float()
-    return mean_over_ranks(count).clamp_min(1)
+    return mean_over_ranks(count).clamp_min(1e-12)

@@ -53,7 +53,7 @@ def weighted_contrast(
         )
         has = (y != IGNORE) & (counts > 0)
         total, anchors = total + (sums * has / counts.clamp_min(1)).sum(), anchors + has.sum()
-    return total / mean_over_ranks(anchors).clamp_min(1)
+    return total / mean_over_ranks(anchors).clamp_min(1e-12)
 
 
 def _inner(anchor: Tensor, key: Tensor, part: slice) -> Tensor:
