@@ -136,7 +136,7 @@ def _measure_index(folder: str) -> dict[str, float]:
 
     measure("checks", checks)
     measure("index", lambda: open_index(folder))
-    for name, stream in (("uniform", dataclasses.replace(rare, rare_class=False)), ("rare", rare)):
+    for name, stream in (("uniform", dataclasses.replace(rare, sampling="uniform")), ("rare", rare)):
         draw_row(stream, 0, 1, "source")  # what is done once
         began = time.perf_counter()
         for sample in range(2000):

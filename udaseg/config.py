@@ -19,7 +19,7 @@ from udaseg.ranges import (
     check_numbers,
     naming,
 )
-from udaseg.types import Domain, HeadInit, HeadName, InputForm, PerDomain, Resample
+from udaseg.types import Domain, HeadInit, HeadName, InputForm, PerDomain, Resample, Sampling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +132,8 @@ class Stream:
     """Which labels the stage reads. True labels of a target are read by oracles and `fewshot` alone; "soft" are
     pseudo-labels whose pixels weigh as much as they are certain; "distribution" adds all classes' probabilities to
     pseudo-labels; "candidates" are true labels with what a pixel may be where a mapping gives its class several."""
-    sampling: Literal["uniform", "rare_class"] = "uniform"
+    sampling: Sampling = "uniform"
+    """See `udaseg.data.index.DatasetIndex`: `rare_classes` is DAFormer's, `balanced_classes` SDCA's."""
     rare_temperature: Positive = 0.01
     """T of rare-class sampling, P(c) ~ exp((1 - f_c) / T)."""
     rare_min_pixels: CountOrZero = 3000
@@ -209,8 +210,8 @@ class Data:
         if not self.streams():
             raise ConfigError("source is off, and so is target: the stage would read neither")
         for name, stream in self.streams().items():
-            if stream.sampling == "rare_class" and stream.labels == "none":
-                raise ConfigError(f"{name}.sampling is rare_class, which needs labels")
+            if stream.sampling != "uniform" and stream.labels == "none":
+                raise ConfigError(f"{name}.sampling is {stream.sampling}, which needs labels")
             planes = {"labels is distribution": stream.labels == "distribution", "prior is on": stream.prior}
             for what, on in planes.items():
                 if on and self.rotation:

@@ -19,6 +19,7 @@ HeadName = Literal["aspp", "aspp_gn", "deeplabv3", "multilevel", "context_aware"
 InputForm = Literal["imagenet", "caffe", "unit"]
 HeadInit = Literal["torch", "mmseg", "deeplab"]
 Resample = Literal["antialias", "bilinear", "bicubic"]
+Sampling = Literal["uniform", "rare_class", "class_balanced"]
 PerDomain = Literal["nothing", "stem", "stem+statistics"]
 Detail = Literal["random", "entropy", "everywhere"]
 Blend = Literal["mean", "taper"]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
+import torch.nn.functional as F
 from networks import Says, half_sure
 from toy import CLASSES, SEED, make_batches, make_stage
 
@@ -11,6 +13,7 @@ from udaseg.components.masked_consistency import MIC, patch_mask
 from udaseg.losses.segmentation import cross_entropy
 
 STAGE = make_stage("dacs")
+SOURCE = make_batches(STAGE)["source"]
 
 
 def test_masked_consistency_hides_patches_and_asks_for_the_whole_label() -> None:
@@ -19,7 +22,7 @@ def test_masked_consistency_hides_patches_and_asks_for_the_whole_label() -> None
     label = torch.randint(0, CLASSES, (2, 64, 64), generator=torch.Generator().manual_seed(1))
     weight = torch.rand(2, 64, 64, generator=torch.Generator().manual_seed(2))
     part = MIC(weight=0.7, block=16, ratio=0.5, jitter=0.0)
-    ((term,),) = part.losses(student, target, label, weight, seed=SEED, reduction="all")  # type: ignore[arg-type]
+    ((term,),) = part.losses(student, SOURCE, target, label, weight, seed=SEED, reduction="all")  # type: ignore[arg-type]
     assert (term.name, term.weight) == ("masked_ce", 0.7)
     torch.testing.assert_close(term.value, cross_entropy(student.logits, label, weight, reduction="all"))
     shown = patch_mask(target.image, target.index, block=16, ratio=0.5, seed=SEED)
@@ -29,11 +32,30 @@ def test_masked_consistency_hides_patches_and_asks_for_the_whole_label() -> None
     assert (student.seen[0].movedim(1, -1)[shown] != student.mean[0, :, 0, 0]).any(1).float().mean() > 0.99
 
 
+def test_of_every_other_sample_the_source_image_may_be_masked_and_its_true_label_asked_for() -> None:
+    batches = make_batches(STAGE, size=4)
+    source, target = batches["source"], batches["target"]
+    student = Says(torch.randn(4, CLASSES, 64, 64, generator=torch.Generator().manual_seed(0)))
+    label = torch.randint(0, CLASSES, (4, 64, 64), generator=torch.Generator().manual_seed(1))
+    weight = torch.rand(4, 64, 64, generator=torch.Generator().manual_seed(2))
+    part = MIC(weight=1.0, block=16, ratio=0.5, jitter=0.0, blur_probability=0.0, images="both")
+    ((term,),) = part.losses(student, source, target, label, weight, seed=SEED, reduction="all")  # type: ignore[arg-type]
+    shown, total = patch_mask(target.image, target.index, block=16, ratio=0.5, seed=SEED), 0.0
+    assert target.index.tolist() == [0, 1, 2, 3]
+    for i, (of, asked, factor) in enumerate(
+        [(source, source.labels, torch.ones_like(weight)), (target, label, weight)] * 2
+    ):
+        assert torch.equal(student.seen[0][i].movedim(0, -1)[shown[i]], of.image[i].movedim(0, -1)[shown[i]])
+        loss = F.cross_entropy(student.logits[i : i + 1], asked[i : i + 1], ignore_index=255, reduction="none")
+        total += float((loss[0] * factor[i]).sum())
+    assert term.value.item() == pytest.approx(total / label.numel(), rel=1e-5)
+
+
 def test_masked_consistency_is_off_at_weight_0() -> None:
     target = make_batches(STAGE)["target"]
     student = Says(half_sure())
     nothing = torch.zeros(2, 64, 64)
-    assert not list(MIC().losses(student, target, nothing.long(), nothing, seed=0, reduction="all"))  # type: ignore[arg-type]
+    assert not list(MIC().losses(student, SOURCE, target, nothing.long(), nothing, seed=0, reduction="all"))  # type: ignore[arg-type]
     assert not student.seen
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from udaseg.data.classes import Classes
 from udaseg.data.strict_json import dump_json, parse_json
-from udaseg.data.taxonomies import remap
+from udaseg.data.taxonomies import CITYSCAPES_CLASSES, SYNTHIA_16, remap
 from udaseg.errors import DatasetError
 
 GOOD = {"names": ["road", "sky"], "palette": [[128, 64, 128], [70, 130, 180]], "raw_to_train": {"7": 0, "23": 1}}
@@ -122,3 +123,14 @@ def test_labels_of_every_class_leave_nothing_to_unknown_pixels() -> None:
 def test_unions_that_cannot_be_are_refused(unions: object, reason: str) -> None:
     with pytest.raises(DatasetError, match=f"^c.json: .*{reason}"):
         Classes.from_json(json.dumps(GOOD | {"unions": unions}), "c.json")
+
+
+def test_the_mapping_to_synthia_s_16_classes() -> None:
+    file = Path(__file__).parents[2] / "examples/synthia_16.json"
+    classes = remap(CITYSCAPES_CLASSES, file.read_text(), str(file))
+    assert classes.names == SYNTHIA_16 and len(SYNTHIA_16) == 16
+    for raw, train in CITYSCAPES_CLASSES.raw_to_train.items():
+        name = None if train == 255 else CITYSCAPES_CLASSES.names[train]
+        assert classes.raw_to_train[raw] == (SYNTHIA_16.index(name) if name in SYNTHIA_16 else 255)
+        if name in SYNTHIA_16:
+            assert classes.palette[SYNTHIA_16.index(name)] == CITYSCAPES_CLASSES.palette[train]

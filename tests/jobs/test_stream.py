@@ -135,9 +135,34 @@ def test_rare_class_sampling_follows_the_formula(plan: Plan) -> None:
     assert np.allclose(probability, expected)
     for k in range(3):
         assert sorted(rows[k].tolist()) == np.flatnonzero(pixels[:, k] >= 150).tolist()
-    rare = StreamPlan(directory=directory, labelled=True, rare_class=True, rare_temperature=0.1, rare_min_pixels=150)
+    rare = StreamPlan(
+        directory=directory, labelled=True, sampling="rare_class", rare_temperature=0.1, rare_min_pixels=150
+    )
     drawn = [draw_row(rare, g, 0, "source")[1] for g in range(4000)]
     assert np.allclose(np.bincount(drawn, minlength=3) / 4000, expected, atol=0.03)
+
+
+def test_class_balanced_sampling_draws_what_an_image_by_image_loop_does(plan: Plan) -> None:
+    """The loop: the class drawn next is the likelier the less it was seen in what was drawn so far."""
+    directory = plan.streams["source"].directory
+    index = open_index(directory)
+    shows = np.array(index.table["class_pixels"].to_pylist()[:7]) > 0
+    shows[1:, 1] = False  # a class of one image
+    rows = [np.flatnonzero(shows[:, k]) for k in range(3)]
+    rng, seen, classes, images = np.random.default_rng(0), np.zeros(3), np.zeros(3), np.zeros(7)
+    for _ in range(20_000):
+        weight = 1 / np.log(1.01 + seen / max(seen.sum(), 1))
+        k = rng.choice(3, p=weight / weight.sum())
+        row = rng.choice(rows[k])
+        classes[k], images[row], seen = classes[k] + 1, images[row] + 1, seen + shows[row]
+    index._rows_of_classes = lambda split: (rows, rows)  # type: ignore[method-assign]
+    index.balanced_classes.cache_clear()
+    probability, _ = index.balanced_classes("train")
+    assert np.allclose(probability, classes / 20_000, atol=0.01) and probability[1] > 0.4
+    balanced = StreamPlan(directory=directory, labelled=True, sampling="class_balanced")
+    drawn = [draw_row(balanced, g, 0, "source") for g in range(4000)]
+    assert {k for _, k in drawn} == {None}, "no crop is drawn again for it"
+    assert np.allclose(np.bincount([row for row, _ in drawn], minlength=7) / 4000, images / 20_000, atol=0.03)
 
 
 def test_rare_class_sampling_says_when_no_image_has_enough_pixels(plan: Plan) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from toy import collect_frozen, make_batches, make_stage, make_state
 
-from udaseg.losses.segmentation import cross_entropy
+from udaseg.losses.segmentation import cross_entropy, lovasz_softmax
 
 
 @pytest.mark.parametrize(
@@ -23,3 +23,13 @@ def test_it_is_the_cross_entropy_of_its_stream_alone(name: str, stream: str, oth
     expected = cross_entropy(state.method.student(own.image, stream, own.index).logits, own.labels)
     assert loss.name == "ce" and loss.weight == 1
     torch.testing.assert_close(loss.value, expected)
+
+
+def test_lovasz_softmax_comes_on_request() -> None:
+    stage = make_stage("supervised")
+    stage = replace(stage, method=replace(stage.method, lovasz_weight=0.75))
+    state, batches = make_state(stage), make_batches(stage)
+    losses = collect_frozen(state, batches)
+    logits = state.method.student(batches["source"].image).logits
+    torch.testing.assert_close(losses["lovasz"].value, lovasz_softmax(logits, batches["source"].labels))
+    assert losses["lovasz"].weight == 0.75 and losses["ce"].weight == 1

@@ -172,3 +172,36 @@ def test_the_line_of_sdca_changes_the_colours_of_what_it_has_labels_of(name: str
         assert (stream.jitter, stream.hue, stream.jitter_probability) == (0.5, 0.2, 1)
         assert (stream.grey, stream.blur) == ((0, 0) if name == "spcl" else (0.2, 1))
     assert adapting.data.target.jitter == adapting.data.target.grey == adapting.data.target.blur == 0
+
+
+SYNTHIA_SIDES = {"hrda": 1520, "mic": 1520, "cluda": 1520, "proda": 1216, "ehtdi": 720, "ehtdi_edges": 720}
+"""Twice as large for HRDA and what has its network, 2048 wide for ProDA, and 40 rows cut off by EHTDI."""
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name.endswith("_synthia")])
+def test_a_row_of_synthia_has_images_of_1280_x_760(name: str) -> None:
+    recipe, gta = RECIPES[name](), RECIPES[name.removesuffix("_synthia")]()
+    assert recipe.name == name
+    side = SYNTHIA_SIDES.get(gta.name, 760)
+    for stage, before in zip(recipe.stages, gta.stages, strict=True):
+        assert stage.model == before.model
+        for stream in (stage.data.source, stage.data.template):
+            if stream is None:
+                continue
+            assert stream.short_side == side
+            if stream.crop is not None:
+                assert stream.crop == (side, 1280), "whole images stay whole"
+        if stage.data.target is not None and not name.startswith("dsp"):
+            assert stage.data.target == before.data.target
+
+
+@pytest.mark.parametrize(("name", "target", "source", "bottom"), [("daformer", 540, 512, 120), ("hrda", 1080, 1024, 0)])
+def test_a_row_of_acdc_has_its_sizes_and_margins(name: str, target: int, source: int, bottom: int) -> None:
+    (stage,) = RECIPES[f"{name}_acdc"]().stages
+    assert stage.data.source is not None
+    assert (stage.data.short_side, stage.data.source.short_side) == (target, source)
+    assert stage.method.ignore_bottom == bottom
+    if name == "hrda":
+        (mic,) = RECIPES["mic_acdc"]().stages
+        assert mic.data == stage.data and mic.method.mic.images == "both"
+        assert mic.method.mic.jitter == mic.method.mic.blur_probability == 0

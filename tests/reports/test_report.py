@@ -12,7 +12,7 @@ from PIL import Image
 from rich.console import Console
 
 from udaseg.data.classes import Classes
-from udaseg.data.taxonomies import CITYSCAPES_CLASSES
+from udaseg.data.taxonomies import CITYSCAPES_CLASSES, SYNTHIA_16
 from udaseg.reports.adaptation import (
     Example,
     Shares,
@@ -201,6 +201,14 @@ def test_means_over_the_classes_of_synthia() -> None:
     for title in ("mIoU-16", "mIoU-13"):
         assert re.search(rf"{title} +\S +{100 * values[title]:.1f} +\S +{100 * values[title]:.1f} ", text.getvalue())
     assert not {"mIoU-16", "mIoU-13"} & set(summary(counts[:18, :18], names[:18]))
+
+
+def test_networks_of_synthia_s_16_classes_have_its_mean_over_13_too() -> None:
+    counts = np.diag(np.arange(1, 17)) + np.eye(16, k=1, dtype=int)
+    values = summary(counts, SYNTHIA_16)
+    iou = [v for name, v in values["iou"].items() if name not in ("wall", "fence", "pole")]
+    assert len(iou) == 13 and values["mIoU-13"] == pytest.approx(np.mean(iou), abs=1e-6) != values["miou"]
+    assert values["mIoU-16"] == values["miou"]
 
 
 def test_means_over_old_and_new_classes() -> None:

@@ -210,7 +210,9 @@ class SelfTraining:
             mask=mask,
         )
 
-    def masked(self, student: Segmenter, target: Batch, mixed: Mixture, *, seed: int) -> Iterator[tuple[Loss, ...]]:
+    def masked(
+        self, student: Segmenter, source: Batch, target: Batch, mixed: Mixture, *, seed: int
+    ) -> Iterator[tuple[Loss, ...]]:
         """`MIC.losses` on what the teacher made of the target; nothing where it is off."""
         labels = mixed.target_label, mixed.target_weight
-        return self.mic.losses(student, target, *labels, seed=seed, reduction=self.reduction)
+        return self.mic.losses(student, source, target, *labels, seed=seed, reduction=self.reduction)

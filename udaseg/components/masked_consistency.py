@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -59,16 +60,41 @@ class MIC:
     """Strength of the colour jitter, drawn anew for this view."""
     jitter_form: JitterForm = "blend"
     """See `udaseg.components.augment.strong`."""
+    blur_probability: Share = 0.5
+    """Share of images that are blurred."""
+    images: Literal["target", "both"] = "target"
+    """What is masked. "both": of every other sample the source image, which its true label teaches, in place of the
+    target's; the authors' on ACDC and Dark Zurich, where a step masks the first image of each domain."""
 
     def losses(
-        self, student: Segmenter, target: Batch, label: Tensor, weight: Tensor, *, seed: int, reduction: Reduction
+        self,
+        student: Segmenter,
+        source: Batch,
+        target: Batch,
+        label: Tensor,
+        weight: Tensor,
+        *,
+        seed: int,
+        reduction: Reduction,
     ) -> Iterator[tuple[Loss, ...]]:
         """The term on the teacher's (B, H, W) labels and weights, a graph of its own; nothing where it is off."""
         if not self.weight:
             return
-        shown = patch_mask(target.image, target.index, block=self.block, ratio=self.ratio, seed=seed)
+        image = target.image
+        if self.images == "both":
+            swapped = (target.index % 2 == 0)[:, None, None]
+            image = torch.where(swapped[:, None], source.image, image)
+            label = torch.where(swapped, source.labels, label)
+            weight = weight.masked_fill(swapped, 1)
+        shown = patch_mask(image, target.index, block=self.block, ratio=self.ratio, seed=seed)
         view = strong(
-            target.image, target.index, seed=seed, purpose="masked", jitter=self.jitter, form=self.jitter_form
+            image,
+            target.index,
+            seed=seed,
+            purpose="masked",
+            jitter=self.jitter,
+            blur_probability=self.blur_probability,
+            form=self.jitter_form,
         )
         image = torch.where(shown[:, None], view, student.mean)  # hidden pixels are 0 once normalised
         out = student(image, "target", target.index)

@@ -146,9 +146,7 @@ class DatasetIndex:
 
         P(c) ~ exp((1 - f_c) / T) with f_c the class's share of labelled pixels (DAFormer, eq. 6-7).
         """
-        here = self._class_rows.filter(pc.equal(self._class_rows["split"], split))
-        pixels = [here["pixels"][k].values.to_numpy() for k in range(len(self.classes))]
-        rows = [here["rows"][k].values.to_numpy() for k in range(len(self.classes))]
+        rows, pixels = self._rows_of_classes(split)
         enough = [r[: int(np.searchsorted(-p, -min_pixels, side="right"))] for r, p in zip(rows, pixels, strict=True)]
         totals = np.array([p.sum() for p in pixels], np.float64)
         if not any(len(r) for r in enough):
@@ -160,6 +158,36 @@ class DatasetIndex:
         logit[[not len(r) for r in enough]] = -np.inf
         probability = np.exp(logit - logit.max())
         return probability / probability.sum(), enough
+
+    @functools.lru_cache(maxsize=64)  # noqa: B019 - an index lives as long as its process
+    def balanced_classes(self, split: str) -> tuple[np.ndarray, list[np.ndarray]]:
+        """P(c) and the rows that show c, where P(c) ~ 1 / ln(1.01 + s_c).
+
+        s_c is the share of c in what is then drawn, an image counting once for each of its classes; P is where this
+        comes to rest. Source: core/datasets of BIT-DA/SDCA, BinhuiXie/SPCL and jiangzhengkai/ProCA, whose loaders draw
+        so image by image, beginning anew after 3,000.
+        """
+        rows, _ = self._rows_of_classes(split)
+        start, stop = self.rows(split)
+        shows = np.zeros((stop - start, len(rows)))
+        for k, those in enumerate(rows):
+            shows[those - start, k] = 1
+        there = shows.any(0)
+        if not there.any():
+            raise DatasetError(f"{self.directory}: no image of split {split!r} has a pixel of any class")
+        beside = shows.T @ shows / np.maximum(shows.sum(0), 1)[:, None]  # share of the images of a row's class
+        probability = there / there.sum()
+        for _ in range(100):
+            share = probability @ beside
+            weight = there / np.log(1.01 + share / share.sum())
+            probability = weight / weight.sum()
+        return probability, rows
+
+    def _rows_of_classes(self, split: str) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Of each class the rows that show it, and how many pixels of it each has, most first."""
+        here = self._class_rows.filter(pc.equal(self._class_rows["split"], split))
+        rows = [here["rows"][k].values.to_numpy() for k in range(len(self.classes))]
+        return rows, [here["pixels"][k].values.to_numpy() for k in range(len(self.classes))]
 
     @functools.lru_cache(maxsize=1)  # noqa: B019 - an index lives as long as its process
     def spatial_prior(self) -> np.ndarray:

@@ -15,7 +15,7 @@ from udaseg.data.confidence import decode_distribution, distribution_size, encod
 from udaseg.data.index import open_index
 from udaseg.data.resampling import Box, resample
 from udaseg.rng import keyed, permute
-from udaseg.types import IGNORE, Resample
+from udaseg.types import IGNORE, Resample, Sampling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +35,7 @@ class StreamPlan:
     """Dataset directory whose spatial prior goes with each crop; None = none does."""
     candidates: bool = False
     """Whether pixels that may be of several classes keep an id, see `udaseg.data.classes.Classes.unions`."""
-    rare_class: bool = False
-    """Rare-class sampling instead of uniform."""
+    sampling: Sampling = "uniform"
     rare_temperature: float = 0.01
     rare_min_pixels: int = 3000
     rare_min_crop_pixels: int = 1500
@@ -159,17 +158,22 @@ class Plan:
 def draw_row(stream: StreamPlan, index: int, seed: int, name: str) -> tuple[int, int | None]:
     """The manifest row that global sample `index` takes from a stream, and the class it was drawn for, if for one.
 
-    "Uniform" is a permutation of the split per pass, so that every image is seen once before any is seen twice.
+    "Uniform" is a permutation of the split per pass, so that every image is seen once before any is seen twice. The
+    others draw a class and then an image that has it.
     """
     table = open_index(stream.directory)
     start, stop = table.rows(stream.split)
-    if not stream.rare_class:
+    if stream.sampling == "uniform":
         past, position = divmod(index, stop - start)
         return start + int(permute(np.array([position]), stop - start, seed, name, past)[0]), None
-    probability, rows = table.rare_classes(stream.split, stream.rare_temperature, stream.rare_min_pixels)
-    rng = keyed(seed, index, f"{name}.rare_class")
+    rare = stream.sampling == "rare_class"
+    if rare:
+        probability, rows = table.rare_classes(stream.split, stream.rare_temperature, stream.rare_min_pixels)
+    else:
+        probability, rows = table.balanced_classes(stream.split)
+    rng = keyed(seed, index, f"{name}.{stream.sampling}")
     chosen = int(rng.choice(len(probability), p=probability))
-    return int(rows[chosen][rng.integers(len(rows[chosen]))]), chosen
+    return int(rows[chosen][rng.integers(len(rows[chosen]))]), chosen if rare else None
 
 
 def _crop_planes(planes: np.ndarray, size: tuple[int, int], box: Box, crop: tuple[int, int]) -> np.ndarray:

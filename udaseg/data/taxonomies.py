@@ -85,12 +85,12 @@ _VOC = (
 VOC_CLASSES = Classes(names=_VOC, palette=voc_palette(len(_VOC)))
 
 
-_SYNTHIA_16 = tuple(name for name in CITYSCAPES_CLASSES.names if name not in ("terrain", "truck", "train"))
+SYNTHIA_16 = tuple(name for name in CITYSCAPES_CLASSES.names if name not in ("terrain", "truck", "train"))
 
 
 SYNTHIA_MEANS = {
-    "mIoU-16": _SYNTHIA_16,
-    "mIoU-13": tuple(name for name in _SYNTHIA_16 if name not in ("wall", "fence", "pole")),
+    "mIoU-16": SYNTHIA_16,
+    "mIoU-13": tuple(name for name in SYNTHIA_16 if name not in ("wall", "fence", "pole")),
 }
 """The classes that results of training on SYNTHIA are published over, by the name of their mean."""
 

@@ -251,7 +251,7 @@ def make_plan(stage: Stage, directories: dict[str, str | None], seed: int) -> Pl
             distribution=stream.labels == "distribution",
             prior=absolute(str(directories["source"])) if stream.prior else None,
             candidates=stream.labels == "candidates",
-            rare_class=stream.sampling == "rare_class",
+            sampling=stream.sampling,
             rare_temperature=stream.rare_temperature,
             rare_min_pixels=stream.rare_min_pixels,
             rare_min_crop_pixels=stream.rare_min_crop_pixels,

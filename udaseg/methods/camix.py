@@ -124,7 +124,7 @@ class CAMix(Method):
             *relations,
         )
 
-        yield from c.masked(self.student, target, mixed, seed=self.seed)
+        yield from c.masked(self.student, source, target, mixed, seed=self.seed)
 
     def _pasted(self, probability: Tensor, target: Batch) -> Tensor:
         """(B, H, W) bool: the target's pixels that are pasted on the source."""

@@ -106,7 +106,7 @@ class CLUDA(Method):
             *c.crda.losses(out.logits, self.teacher, mixed.image, target.index, seed=self.seed),
         )
 
-        yield from c.masked(self.student, target, mixed, seed=self.seed)
+        yield from c.masked(self.student, source, target, mixed, seed=self.seed)
 
     def _contrast(self, out: SegOutput, label: Tensor, weight: Tensor | None = None) -> Tensor:
         c, released = self.config, self.config.variant == "released"

@@ -99,7 +99,7 @@ class DACS(Method):
         yield Loss("mixed_ce", loss, c.mixed_weight), Loss("coverage", mixed.quality, weight=0), *relations
 
         labels = mixed.target_label, mixed.target_weight
-        yield from c.mic.losses(self.student, target, *labels, seed=self.seed, reduction=c.reduction)
+        yield from c.mic.losses(self.student, source, target, *labels, seed=self.seed, reduction=c.reduction)
 
     def after_step(self) -> None:
         self.teacher.update(self.student)

@@ -75,7 +75,7 @@ class DAFormer(Method):
         relations = c.crda.losses(out.logits, self.teacher, mixed.image, target.index, seed=self.seed)
         yield Loss("mixed_ce", loss), Loss("coverage", mixed.quality, weight=0), *relations
 
-        yield from c.masked(self.student, target, mixed, seed=self.seed)
+        yield from c.masked(self.student, source, target, mixed, seed=self.seed)
 
     def after_step(self) -> None:
         if self.config.teacher_moves == "after":

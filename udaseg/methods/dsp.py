@@ -126,7 +126,8 @@ class DSP(Method):
         yield tuple(losses)
 
         weight = quality.expand_as(confidence)
-        yield from c.mic.losses(self.student, target, target_label, weight, seed=self.seed, reduction=c.reduction)
+        labels = target_label, weight
+        yield from c.mic.losses(self.student, source, target, *labels, seed=self.seed, reduction=c.reduction)
 
     def _discrepancies(self, target: Tensor, source: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """MMD of the mixtures' pooled features, mean over groups: of the whole images, and of what was pasted."""

@@ -111,7 +111,7 @@ class RCCR(Method):
             contrast = self._contrast(source, target, on_target)
             yield (Loss("region_contrast", contrast, c.weight_at(step, total_steps)),)
 
-        yield from c.masked(self.student, target, mixed, seed=self.seed)
+        yield from c.masked(self.student, source, target, mixed, seed=self.seed)
 
     def _contrast(self, source: Batch, target: Batch, on_target: SegOutput) -> Tensor:
         """Step 4 and 5; `on_target` is the teacher's output on the target."""

@@ -124,7 +124,7 @@ class SePiCo(Method):
         relations = c.crda.losses(out.logits, self.teacher, mixed.image, target.index, seed=self.seed)
         yield Loss("mixed_ce", loss), Loss("coverage", mixed.quality, weight=0), *relations
 
-        yield from c.masked(self.student, target, mixed, seed=self.seed)
+        yield from c.masked(self.student, source, target, mixed, seed=self.seed)
 
     def _strong(self, batch: Batch) -> Tensor:
         """A view in which source and target of a sample are jittered and blurred alike."""

@@ -7,19 +7,22 @@ from dataclasses import dataclass
 from typing import Literal
 
 from udaseg.components.equal_contrast import PNE
-from udaseg.losses.segmentation import output_cross_entropy
+from udaseg.losses.segmentation import lovasz_softmax, output_cross_entropy
 from udaseg.methods.base import Method
 from udaseg.models.segmenter import Segmenter
+from udaseg.ranges import NonNegative
 from udaseg.types import Batch, Loss
 
 
 class Supervised(Method):
-    """Cross-entropy on the labels of one stream, and on request PNE's contrast."""
+    """Cross-entropy on the labels of one stream, and on request Lovasz-softmax and PNE's contrast."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
         stream: Literal["source", "target"] = "source"
         """Where images and labels come from; also the domain whose own parts of the network are used."""
+        lovasz_weight: NonNegative = 0.0
+        """Of Lovasz-softmax, which SDCA's and ProCA's first stage has; 0.75 there."""
         pne: PNE = PNE()
 
         def build(self, student: Segmenter, *, seed: int) -> Supervised:
@@ -33,7 +36,7 @@ class Supervised(Method):
     def losses(self, batches: Mapping[str, Batch], step: int, total_steps: int) -> Iterator[tuple[Loss, ...]]:
         c, batch = self.config, batches[self.config.stream]
         out = self.student(batch.image, c.stream, batch.index)
-        yield (
-            Loss("ce", output_cross_entropy(out, batch.labels, batch.weight)),
-            *c.pne.losses(out, batch.labels, batch.index, seed=self.seed),
-        )
+        terms = [Loss("ce", output_cross_entropy(out, batch.labels, batch.weight))]
+        if c.lovasz_weight:
+            terms.append(Loss("lovasz", lovasz_softmax(out.logits, batch.labels), c.lovasz_weight))
+        yield *terms, *c.pne.losses(out, batch.labels, batch.index, seed=self.seed)

@@ -79,7 +79,7 @@ class VFM(Method):
             *c.crda.losses(out_mixed.logits, self.teacher, mixed.image, target.index, seed=self.seed),
         )
 
-        yield from c.masked(self.student, target, mixed, seed=self.seed)
+        yield from c.masked(self.student, source, target, mixed, seed=self.seed)
 
     def after_step(self) -> None:
         if self.config.teacher_moves == "after":

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from udaseg.config import Recipe, Stream
 from udaseg.methods.camix import CAMix
-from udaseg.recipes.common import small, warm_start
+from udaseg.recipes.common import on_synthia, small, warm_start
 from udaseg.recipes.dacs import dacs, dacs_small
 from udaseg.recipes.daformer import daformer
 
@@ -32,13 +32,12 @@ def camix() -> Recipe:
 def camix_synthia() -> Recipe:
     """CAMix, SYNTHIA -> Cityscapes (2108.03557): 59.7 mIoU-13 in the paper.
 
-    As on GTA5, with source images of 1280 x 760 and ClassMix for the first 40,000 steps. Of the 19
-    outputs here three are of classes that SYNTHIA lacks.
+    As on GTA5, with source images of 1280 x 760 and ClassMix for the first 40,000 steps.
     """
-    stage = camix().stages[0]
-    data = replace(stage.data, source=Stream(labels="true", short_side=760, resample="bicubic"))
-    stage = replace(stage, method=replace(stage.method, context_from=40_000, ramp_steps=10_000), data=data)
-    return Recipe(name="camix_synthia", stages=(stage,), checkpoint_every=2000)
+    recipe = on_synthia(camix())
+    stage = recipe.stages[0]
+    method = replace(stage.method, context_from=40_000, ramp_steps=10_000)
+    return replace(recipe, stages=(replace(stage, method=method),))
 
 
 def camix_daformer() -> Recipe:
@@ -66,10 +65,7 @@ def camix_daformer() -> Recipe:
 
 def camix_daformer_synthia() -> Recipe:
     """CAMix on DAFormer, SYNTHIA -> Cityscapes (2108.03557): 69.2 mIoU-13 in the paper. A reconstruction as on GTA5."""
-    stage = camix_daformer().stages[0]
-    assert stage.data.source is not None
-    data = replace(stage.data, source=replace(stage.data.source, short_side=760))
-    return Recipe(name="camix_daformer_synthia", stages=(replace(stage, data=data),), checkpoint_every=2000)
+    return on_synthia(camix_daformer())
 
 
 def camix_small() -> Recipe:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from udaseg.config import Optim, Recipe, Stream
+from udaseg.config import Optim, Recipe
 from udaseg.methods.clan import CLAN
-from udaseg.recipes.advent import advent, advent_synthia
-from udaseg.recipes.common import SMALL, small, warm_start
+from udaseg.recipes.advent import advent
+from udaseg.recipes.common import SMALL, on_synthia, small, warm_start
 from udaseg.recipes.dacs import dacs_small
 
 
@@ -32,10 +32,8 @@ def clan() -> Recipe:
 
 def clan_synthia() -> Recipe:
     """CLAN, SYNTHIA -> Cityscapes (1809.09478): 47.8 mIoU-13 in the paper. Disagreement weighs 10 instead of 40."""
-    stage = clan().stages[0]
-    source: Stream | None = advent_synthia().stages[0].data.source
-    stage = replace(stage, method=CLAN.Config(local_weight=10.0), data=replace(stage.data, source=source))
-    return Recipe(name="clan_synthia", stages=(stage,), checkpoint_every=2000)
+    recipe = on_synthia(clan())
+    return replace(recipe, stages=(replace(recipe.stages[0], method=CLAN.Config(local_weight=10.0)),))
 
 
 def clan_small() -> Recipe:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
-from udaseg.config import Data, Model, Optim, Recipe, Stage, Stream
+from udaseg.config import DOMAIN_OF, Data, Model, Optim, Recipe, Stage, Stream
 from udaseg.methods.supervised import Supervised
 
 DEEPLAB = Model(backbone="resnet101", pretrained=True, output_stride=8, head="aspp", frozen_norm_affine=True)
@@ -18,9 +19,10 @@ WHOLE_IMAGES = Data(
     flip=0.0,
     source=Stream(labels="true", short_side=720, crop=(720, 1280)),
 )
-"""4 + 4 images as SDCA's line takes them: 1280x720 of GTA5, of whose 1310 columns a part is cut off, and 1024x512."""
-ITS_JITTER = Stream(labels="true", jitter=0.5, jitter_probability=1.0, hue=0.2)
-"""The colours that SDCA's line gives the domain whose labels it trains on: in adaptation the source's alone."""
+"""4 + 4 images: 1280x720 of GTA5, of whose 1310 columns a part is cut off, and 1024x512."""
+SDCA_SOURCE = Stream(labels="true", sampling="class_balanced", short_side=720, crop=(720, 1280))
+SDCA_IMAGES = replace(WHOLE_IMAGES, source=SDCA_SOURCE)
+"""As SDCA's line takes them: source images are drawn by their classes."""
 DAFORMER = Model(
     backbone="mit_b5",
     pretrained=True,
@@ -67,6 +69,11 @@ def warm_start(steps: int = WARM_STEPS, model: Model = SMALL) -> Stage:
     )
 
 
+def in_sdca_s_colours(stream: Stream, *, grey: float = 0.0, blur: float = 0.0) -> Stream:
+    """The colours that SDCA's line gives the domain whose labels it trains on: in adaptation the source's alone."""
+    return replace(stream, jitter=0.5, jitter_probability=1.0, hue=0.2, grey=grey, blur=blur)
+
+
 def rare_source(*, short_side: int, share: float) -> Stream:
     """DAFormer's rare-class sampling; a crop has `share` times the pixels of the class that an image needs."""
     return Stream(
@@ -78,3 +85,26 @@ def rare_source(*, short_side: int, share: float) -> Stream:
         short_side=short_side,
         max_class_share=0.75,
     )
+
+
+def on_synthia(recipe: Recipe, *, short_side: int = 760) -> Recipe:
+    """A recipe of GTA5 for SYNTHIA, whose images are 1280 x 760: streams of the source have that short side.
+
+    Crops that are whole images stay so. Of 19 outputs three are of classes that SYNTHIA lacks.
+    """
+    return replace(
+        recipe,
+        name=f"{recipe.name}_synthia",
+        stages=tuple(replace(stage, data=_with_source_of(stage.data, short_side)) for stage in recipe.stages),
+    )
+
+
+def _with_source_of(data: Data, short_side: int) -> Data:
+    sized: dict[str, Any] = {}
+    for name, stream in data.streams().items():
+        if DOMAIN_OF[name] == "source":
+            crop = stream.crop
+            if crop is not None and crop[0] == stream.short_side:
+                crop = (short_side, crop[1])
+            sized[name] = replace(stream, short_side=short_side, crop=crop)
+    return replace(data, **sized)

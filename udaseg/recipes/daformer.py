@@ -6,7 +6,16 @@ from dataclasses import replace
 
 from udaseg.config import Data, Recipe, Stage
 from udaseg.methods.daformer import DAFormer
-from udaseg.recipes.common import DAFORMER, SMALL_DATA, SMALL_RARE, TRANSFORMER_OPTIM, rare_source, small, warm_start
+from udaseg.recipes.common import (
+    DAFORMER,
+    SMALL_DATA,
+    SMALL_RARE,
+    TRANSFORMER_OPTIM,
+    on_synthia,
+    rare_source,
+    small,
+    warm_start,
+)
 from udaseg.recipes.dacs import dacs_small
 
 
@@ -38,6 +47,21 @@ def daformer() -> Recipe:
         optim=TRANSFORMER_OPTIM,
     )
     return Recipe(name="daformer", stages=(stage,), checkpoint_every=2000)
+
+
+def daformer_synthia() -> Recipe:
+    """DAFormer, SYNTHIA -> Cityscapes (2111.14887): 60.9 mIoU-16 (authors' README)."""
+    return on_synthia(daformer())
+
+
+def daformer_acdc() -> Recipe:
+    """DAFormer, Cityscapes -> ACDC or Dark Zurich (2111.14887): 55.4 and 53.8 mIoU of their test sets (README).
+
+    Images of the target at 960 x 540, those of the source at 1024 x 512.
+    """
+    stage = daformer().stages[0]
+    data = replace(stage.data, short_side=540, source=rare_source(short_side=512, share=0.5))
+    return Recipe(name="daformer_acdc", stages=(replace(stage, data=data),), checkpoint_every=2000)
 
 
 def daformer_small() -> Recipe:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from udaseg.config import Recipe, Stream
 from udaseg.methods.rccr import RCCR
-from udaseg.recipes.common import small, warm_start
+from udaseg.recipes.common import on_synthia, small, warm_start
 from udaseg.recipes.dacs import dacs, dacs_small
 
 
@@ -24,13 +24,8 @@ def rccr() -> Recipe:
 
 
 def rccr_synthia() -> Recipe:
-    """RCCR, SYNTHIA -> Cityscapes (2110.05170): 56.8 mIoU-13 in the paper (from memory).
-
-    As on GTA5, with source images of 1280 x 760. Of the 19 outputs here three are of classes that SYNTHIA lacks.
-    """
-    stage = rccr().stages[0]
-    data = replace(stage.data, source=Stream(labels="true", short_side=760, resample="bicubic"))
-    return Recipe(name="rccr_synthia", stages=(replace(stage, data=data),), checkpoint_every=2000)
+    """RCCR, SYNTHIA -> Cityscapes (2110.05170): 56.8 mIoU-13 in the paper (from memory)."""
+    return on_synthia(rccr())
 
 
 def rccr_small() -> Recipe:

@@ -9,12 +9,13 @@ from udaseg.methods.spcl import SPCL
 from udaseg.methods.supervised import Supervised
 from udaseg.recipes.common import (
     DEEPLAB,
-    ITS_JITTER,
     ROUND_STEPS,
+    SDCA_IMAGES,
+    SDCA_SOURCE,
     SMALL,
     SMALL_DATA,
     SMALL_OPTIM,
-    WHOLE_IMAGES,
+    in_sdca_s_colours,
     small,
     warm_start,
 )
@@ -30,9 +31,8 @@ def spcl() -> Recipe:
     with an adversary on the softmax besides and keep batch statistics frozen until self-training; here the warm-up is
     source-only, and they adapt.
     """
-    source = replace(ITS_JITTER, short_side=720, crop=(720, 1280))
-    data = replace(WHOLE_IMAGES, source=source, target=Stream(labels="pseudo"))
-    target = replace(ITS_JITTER, labels="pseudo")
+    data = replace(SDCA_IMAGES, source=in_sdca_s_colours(SDCA_SOURCE), target=Stream(labels="pseudo"))
+    target = in_sdca_s_colours(Stream(labels="pseudo"))
     warm_up = Stage(
         name="source",
         method=Supervised.Config(stream="source"),

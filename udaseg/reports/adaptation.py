@@ -11,7 +11,7 @@ from matplotlib.ticker import LogLocator
 from rich.table import Table
 
 from udaseg.data.classes import Classes
-from udaseg.data.taxonomies import CITYSCAPES_CLASSES, SYNTHIA_MEANS
+from udaseg.data.taxonomies import CITYSCAPES_CLASSES, SYNTHIA_16, SYNTHIA_MEANS
 from udaseg.evaluation.metrics import gap_closed, iou, mean_iou, pixel_accuracy
 from udaseg.reports.page import clear, data_uri, percent, picture, render, short
 from udaseg.reports.progress import NOT_LOSSES
@@ -46,8 +46,8 @@ class Example(NamedTuple):
 
 
 def _synthia_means(counts: np.ndarray, names: Sequence[str]) -> dict[str, float]:
-    """For the classes of Cityscapes, the means over those of them that SYNTHIA has; for others nothing."""
-    if tuple(names) != CITYSCAPES_CLASSES.names:
+    """For the classes of Cityscapes, or the 16 of them that SYNTHIA has, the means over SYNTHIA's; else nothing."""
+    if tuple(names) not in (CITYSCAPES_CLASSES.names, SYNTHIA_16):
         return {}
     return {title: mean_iou(counts, [names.index(name) for name in some]) for title, some in SYNTHIA_MEANS.items()}
 
