@@ -285,7 +285,8 @@ def published(s: Settings) -> Iterator[Result]:
         parameters = sum(p.numel() for p in state.method.student.parameters()) / 1e6
         return {"mib": _memory(s.device), "million parameters": round(parameters, 1), "values": values}
 
-    names = [name for name in RECIPES if not name.endswith(("_small", "_demo"))]
+    same = ("_synthia", "_acdc")  # steps of the same networks and crops
+    names = [name for name in RECIPES if not name.endswith(("_small", "_demo", *same))]
     yield from _each(["vfm"] if s.tiny else names, measure)
 
 

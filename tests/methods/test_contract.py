@@ -25,6 +25,7 @@ VARIANTS = (
     "dsp_released",
     "ehtdi_edges",
     "i2i_cr",
+    "mic_both",
     "oracle",
     "pne",
     "sepico_bank",

@@ -118,6 +118,7 @@ METHODS: dict[str, MethodConfig] = {
     "bcl_hybrid_ce": replace(_PAPER, target_ce="hybrid", temperature=0.05),
     "daformer": DAFormer.Config(things=(1, 2), threshold=0.3, feature_weight=0.1, ignore_top=3, ignore_bottom=5),
     "mic": DAFormer.Config(things=(1,), threshold=0.3, feature_weight=0.0, mic=MIC(weight=1.0, block=16)),
+    "mic_both": DACS.Config(threshold=0.3, mic=MIC(weight=1.0, block=16, blur_probability=0.0, images="both")),
     "cluda": replace(_CLUDA, attention_channels=8),
     "cluda_hrda": _CLUDA,
     "cluda_released_hrda": replace(_CLUDA, variant="released", seek_from=0),

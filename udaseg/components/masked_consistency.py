@@ -82,7 +82,7 @@ class MIC:
             return
         image = target.image
         if self.images == "both":
-            swapped = (target.index % 2 == 0)[:, None, None]
+            swapped = (target.index.cpu() % 2 == 0)[:, None, None].to(image.device, non_blocking=True)
             image = torch.where(swapped[:, None], source.image, image)
             label = torch.where(swapped, source.labels, label)
             weight = weight.masked_fill(swapped, 1)
