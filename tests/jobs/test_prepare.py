@@ -186,6 +186,16 @@ def test_splits_file(tree: Path) -> None:
     assert [(row["image_id"], row["split"]) for row in rows] == [("a", "train"), ("b/c", "train"), ("b/d e", "val")]
 
 
+def test_splits_name_images_however_their_accents_are_written(tree: Path) -> None:
+    for folder, suffix in (("images", ".webp"), ("labels", ".png")):
+        path = tree / folder / "b" / f"d e{suffix}"
+        path.rename(path.with_name(f"d e\u0301{suffix}"))  # as archives made on macOS have it
+    (tree / "splits.json").write_text(json.dumps({"train": ["b/c", "a"], "val": ["b/d \u00e9"]}))
+    run(tree, splits="splits.json")
+    rows = read_manifest(str(tree / "out")).to_pylist()
+    assert {row["image_id"]: row["split"] for row in rows} == {"a": "train", "b/c": "train", "b/d e\u0301": "val"}
+
+
 def test_colour_labels_with_suffixes(tree: Path) -> None:
     ids = {}
     for path in sorted((tree / "labels").rglob("*.png")):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from udaseg.data.classes import Classes, of_color_labels, of_reduced_labels
-from udaseg.data.folders import IMAGE_SUFFIXES, LABEL_SUFFIXES, Pair, Problem, files, likely_suffixes, match
+from udaseg.data.folders import IMAGE_SUFFIXES, LABEL_SUFFIXES, Pair, Problem, composed, files, likely_suffixes, match
 from udaseg.data.images import MAX_BYTES
 from udaseg.data.layouts import LAYOUTS
 from udaseg.data.storage import exists, join, read_bytes
@@ -145,13 +145,15 @@ def assign_splits(pairs: Sequence[Pair], known: set[str], uri: str) -> tuple[lis
     split_of: dict[str, str] = {}
     for split, ids in content.items():
         for image_id in ids:
-            if split_of.setdefault(image_id, split) != split:
-                raise DatasetError(f"{uri}: {image_id!r} is in split {split_of[image_id]!r} and in {split!r}")
-    problems = [Problem(i, f"{uri}: there is no image {i!r}") for i in split_of if i not in known]
+            name = composed(image_id)
+            if split_of.setdefault(name, split) != split:
+                raise DatasetError(f"{uri}: {image_id!r} is in split {split_of[name]!r} and in {split!r}")
+    there = set(map(composed, known))
+    problems = [Problem(i, f"{uri}: there is no image {i!r}") for i in split_of if i not in there]
     good = []
     for pair in pairs:
-        if pair.image_id in split_of:
-            good.append(pair._replace(split=split_of[pair.image_id]))
+        if composed(pair.image_id) in split_of:
+            good.append(pair._replace(split=split_of[composed(pair.image_id)]))
         else:
             problems.append(Problem(pair.image_id, f"{pair.image_uri}: in no split of {uri}"))
     return good, problems
