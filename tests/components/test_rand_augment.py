@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from fake_gpu import GPU, fake_gpu
+from PIL import Image, ImageOps
 from toy import SEED
 
 from udaseg.components import rand_augment as module
@@ -55,6 +57,18 @@ def test_a_sample_s_view_is_its_own() -> None:
     assert torch.equal(whole.image[1:2], alone.image) and torch.equal(whole.source[1:2], alone.source)
     assert not torch.equal(view_of(image[1:2], torch.tensor([7]), "other").image, alone.image)
     assert whole.image.min() >= 0 and whole.image.max() <= 1
+
+
+@pytest.mark.parametrize("name", module._COLOURS)
+def test_colours_do_not_wait_for_a_gpu(name: str) -> None:
+    with fake_gpu():
+        module._COLOURS[name](torch.arange(40, 200, dtype=torch.uint8).expand(3, 8, -1).to(GPU, non_blocking=True), 0.5)
+
+
+def test_equalize_is_pillow_s() -> None:
+    image = (torch.rand(3, 40, 60, generator=torch.Generator().manual_seed(0)) ** 2 * 200 + 20).to(torch.uint8)
+    of_pillow = ImageOps.equalize(Image.fromarray(image.permute(1, 2, 0).numpy()))
+    assert np.array_equal(module._COLOURS["equalize"](image, 0.5).permute(1, 2, 0).numpy(), np.asarray(of_pillow))
 
 
 @pytest.mark.parametrize("name", module._COLOURS)

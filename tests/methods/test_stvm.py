@@ -12,7 +12,7 @@ from toy import collect_frozen, make_batches, make_stage, make_state
 
 from udaseg.methods.stvm import STvM
 
-PLAIN = STvM.Config(metric_channels=8, jitter_probability=0, blur_probability=0)
+PLAIN = STvM.Config(metric_channels=8, jitter_probability=0, blur_probability=0, prior=0.5)
 
 
 def made(**settings: object) -> STvM:
@@ -30,6 +30,8 @@ def test_each_pixel_of_the_mixture_weighs_the_metric_s_probability_of_its_class(
     taught = method.teacher(batch.image)
     cosines = method.metric(taught.features[-1])[1][:, :, 0]
     up = F.interpolate(cosines / 0.1, size=(64, 64), mode="bilinear")
+    shift = 0.5 * method.frequencies.shares().log()[:, None, None]
+    assert shift.unique().numel() > 1, "of the mixture's labels"
     total, pasted = 0.0, 0
     for i, following in enumerate((1, 0, 3, 2)):
         mine = (seen[0][i] == batch.image[i]).all(0)
@@ -38,7 +40,8 @@ def test_each_pixel_of_the_mixture_weighs_the_metric_s_probability_of_its_class(
         for at, j in ((mine, i), (~mine, following)):
             label = taught.logits[j].argmax(0)
             weight = up[j].softmax(0).gather(0, label[None])[0]
-            loss = F.cross_entropy(method.student(seen[0][i : i + 1]).logits, label[None], reduction="none")[0]
+            logits = method.student(seen[0][i : i + 1]).logits + shift
+            loss = F.cross_entropy(logits, label[None], reduction="none")[0]
             total += float((weight * loss)[at].detach().sum())
         classes = taught.logits[i].argmax(0)
         assert not set(classes[mine].tolist()) & set(classes[~mine].tolist()), "classes are pasted whole"

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 import torchvision.transforms.functional as tv
 from torch import Tensor
+from torchvision.transforms.v2.functional import equalize_image
 
 from udaseg.rng import keyed
 
@@ -25,7 +26,7 @@ LEVELS = 10
 _COLOURS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "identity": lambda x, v: x,
     "autocontrast": lambda x, v: tv.autocontrast(x),
-    "equalize": lambda x, v: tv.equalize(x),
+    "equalize": lambda x, v: equalize_image(x),  # which, unlike tv's, never makes the host wait
     "brightness": lambda x, v: tv.adjust_brightness(x, 0.05 + 0.9 * v),
     "color": lambda x, v: tv.adjust_saturation(x, 0.05 + 0.9 * v),
     "contrast": lambda x, v: tv.adjust_contrast(x, 0.05 + 0.9 * v),

@@ -16,11 +16,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from udaseg.components.augment import strong
+from udaseg.components.class_frequencies import ClassFrequencies
 from udaseg.components.mixing import next_of_group, paste, reliable_mask
 from udaseg.config import Optim
 from udaseg.distributed import mean_over_ranks
 from udaseg.losses.contrastive import downscale_label
-from udaseg.losses.segmentation import Reduction, cross_entropy, output_cross_entropy
+from udaseg.losses.segmentation import Reduction, cross_entropy, logit_adjusted, output_cross_entropy
 from udaseg.methods.base import Method, build_optimizer
 from udaseg.models.metric import ProxyMetric
 from udaseg.models.segmenter import Segmenter
@@ -37,7 +38,8 @@ class STvM(Method):
        cross-entropy of softmax(cosine to proxies / temperature) with y where the teacher is sure;
     3. a pixel's reliability is the metric's probability of y, r;
     4. MOCM: classes of each image, drawn by the mean r of their pixels, are pasted over the next image of its group;
-    5. cross-entropy of a strong view of the mixture with y, each pixel weighted by r;
+    5. cross-entropy of a strong view of the mixture with y, each pixel weighted by r, its logits adjusted by the
+       classes' frequencies so that rare ones are not given up;
     6. the teacher follows the student.
 
     The metric is of use in training alone.
@@ -57,7 +59,11 @@ class STvM(Method):
         """Share of an image's classes that MOCM pastes, rounded up; 0 = STvM without MOCM."""
         group_size: Count = 2
         """Consecutive samples that are pasted on one another."""
+        prior: Share = 0.5
+        """Power of the labels' class frequencies that logits are raised by in the mixture's loss; 0 = not at all."""
         teacher_momentum: Share = 0.999
+        """Of the EMA that the teacher is. All that it says is learned, so at 0.99 mistakes come back within 300 steps
+        and rare classes are lost (docs/log.md, 2026-11-29)."""
         reduction: Reduction = "all"
         """Of the mixture's cross-entropy; weights do not enter its denominator."""
         jitter: Jitter = 0.25
@@ -77,6 +83,7 @@ class STvM(Method):
         self.config, self.seed = config, seed
         self.student = student
         self.teacher = EMATeacher(student, momentum=config.teacher_momentum, ramp=False)
+        self.frequencies = ClassFrequencies(student.num_classes)
         self.metric = ProxyMetric(student.feature_channels[-1], student.num_classes, config.metric_channels)
 
     @property
@@ -114,8 +121,10 @@ class STvM(Method):
             blur_probability=c.blur_probability,
         )
         out = self.student(view, "target", target.index)
+        self.frequencies.update(label)
+        adjusted = logit_adjusted(out, self.frequencies.shares(), c.prior)
         yield (
-            Loss("mixed_ce", output_cross_entropy(out, label, reliability, reduction=c.reduction)),
+            Loss("mixed_ce", output_cross_entropy(adjusted, label, reliability, reduction=c.reduction)),
             Loss("coverage", mean_over_ranks(reliability.mean()), weight=0),
         )
 
