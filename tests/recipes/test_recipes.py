@@ -166,6 +166,10 @@ def test_camix_turns_to_context_when_its_authors_do(name: str, context_from: int
 def test_the_line_of_sdca_changes_the_colours_of_what_it_has_labels_of(name: str) -> None:
     """As `build_transform` of its authors does it, `is_source` alone: in self-training that is the target."""
     _, adapting, training = RECIPES[name]().stages
+    assert (training.data.scale, training.data.crop) == ((0.5, 1.5), (512, 1024))
+    side = training.data.target.short_side if name == "spcl" else training.data.short_side
+    assert side == 1024, "of its own size: half of it is the crop"
+    assert training.data.resample == adapting.data.resample == "bicubic"
     assert adapting.data.batch_size == 4 and training.data.batch_size == 8, "8 images on 4 GPUs"
     assert adapting.data.source is not None and adapting.data.target is not None and training.data.target is not None
     for stream in (adapting.data.source, training.data.target):

@@ -21,8 +21,10 @@ WHOLE_IMAGES = Data(
 )
 """4 + 4 images: 1280x720 of GTA5, of whose 1310 columns a part is cut off, and 1024x512."""
 SDCA_SOURCE = Stream(labels="true", sampling="class_balanced", short_side=720, crop=(720, 1280))
-SDCA_IMAGES = replace(WHOLE_IMAGES, source=SDCA_SOURCE)
+SDCA_IMAGES = replace(WHOLE_IMAGES, resample="bicubic", source=SDCA_SOURCE)
 """As SDCA's line takes them: source images are drawn by their classes."""
+SDCA_CROPS = replace(SDCA_IMAGES, batch_size=8, short_side=1024, scale=(0.5, 1.5), flip=0.5, source=None)
+"""As its self-training takes them: 8 crops of 1024x512 of target images at half to 1.5 times their own size."""
 DAFORMER = Model(
     backbone="mit_b5",
     pretrained=True,

@@ -10,6 +10,7 @@ from udaseg.methods.supervised import Supervised
 from udaseg.recipes.common import (
     DEEPLAB,
     ROUND_STEPS,
+    SDCA_CROPS,
     SDCA_IMAGES,
     SDCA_SOURCE,
     SMALL,
@@ -55,7 +56,7 @@ def proca() -> Recipe:
         name="self-training",
         method=Supervised.Config(stream="target"),
         steps=90_000,
-        data=replace(data, batch_size=8, scale=(0.5, 1.5), flip=0.5, source=None, target=labelled),
+        data=replace(SDCA_CROPS, target=labelled),
         optim=Optim(lr=5e-4),
         pseudo_label=replace(LABELS, by="alignment"),
     )

@@ -10,6 +10,7 @@ from udaseg.methods.supervised import Supervised
 from udaseg.recipes.common import (
     DEEPLAB,
     ROUND_STEPS,
+    SDCA_CROPS,
     SDCA_IMAGES,
     SDCA_SOURCE,
     SMALL,
@@ -25,8 +26,9 @@ from udaseg.recipes.common import (
 def sdca() -> Recipe:
     """SDCA, GTA5 -> Cityscapes (2105.05013): 52.9 mIoU (authors' README). Source-only, contrast, then self-training.
 
-    20,000 steps of 8 whole images, 40,000 of 4 + 4, and from ImageNet's weights 20,000 of 8. The authors keep batch
-    statistics frozen in the first two stages, here they adapt.
+    20,000 steps of 8 whole images, 40,000 of 4 + 4, and from ImageNet's weights 20,000 of 8 crops of larger ones; the
+    last network is evaluated at 2048 x 1024. The authors keep batch statistics frozen in the first two stages, here
+    they adapt.
     """
     source = Stage(
         name="source",
@@ -50,7 +52,7 @@ def sdca() -> Recipe:
         source,
         name="self-training",
         method=Supervised.Config(stream="target"),
-        data=replace(SDCA_IMAGES, batch_size=8, scale=(0.5, 1.5), flip=0.5, source=None, target=labelled),
+        data=replace(SDCA_CROPS, target=labelled),
         optim=Optim(lr=5e-4, horizon=31.25 / 20),
         pseudo_label=PseudoLabel(share=0.5, cap=0.9, image_share=0.0, by="contrast"),
     )

@@ -10,6 +10,7 @@ from udaseg.methods.supervised import Supervised
 from udaseg.recipes.common import (
     DEEPLAB,
     ROUND_STEPS,
+    SDCA_CROPS,
     SDCA_IMAGES,
     SDCA_SOURCE,
     SMALL,
@@ -54,7 +55,7 @@ def spcl() -> Recipe:
         name="self-training",
         method=Supervised.Config(stream="target"),
         steps=20_000,
-        data=replace(data, batch_size=8, scale=(0.5, 1.5), flip=0.5, source=None, target=target),
+        data=replace(SDCA_CROPS, short_side=512, target=replace(target, short_side=1024)),
         optim=Optim(lr=5e-4, horizon=31.25 / 20),
         init_from="contrast",
     )
