@@ -230,7 +230,9 @@ def test_missing_and_foreign_weights_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
-def test_local_weights_are_what_the_backbone_starts_from(tmp_path: Path, suffix: str) -> None:
+def test_local_weights_are_what_the_backbone_starts_from(
+    tmp_path: Path, suffix: str, caplog: pytest.LogCaptureFixture
+) -> None:
     import timm
 
     torch.manual_seed(3)
@@ -242,6 +244,7 @@ def test_local_weights_are_what_the_backbone_starts_from(tmp_path: Path, suffix:
         safetensors.torch.save_file(state, file)
     network = small_network(weights=str(file))
     assert torch.equal(network.net.backbone.state_dict()["layer4.0.conv1.weight"], state["layer4.0.conv1.weight"])
+    assert not caplog.records, "that the classifier is left over is no news"
 
 
 def test_the_files_that_deeplabv2_starts_from_are_read(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from types import MethodType
 from typing import Any, NamedTuple
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 
 from udaseg.models.weights import load_backbone, read_backbone_weights
 
+# Weights of a classifier hold more than a backbone takes; what they lack is looked for here.
+logging.getLogger("timm.models._builder").setLevel(logging.ERROR)
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 

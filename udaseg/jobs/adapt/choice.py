@@ -29,7 +29,8 @@ class Machine:
     """Whether weights can be fetched."""
 
     def __str__(self) -> str:
-        return f"{self.cores} CPU cores and no GPU" if self.memory is None else f"a GPU of {self.memory:.0f} GiB"
+        cores = f"{self.cores} CPU core{'s' if self.cores > 1 else ''}"
+        return f"{cores} and no GPU" if self.memory is None else f"a GPU of {self.memory:.0f} GiB"
 
 
 @dataclass(frozen=True, kw_only=True)
