@@ -139,7 +139,7 @@ class Stream:
     rare_min_pixels: CountOrZero = 3000
     """Pixels of the drawn class that an image must have."""
     rare_min_crop_pixels: CountOrZero = 1500
-    """Pixels of the drawn class that a crop should have; redrawn at most ten times."""
+    """Pixels of the drawn class that a crop should have; redrawn at most nine times."""
     short_side: Pixels | None = None
     """Pixels of an image's short side after the resize, where it is not the stage's `data.short_side`."""
     crop: tuple[Pixels, Pixels] | None = None

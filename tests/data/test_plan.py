@@ -12,6 +12,7 @@ from tiny import CLASSES, make_dataset
 from udaseg.config import Data, Stage, Stream
 from udaseg.data.classes import Classes
 from udaseg.data.confidence import decode_distribution, encode_distribution
+from udaseg.data.index import open_index
 from udaseg.data.plan import Plan, StreamPlan
 from udaseg.jobs.train import make_plan
 from udaseg.methods.supervised import Supervised
@@ -42,6 +43,22 @@ def test_crops_are_redrawn_until_no_class_fills_them(plan: Plan) -> None:
     for i in range(40):
         if not filled[i] and before[i][1] > 1:  # the first try was good, and is kept
             assert np.array_equal(plan.load(i)["source_image"], varied.load(i)["source_image"])
+
+
+def test_crops_of_an_image_at_its_own_size_are_its_pixels(plan: Plan) -> None:
+    own = replace(plan, scale=(1.0, 1.0))
+    index = open_index(plan.streams["source"].directory)
+    start, stop = index.rows("train")
+    images = [index.image(row) for row in range(start, stop)]
+    assert {min(image.shape[:2]) for image in images} == {own.short_side}
+    places = set()
+    for i in range(10):
+        crop = own.load(i)["source_image"]
+        windows = [np.lib.stride_tricks.sliding_window_view(image, (12, 12, 3))[:, :, 0] for image in images]
+        found = [np.argwhere((w == crop).all((2, 3, 4))) for w in windows]
+        (place,) = np.concatenate(found).tolist()[:1]
+        places.add(tuple(place))
+    assert len(places) > 5
 
 
 def test_a_distribution_is_cropped_with_its_image(plan: Plan) -> None:

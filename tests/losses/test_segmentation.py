@@ -166,6 +166,31 @@ def test_lovasz_softmax_is_the_extension_of_the_jaccard_loss() -> None:
     assert lovasz_softmax(hard, truth).item() == pytest.approx(np.mean(missed), rel=1e-6)
 
 
+def test_lovasz_softmax_of_the_classes_present_is_the_mean_of_their_extensions() -> None:
+    """Berman et al.'s Algorithm 1: errors from the largest on, each with its step of the Jaccard loss."""
+    logits, label = normal(2, 4, 5, 6).requires_grad_(), labels(2, 5, 6, classes=3)
+    label[1][label[1] == 0] = 2  # of four classes the images show three and two
+    total = logits.sum() * 0
+    for image, truth in zip(logits.softmax(1), label, strict=True):
+        known = truth != IGNORE
+        shown = [c for c in range(4) if (truth == c).any()]
+        for c in shown:
+            fore = (truth[known] == c).double()
+            error, order = (fore - image[c][known]).abs().sort(descending=True)
+            fore, before = fore[order], 0.0
+            for n in range(len(fore)):
+                missed, wrong = fore[: n + 1].sum(), (1 - fore[: n + 1]).sum()
+                jaccard = float(1 - (fore.sum() - missed) / (fore.sum() + wrong))
+                total = total + error[n] * (jaccard - before) / len(shown) / 2
+                before = jaccard
+    assert [len(truth[truth != IGNORE].unique()) for truth in label] == [3, 2]
+    found = lovasz_softmax(logits, label, classes="present")
+    assert found.item() == pytest.approx(total.item(), rel=1e-6) != lovasz_softmax(logits, label).item()
+    (expected,) = torch.autograd.grad(total, logits, retain_graph=True)
+    torch.testing.assert_close(torch.autograd.grad(found, logits)[0], expected, rtol=1e-5, atol=1e-9)
+    assert lovasz_softmax(logits, torch.full_like(label, IGNORE), classes="present") == 0
+
+
 def test_reverse_cross_entropy_takes_the_label_s_logarithm() -> None:
     logits, label = normal(2, 4, 3, 3).requires_grad_(), labels(2, 3, 3, classes=4)
     total, count = logits.sum() * 0, 0

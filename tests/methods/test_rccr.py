@@ -53,6 +53,19 @@ def test_the_bank_takes_in_both_maps_at_each_step_and_is_bounded() -> None:
     assert set(bank.labels.tolist()) <= {0, 1, 2, 3, IGNORE}
 
 
+def test_a_fixed_projection_is_in_no_optimiser() -> None:
+    stage = made(projection_fixed=True)
+    state = make_state(stage)
+    before = {name: p.clone() for name, p in state.method.projection.named_parameters()}
+    weights = [p for p in before.values() if p.ndim > 1]
+    assert weights and all(0.008 < float(w.std()) < 0.012 for w in weights)
+    train_step(state, make_batches(stage), stage, seed=SEED)
+    after = dict(state.method.projection.named_parameters())
+    assert all(torch.equal(before[name], p) for name, p in after.items())
+    held = {id(p) for optimizer in state.optimizers for group in optimizer.param_groups for p in group["params"]}
+    assert not held & {id(p) for p in after.values()}
+
+
 def test_the_teacher_s_projection_follows_with_the_teacher() -> None:
     method = make_state(make_stage("rccr")).method
     method.after_step()

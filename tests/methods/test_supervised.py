@@ -33,3 +33,12 @@ def test_lovasz_softmax_comes_on_request() -> None:
     logits = state.method.student(batches["source"].image).logits
     torch.testing.assert_close(losses["lovasz"].value, lovasz_softmax(logits, batches["source"].labels))
     assert losses["lovasz"].weight == 0.75 and losses["ce"].weight == 1
+
+
+def test_logits_are_divided_on_request() -> None:
+    stage = make_stage("supervised")
+    stage = replace(stage, method=replace(stage.method, temperature=1.8))
+    state, batches = make_state(stage), make_batches(stage)
+    found = collect_frozen(state, batches)["ce"].value
+    logits = state.method.student(batches["source"].image).logits
+    torch.testing.assert_close(found, cross_entropy(logits / 1.8, batches["source"].labels))

@@ -5,6 +5,7 @@ The index decides which image of each stream is drawn, and which crop of it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -152,6 +153,8 @@ class Plan:
         factor = max(factor, crop[0] / height, crop[1] / width)
         box_height, box_width = crop[0] / factor, crop[1] / factor
         top, left = rng.uniform(0, height - box_height + 1e-9), rng.uniform(0, width - box_width + 1e-9)
+        if factor == 1:  # at its own size no pixel is made of others
+            top, left = math.floor(top), math.floor(left)
         return left, top, min(left + box_width, width), min(top + box_height, height)
 
 

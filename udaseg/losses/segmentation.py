@@ -15,6 +15,7 @@ from torch import Tensor
 from udaseg.distributed import mean_over_ranks
 from udaseg.types import IGNORE, SegOutput
 
+LovaszClasses = Literal["all", "present"]
 Reduction = Literal["valid", "all", "nonzero"]
 EntropyForm = Literal["shannon", "double_softmax"]
 DETAIL_SHARE = 0.1
@@ -109,6 +110,12 @@ def logit_adjusted(out: SegOutput, shares: Tensor, power: float) -> SegOutput:
     return replace(out, logits=out.logits + shift, aux=aux)
 
 
+def divided(out: SegOutput, temperature: float) -> SegOutput:
+    """An output whose logits, HRDA's of the detail crop too, are divided by a temperature."""
+    aux = {name: plane / temperature if name == "detail_logits" else plane for name, plane in out.aux.items()}
+    return replace(out, logits=out.logits / temperature, aux=aux)
+
+
 def _crops(plane: Tensor, at: Tensor, size: Sequence[int], fill: float) -> Tensor:
     """(B, *size) crops of a (B, H, W) plane from their (B, 2) top left corners on, filled up beyond the border."""
     plane = F.pad(plane, (0, size[1], 0, size[0]), value=fill)
@@ -201,8 +208,10 @@ def uniform_divergence(logits: Tensor) -> Tensor:
     return -logits.log_softmax(1).mean()
 
 
-def lovasz_softmax(logits: Tensor, label: Tensor) -> Tensor:
+def lovasz_softmax(logits: Tensor, label: Tensor, *, classes: LovaszClasses = "all") -> Tensor:
     """Kornia's Lovasz-softmax loss, a surrogate of the Jaccard index, on each image's labelled pixels.
+
+    Source: Berman et al. (1705.08790), whose code takes the mean over the classes that are present.
 
     Other pixels get a class of their own, which they surely are and no other pixel is: their errors are 0, so that they
     come last in Kornia's order and add nothing, and what is labelled need not be picked out.
@@ -210,12 +219,21 @@ def lovasz_softmax(logits: Tensor, label: Tensor) -> Tensor:
     Args:
         logits: (B, K, H, W).
         label: (B, H, W) int64 train ids, 255 = ignore.
+        classes: over which the mean is taken: "all", of which one that an image's labels lack adds its largest
+            probability there, or those that are "present" in its labels.
 
     Returns:
         Scalar, the mean over images; an image without labels counts as 0.
     """
-    classes, ignored = logits.shape[1], (label == IGNORE)[:, None]
+    count, ignored = logits.shape[1], (label == IGNORE)[:, None]
     surely = torch.zeros_like(logits[:, :1]).masked_fill(~ignored, -math.inf)
     widened = torch.cat([logits.masked_fill(ignored, -math.inf), surely], 1)
-    loss: Tensor = kornia.losses.lovasz_softmax_loss(widened, label.masked_fill(ignored[:, 0], classes))
-    return loss * (classes + 1) / classes  # its mean counts the class that is added, whose loss is 0
+    label = label.masked_fill(ignored[:, 0], count)
+    if classes == "all":
+        loss: Tensor = kornia.losses.lovasz_softmax_loss(widened, label)
+        return loss * (count + 1) / count  # its mean counts the class that is added, whose loss is 0
+    present = logits.new_zeros(len(logits), count + 1).scatter_(1, label.flatten(1), 1)
+    present[:, count] = 0
+    weight = (count + 1) * present / present.sum(1, keepdim=True).clamp_min(1)
+    each = zip(widened.split(1), label.split(1), weight, strict=True)
+    return torch.stack([kornia.losses.lovasz_softmax_loss(*one) for one in each]).mean()

@@ -53,7 +53,7 @@ class CLUDA(Method):
         variant: Literal["fixed", "released"] = "fixed"
         """"released": 255 is a class, class 0 counts as outside the detail crop, the zeros outside it are keys, and
         with several images features are paired with other pixels' labels, as in the authors' code."""
-        seek_from: CountOrZero = 12_000
+        seek_from: CountOrZero = 12_001
         """Step from which the mixture's detail crop is the least certain one."""
         attention_channels: Channels = 256
         """Width of the head that shares pairs out between the resolutions."""

@@ -44,7 +44,7 @@ class DSP(Method):
     @dataclass(frozen=True, kw_only=True)
     class Config:
         blend: Share = 0.9
-        """lambda of the paste; the authors' SYNTHIA configuration says 0.8."""
+        """lambda of the paste; the authors' SYNTHIA configuration says 0.8, and so did their first for GTA5."""
         keep_soft_term: bool = True
         """Whether the target mixture also learns what lies under the pasted pixels; False is the released code."""
         long_tail: tuple[int, ...] = (12, 15, 16, 17, 18)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from udaseg.components.prototypes import ClassGaussians
 from udaseg.losses.contrastive import labelled_cells, prototype_contrast
-from udaseg.losses.segmentation import lovasz_softmax, output_cross_entropy
+from udaseg.losses.segmentation import LovaszClasses, lovasz_softmax, output_cross_entropy
 from udaseg.methods.base import Method
 from udaseg.models.segmenter import Segmenter
 from udaseg.ranges import CountOrZero, NonNegative, Positive, Share
@@ -34,6 +34,9 @@ class ProCA(Method):
         feature_weight: NonNegative = 1.0
         output_weight: NonNegative = 1.0
         lovasz_weight: NonNegative = 0.75
+        """Of Lovasz-softmax on the source."""
+        lovasz_classes: LovaszClasses = "all"
+        """Over which it is averaged; the authors' are those that are "present" in an image."""
         threshold: Share = 0.9
         """Confidence from which a target pixel has a class."""
         confidence: Literal["probability", "logit"] = "probability"
@@ -62,9 +65,10 @@ class ProCA(Method):
 
         self._update(on_target, label)
         self._update(on_source, source.labels)
+        lovasz = lovasz_softmax(on_source.logits, source.labels, classes=c.lovasz_classes)
         yield (
             Loss("source_ce", output_cross_entropy(on_source, source.labels)),
-            Loss("source_lovasz", lovasz_softmax(on_source.logits, source.labels), c.lovasz_weight),
+            Loss("source_lovasz", lovasz, c.lovasz_weight),
             *self._contrast("source", on_source, source.labels, step),
             *self._contrast("target", on_target, label, step),
             Loss("coverage", (label != IGNORE).float().mean(), weight=0),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from udaseg.components.augment import strong
@@ -61,6 +61,8 @@ class RCCR(Method):
         """Confidence of the teacher beyond which a cell is contrasted."""
         temperature: Positive = 0.1
         projection_channels: Channels = 128
+        projection_fixed: bool = False
+        """Whether the projection stays as drawn from N(0, 0.01): in the authors' code no optimiser has it."""
         bank_length: Count = 24_000
         """Cells in the bank; the authors' are those of three steps."""
         bank_cells: Count = 2000
@@ -78,6 +80,10 @@ class RCCR(Method):
         self.config, self.seed = config, seed
         self.student = student
         self.projection = ProjectionHead(student.feature_channels[-1], config.projection_channels)
+        if config.projection_fixed:
+            for weight in self.projection.requires_grad_(False).parameters():
+                if weight.ndim > 1:
+                    nn.init.normal_(weight, std=0.01)
         self.teacher = EMATeacher(student, momentum=config.teacher_momentum)
         self.teacher_projection = copy.deepcopy(self.projection).requires_grad_(False)
         self.thresholds = config.thresholds(student.num_classes)
@@ -172,7 +178,8 @@ class RCCR(Method):
             self._move_teacher()
 
     def optimizers(self, optim: Optim) -> list[Optimizer]:
-        return [build_optimizer(self.student, optim, heads=[self.projection])]
+        heads = [] if self.config.projection_fixed else [self.projection]
+        return [build_optimizer(self.student, optim, heads=heads)]
 
 
 def _within(mask: Tensor, size: tuple[int, ...]) -> Tensor:

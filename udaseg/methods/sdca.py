@@ -9,7 +9,7 @@ from torch import Tensor
 
 from udaseg.components.prototypes import ClassGaussians
 from udaseg.losses.contrastive import distribution_contrast, labelled_cells
-from udaseg.losses.segmentation import lovasz_softmax, output_cross_entropy
+from udaseg.losses.segmentation import LovaszClasses, lovasz_softmax, output_cross_entropy
 from udaseg.methods.base import Method
 from udaseg.models.segmenter import Segmenter
 from udaseg.ranges import CountOrZero, NonNegative, Positive, Share
@@ -34,6 +34,9 @@ class SDCA(Method):
         feature_weight: NonNegative = 1.0
         output_weight: NonNegative = 1.0
         lovasz_weight: NonNegative = 0.75
+        """Of Lovasz-softmax on the source."""
+        lovasz_classes: LovaszClasses = "all"
+        """Over which it is averaged; the authors' are those that are "present" in an image."""
         threshold: Share = 0.9
         """Confidence from which a target pixel has a class."""
         fill_steps: CountOrZero = 0
@@ -54,9 +57,10 @@ class SDCA(Method):
         c, source, target = self.config, batches["source"], batches["target"]
         out = self.student(source.image, "source", source.index)
         self._update(out, source.labels)
+        lovasz = lovasz_softmax(out.logits, source.labels, classes=c.lovasz_classes)
         yield (
             Loss("source_ce", output_cross_entropy(out, source.labels)),
-            Loss("source_lovasz", lovasz_softmax(out.logits, source.labels), c.lovasz_weight),
+            Loss("source_lovasz", lovasz, c.lovasz_weight),
             *self._contrast("source", out, source.labels, step),
         )
         out = self.student(target.image, "target", target.index)

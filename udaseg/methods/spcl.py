@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from udaseg.components.prototypes import ClassPrototypes
 from udaseg.losses.contrastive import downscale_label, labelled_cells, prototype_contrast
-from udaseg.losses.segmentation import output_cross_entropy
+from udaseg.losses.segmentation import divided, output_cross_entropy
 from udaseg.methods.base import Method
 from udaseg.models.segmenter import Segmenter
 from udaseg.ranges import CountOrZero, NonNegative, Positive, Share
@@ -66,7 +66,7 @@ class SPCL(Method):
         right = _predicted_right(out, source.labels)
         self.classes.update(*_unit_cells(out.features[-1].detach(), right))
         yield (
-            Loss("source_ce", output_cross_entropy(_divided(out, c.ce_temperature), source.labels)),
+            Loss("source_ce", output_cross_entropy(divided(out, c.ce_temperature), source.labels)),
             Loss("source_contrast", self._contrast(out.features[-1], right), weight),
         )
 
@@ -93,9 +93,3 @@ def _predicted_right(out: SegOutput, label: Tensor) -> Tensor:
 
 def _unit_cells(feature: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
     return labelled_cells(F.normalize(feature, dim=1), label)
-
-
-def _divided(out: SegOutput, temperature: float) -> SegOutput:
-    """An output whose logits, HRDA's of the detail crop too, are divided by a temperature."""
-    aux = {name: plane / temperature if name == "detail_logits" else plane for name, plane in out.aux.items()}
-    return replace(out, logits=out.logits / temperature, aux=aux)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from udaseg.components.equal_contrast import PNE
-from udaseg.losses.segmentation import lovasz_softmax, output_cross_entropy
+from udaseg.losses.segmentation import LovaszClasses, divided, lovasz_softmax, output_cross_entropy
 from udaseg.methods.base import Method
 from udaseg.models.segmenter import Segmenter
-from udaseg.ranges import NonNegative
+from udaseg.ranges import NonNegative, Positive
 from udaseg.types import Batch, Loss
 
 
@@ -23,6 +23,10 @@ class Supervised(Method):
         """Where images and labels come from; also the domain whose own parts of the network are used."""
         lovasz_weight: NonNegative = 0.0
         """Of Lovasz-softmax, which SDCA's and ProCA's first stage has; 0.75 there."""
+        lovasz_classes: LovaszClasses = "all"
+        """Over which it is averaged; "present" there."""
+        temperature: Positive = 1.0
+        """What logits are divided by in the cross-entropy; 1.8 in SPCL's warm-up."""
         pne: PNE = PNE()
 
         def build(self, student: Segmenter, *, seed: int) -> Supervised:
@@ -36,7 +40,8 @@ class Supervised(Method):
     def losses(self, batches: Mapping[str, Batch], step: int, total_steps: int) -> Iterator[tuple[Loss, ...]]:
         c, batch = self.config, batches[self.config.stream]
         out = self.student(batch.image, c.stream, batch.index)
-        terms = [Loss("ce", output_cross_entropy(out, batch.labels, batch.weight))]
+        terms = [Loss("ce", output_cross_entropy(divided(out, c.temperature), batch.labels, batch.weight))]
         if c.lovasz_weight:
-            terms.append(Loss("lovasz", lovasz_softmax(out.logits, batch.labels), c.lovasz_weight))
+            lovasz = lovasz_softmax(out.logits, batch.labels, classes=c.lovasz_classes)
+            terms.append(Loss("lovasz", lovasz, c.lovasz_weight))
         yield *terms, *c.pne.losses(out, batch.labels, batch.index, seed=self.seed)

@@ -20,6 +20,7 @@ WHOLE_IMAGES = Data(
     source=Stream(labels="true", short_side=720, crop=(720, 1280)),
 )
 """4 + 4 images: 1280x720 of GTA5, of whose 1310 columns a part is cut off, and 1024x512."""
+SDCA_MODEL = replace(DEEPLAB, backbone="resnet101.tv_in1k", align_corners=True)
 SDCA_SOURCE = Stream(labels="true", sampling="class_balanced", short_side=720, crop=(720, 1280))
 SDCA_IMAGES = replace(WHOLE_IMAGES, resample="bicubic", source=SDCA_SOURCE)
 """As SDCA's line takes them: source images are drawn by their classes."""

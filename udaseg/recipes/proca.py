@@ -16,13 +16,16 @@ LABELS = PseudoLabel(share=0.4, cap=0.9, image_share=0.0)
 def proca() -> Recipe:
     """ProCA, GTA5 -> Cityscapes (2207.06654): 55.1 mIoU at one scale (authors' README). DeepLabV2-R101 in three stages.
 
-    SDCA's stages and images: source-only for 20,000 steps of 8, class-centred alignment for 90,000 of 4 + 4 whole
-    images, self-training from ImageNet's weights for 90,000 of 8. The paper's 56.3 is at several scales.
+    SDCA's stages and images, with batch norms that learn throughout: source-only for 20,000 steps of 8, class-centred
+    alignment for 90,000 of 4 + 4 whole images, self-training from ImageNet's weights for 90,000 of 8. The paper's 56.3
+    is at several scales.
     """
     source, contrast, self_training = sdca().stages
+    source = replace(source, model=self_training.model)
     alignment = replace(
         contrast,
         name="alignment",
+        model=self_training.model,
         method=ProCA.Config(confidence="logit", fill_steps=1000),
         steps=90_000,
         optim=Optim(lr=2.5e-4),

@@ -19,7 +19,7 @@ def rccr() -> Recipe:
     """
     stage = dacs().stages[0]
     data = replace(stage.data, target=Stream(labels="none", short_side=1024))
-    stage = replace(stage, name="rccr", method=RCCR.Config(evaluate="student"), data=data)
+    stage = replace(stage, name="rccr", method=RCCR.Config(evaluate="student", projection_fixed=True), data=data)
     return Recipe(name="rccr", stages=(stage,), checkpoint_every=2000)
 
 

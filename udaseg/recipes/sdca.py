@@ -8,10 +8,10 @@ from udaseg.config import Optim, PseudoLabel, Recipe, Stage, Stream
 from udaseg.methods.sdca import SDCA
 from udaseg.methods.supervised import Supervised
 from udaseg.recipes.common import (
-    DEEPLAB,
     ROUND_STEPS,
     SDCA_CROPS,
     SDCA_IMAGES,
+    SDCA_MODEL,
     SDCA_SOURCE,
     SMALL,
     SMALL_DATA,
@@ -32,16 +32,16 @@ def sdca() -> Recipe:
     """
     source = Stage(
         name="source",
-        method=Supervised.Config(stream="source", lovasz_weight=0.75),
+        method=Supervised.Config(stream="source", lovasz_weight=0.75, lovasz_classes="present"),
         steps=20_000,
-        model=replace(DEEPLAB, align_corners=True),
+        model=SDCA_MODEL,
         data=replace(SDCA_IMAGES, batch_size=8, target=None),
         optim=Optim(lr=5e-4, horizon=31.25 / 20),
     )
     contrast = replace(
         source,
         name="contrast",
-        method=SDCA.Config(fill_steps=1000),
+        method=SDCA.Config(lovasz_classes="present", fill_steps=1000),
         steps=40_000,
         data=replace(SDCA_IMAGES, source=in_sdca_s_colours(SDCA_SOURCE, grey=0.2, blur=1.0)),
         optim=Optim(lr=2.5e-4, horizon=62.5 / 40),
@@ -51,6 +51,7 @@ def sdca() -> Recipe:
     self_training = replace(
         source,
         name="self-training",
+        model=replace(SDCA_MODEL, frozen_norm_affine=False),
         method=Supervised.Config(stream="target"),
         data=replace(SDCA_CROPS, target=labelled),
         optim=Optim(lr=5e-4, horizon=31.25 / 20),

@@ -8,10 +8,10 @@ from udaseg.config import Optim, PseudoLabel, Recipe, Stage, Stream
 from udaseg.methods.spcl import SPCL
 from udaseg.methods.supervised import Supervised
 from udaseg.recipes.common import (
-    DEEPLAB,
     ROUND_STEPS,
     SDCA_CROPS,
     SDCA_IMAGES,
+    SDCA_MODEL,
     SDCA_SOURCE,
     SMALL,
     SMALL_DATA,
@@ -36,9 +36,9 @@ def spcl() -> Recipe:
     target = in_sdca_s_colours(Stream(labels="pseudo"))
     warm_up = Stage(
         name="source",
-        method=Supervised.Config(stream="source"),
+        method=Supervised.Config(stream="source", temperature=1.8),
         steps=40_000,
-        model=replace(DEEPLAB, align_corners=True),
+        model=SDCA_MODEL,
         data=replace(data, target=None),
         optim=Optim(lr=2.5e-4, horizon=62.5 / 40),
     )
@@ -54,6 +54,7 @@ def spcl() -> Recipe:
         contrast,
         name="self-training",
         method=Supervised.Config(stream="target"),
+        model=replace(SDCA_MODEL, frozen_norm_affine=False),
         steps=20_000,
         data=replace(SDCA_CROPS, short_side=512, target=replace(target, short_side=1024)),
         optim=Optim(lr=5e-4, horizon=31.25 / 20),

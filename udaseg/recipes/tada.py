@@ -28,6 +28,7 @@ def tada() -> Recipe:
             group_size=2,
             short_side=512,
             crop=(512, 512),
+            flip=0.0,
             source=Stream(labels="candidates", short_side=720, resample="bicubic"),
             fewshot=_FEWSHOT,
         ),

@@ -17,7 +17,7 @@ _DEEPLABV3 = Model(
     head_branches=(6, 12, 18),
     head_channels=256,
 )
-_DATA = Data(batch_size=24, short_side=512, scale=(0.5, 2.0), crop=(512, 512), target=None)
+_DATA = Data(batch_size=24, short_side=512, scale=(1.0, 1.22), crop=(512, 512), target=None)
 
 
 def ucd_first() -> Recipe:
