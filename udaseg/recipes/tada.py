@@ -43,7 +43,10 @@ def tada_coarse() -> Recipe:
 
 
 def tada_overlap() -> Recipe:
-    """TADA, Synscapes -> Cityscapes, overlapping taxonomies (2109.04813): a vehicle may be of three classes."""
+    """TADA, Synscapes -> Cityscapes, overlapping taxonomies (2109.04813): a vehicle may be of three classes.
+
+    15 labelled images of each class concerned.
+    """
     recipe = tada()
     stage = replace(recipe.stages[0], method=replace(recipe.stages[0].method, keep=0.4))
     return replace(recipe, name="tada_overlap", stages=(stage,))
