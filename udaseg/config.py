@@ -129,15 +129,15 @@ class Stream:
     """How the images of one domain are drawn."""
 
     labels: Literal["true", "pseudo", "soft", "distribution", "candidates", "none"]
-    """Which labels the stage reads. True labels of a target are read by oracles and `fewshot` alone; "soft" are
-    pseudo-labels whose pixels weigh as much as they are certain; "distribution" adds all classes' probabilities to
-    pseudo-labels; "candidates" are true labels with what a pixel may be where a mapping gives its class several."""
+    """A target's true ones are read by oracles and `fewshot` alone. "soft": pseudo-labels that weigh as much as they
+    are certain; "distribution": with all classes' probabilities; "candidates": true, with all that a mapping allows."""
     sampling: Sampling = "uniform"
-    """See `udaseg.data.index.DatasetIndex`: `rare_classes` is DAFormer's, `balanced_classes` SDCA's."""
     rare_temperature: Positive = 0.01
-    """T of rare-class sampling, P(c) ~ exp((1 - f_c) / T)."""
+    """T of "rare_class", P(c) ~ exp((1 - f_c) / T); "class_balanced" is `DatasetIndex.balanced_classes`."""
     rare_min_pixels: CountOrZero = 3000
     """Pixels of the drawn class that an image must have."""
+    rare_classes: tuple[int, ...] = ()
+    """Train ids of the classes that are drawn; () = all."""
     rare_min_crop_pixels: CountOrZero = 1500
     """Pixels of the drawn class that a crop should have; redrawn at most nine times."""
     short_side: Pixels | None = None

@@ -142,7 +142,9 @@ def test_rare_class_sampling_follows_the_formula(plan: Plan) -> None:
     assert np.allclose(np.bincount(drawn, minlength=3) / 4000, expected, atol=0.03)
 
 
-def test_class_balanced_sampling_draws_what_an_image_by_image_loop_does(plan: Plan) -> None:
+def test_class_balanced_sampling_draws_what_an_image_by_image_loop_does(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The loop: the class drawn next is the likelier the less it was seen in what was drawn so far."""
     directory = plan.streams["source"].directory
     index = open_index(directory)
@@ -155,7 +157,7 @@ def test_class_balanced_sampling_draws_what_an_image_by_image_loop_does(plan: Pl
         k = rng.choice(3, p=weight / weight.sum())
         row = rng.choice(rows[k])
         classes[k], images[row], seen = classes[k] + 1, images[row] + 1, seen + shows[row]
-    index._rows_of_classes = lambda split: (rows, rows)  # type: ignore[method-assign]
+    monkeypatch.setattr(index, "_rows_of_classes", lambda split: (rows, rows))
     index.balanced_classes.cache_clear()
     probability, _ = index.balanced_classes("train")
     assert np.allclose(probability, classes / 20_000, atol=0.01) and probability[1] > 0.4
@@ -163,6 +165,23 @@ def test_class_balanced_sampling_draws_what_an_image_by_image_loop_does(plan: Pl
     drawn = [draw_row(balanced, g, 0, "source") for g in range(4000)]
     assert {k for _, k in drawn} == {None}, "no crop is drawn again for it"
     assert np.allclose(np.bincount([row for row, _ in drawn], minlength=7) / 4000, images / 20_000, atol=0.03)
+    index.balanced_classes.cache_clear()
+
+
+def test_rare_class_sampling_may_be_of_some_classes_alone(plan: Plan) -> None:
+    index = open_index(plan.streams["source"].directory)
+    probability, rows = index.rare_classes("train", 0.1, 150)
+    some, same = index.rare_classes("train", 0.1, 150, (0, 2))
+    assert (
+        some[1] == 0
+        and some[0] / some[2] == pytest.approx(probability[0] / probability[2])
+        and some.sum() == pytest.approx(1)
+    )
+    assert all(np.array_equal(a, b) for a, b in zip(rows, same, strict=True))
+    evenly, _ = index.rare_classes("train", 1e3, 150, (0, 2))
+    assert evenly[0] == pytest.approx(0.5, abs=1e-3)
+    with pytest.raises(DatasetError, match="rare_classes has 3; it has 3 classes"):
+        index.rare_classes("train", 0.1, 150, (0, 3))
 
 
 def test_rare_class_sampling_says_when_no_image_has_enough_pixels(plan: Plan) -> None:

@@ -141,21 +141,26 @@ class DatasetIndex:
         return pixels
 
     @functools.lru_cache(maxsize=64)  # noqa: B019 - an index lives as long as its process
-    def rare_classes(self, split: str, temperature: float, min_pixels: int) -> tuple[np.ndarray, list[np.ndarray]]:
+    def rare_classes(
+        self, split: str, temperature: float, min_pixels: int, classes: tuple[int, ...] = ()
+    ) -> tuple[np.ndarray, list[np.ndarray]]:
         """P(c) and the rows that hold at least `min_pixels` of c, for the classes that have such rows.
 
-        P(c) ~ exp((1 - f_c) / T) with f_c the class's share of labelled pixels (DAFormer, eq. 6-7).
+        P(c) ~ exp((1 - f_c) / T) with f_c the class's share of labelled pixels (DAFormer, eq. 6-7), of `classes` alone
+        where some are given.
         """
+        if foreign := [k for k in classes if not 0 <= k < len(self.classes)]:
+            raise DatasetError(f"{self.directory}: rare_classes has {foreign[0]}; it has {len(self.classes)} classes")
         rows, pixels = self._rows_of_classes(split)
         enough = [r[: int(np.searchsorted(-p, -min_pixels, side="right"))] for r, p in zip(rows, pixels, strict=True)]
         totals = np.array([p.sum() for p in pixels], np.float64)
-        if not any(len(r) for r in enough):
+        drawn = np.array([len(r) > 0 and (not classes or k in classes) for k, r in enumerate(enough)])
+        if not drawn.any():
             raise DatasetError(
-                f"{self.directory}: no image of split {split!r} has {min_pixels} pixels of any class; "
-                "lower data.source.rare_min_pixels"
+                f"{self.directory}: no image of split {split!r} has {min_pixels} pixels of any class"
+                f"{f' of {list(classes)}' if classes else ''}; lower data.source.rare_min_pixels"
             )
-        logit = (1 - totals / totals.sum()) / temperature
-        logit[[not len(r) for r in enough]] = -np.inf
+        logit = np.where(drawn, (1 - totals / totals.sum()) / temperature, -np.inf)
         probability = np.exp(logit - logit.max())
         return probability / probability.sum(), enough
 

@@ -39,6 +39,7 @@ class StreamPlan:
     sampling: Sampling = "uniform"
     rare_temperature: float = 0.01
     rare_min_pixels: int = 3000
+    rare_classes: tuple[int, ...] = ()
     rare_min_crop_pixels: int = 1500
     short_side: int | None = None
     """In place of the plan's."""
@@ -171,7 +172,8 @@ def draw_row(stream: StreamPlan, index: int, seed: int, name: str) -> tuple[int,
         return start + int(permute(np.array([position]), stop - start, seed, name, past)[0]), None
     rare = stream.sampling == "rare_class"
     if rare:
-        probability, rows = table.rare_classes(stream.split, stream.rare_temperature, stream.rare_min_pixels)
+        rule = stream.rare_temperature, stream.rare_min_pixels, stream.rare_classes
+        probability, rows = table.rare_classes(stream.split, *rule)
     else:
         probability, rows = table.balanced_classes(stream.split)
     rng = keyed(seed, index, f"{name}.{stream.sampling}")

@@ -254,6 +254,7 @@ def make_plan(stage: Stage, directories: dict[str, str | None], seed: int) -> Pl
             sampling=stream.sampling,
             rare_temperature=stream.rare_temperature,
             rare_min_pixels=stream.rare_min_pixels,
+            rare_classes=stream.rare_classes,
             rare_min_crop_pixels=stream.rare_min_crop_pixels,
             short_side=stream.short_side,
             crop=stream.crop,
