@@ -9,8 +9,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from draws import labels, normal
+from fake_gpu import GPU, fake_gpu
 
 from udaseg.losses.segmentation import (
+    LovaszClasses,
     cross_entropy,
     entropy,
     focal_cross_entropy,
@@ -189,6 +191,13 @@ def test_lovasz_softmax_of_the_classes_present_is_the_mean_of_their_extensions()
     (expected,) = torch.autograd.grad(total, logits, retain_graph=True)
     torch.testing.assert_close(torch.autograd.grad(found, logits)[0], expected, rtol=1e-5, atol=1e-9)
     assert lovasz_softmax(logits, torch.full_like(label, IGNORE), classes="present") == 0
+
+
+@pytest.mark.parametrize("classes", ["all", "present"])
+def test_lovasz_softmax_waits_for_no_gpu(classes: LovaszClasses) -> None:
+    with fake_gpu():
+        logits, label = normal(2, 4, 5, 6).to(GPU, non_blocking=True), labels(2, 5, 6, classes=3)
+        lovasz_softmax(logits, label.to(GPU, non_blocking=True), classes=classes)
 
 
 def test_reverse_cross_entropy_takes_the_label_s_logarithm() -> None:
