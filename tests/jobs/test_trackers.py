@@ -219,8 +219,8 @@ def test_a_training_run_and_its_resumption_are_one_run_in_a_database(
     run = run_of(client, out)
     assert run.info.status == "FINISHED" and run.info.run_name == "run"
     kept = [json.loads(line) for line in Path(join(str(out), "metrics.jsonl")).read_text().splitlines()]
-    for name in ("source_ce", "lr", "images_per_second"):
+    for name in ("ce", "lr", "images_per_second"):
         assert points(client, run.info.run_id, name) == [(r["step"], r[name]) for r in kept]
     train(recipe, **given, resume=True)
     assert run_of(client, out).info.run_id == run.info.run_id
-    assert len(points(client, run.info.run_id, "source_ce")) == len(kept) == 4
+    assert len(points(client, run.info.run_id, "ce")) == len(kept) == 4
