@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 from tiny import CLASSES, digests, draw, make_checkpoint, make_dataset
@@ -26,7 +27,7 @@ from udaseg.data.manifest import read_manifest
 from udaseg.errors import ConfigError, DatasetError, TrainingError
 from udaseg.evaluation.verdict import verdict
 from udaseg.job_config import Adapt, Cluster, Inference
-from udaseg.jobs.adapt import job, judging
+from udaseg.jobs.adapt import inputs, job, judging
 from udaseg.jobs.adapt import runs as runs_module
 from udaseg.jobs.adapt.candidates import RECOMMENDED, SOURCE_FREE, candidate, recipe_names, source_only, warm_start
 from udaseg.jobs.adapt.choice import Choice, Images, Machine, choose
@@ -215,6 +216,31 @@ def test_datasets_with_held_out_images_are_taken_as_they_are(tmp_path: Path) -> 
     assert make_inputs(told, str(tmp_path / "out")) == (told.source, told.target)
     assert measure(Inputs(told.source, told.target)) == Images(short_side=40, long_side=56, count=10)
     assert digests(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "expected"),
+    [
+        ((240, 320), (227, 320), (240, 320)),  # nearly alike: nothing is shrunk
+        ((227, 320), (240, 320), (240, 320)),
+        ((1052, 1914), (227, 320), (227, 320)),  # far apart: nothing is enlarged much
+        ((227, 320), (1052, 1914), (227, 320)),
+    ],
+)
+def test_sizes_are_the_larger_domain_s_where_they_are_nearly_alike(
+    source: tuple[int, int], target: tuple[int, int], expected: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Index:
+        def __init__(self, side: tuple[int, int]) -> None:
+            self.table = pa.table({"height": [side[0]] * 4 + [9], "width": [side[1]] * 4 + [9]})
+
+        def rows(self, split: str) -> tuple[int, int]:
+            return 0, 4
+
+    indices = {"s": Index(source), "t": Index(target)}
+    monkeypatch.setattr(inputs, "open_index", indices.get)
+    assert measure(Inputs("s", "t")) == Images(short_side=expected[0], long_side=expected[1], count=4)
+    assert measure(Inputs(None, "t")).short_side == target[0]
 
 
 def test_a_tenth_is_held_out_in_runs_of_neighbours(tmp_path: Path) -> None:

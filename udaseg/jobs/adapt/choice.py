@@ -35,12 +35,12 @@ class Machine:
 
 @dataclass(frozen=True, kw_only=True)
 class Images:
-    """What the two domains hold, of which the shorter counts."""
+    """What the two domains hold; see `udaseg.jobs.adapt.inputs.measure`."""
 
     short_side: int
-    """Median of the images' short sides, in pixels."""
+    """Median of a domain's short sides, in pixels."""
     long_side: int
-    """Median of their long sides."""
+    """Median of its long sides."""
     count: int
     """Training images."""
 

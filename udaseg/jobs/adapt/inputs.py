@@ -24,6 +24,8 @@ from udaseg.types import DepthRange
 HELD_OUT = "val"
 _RUNS = 50
 """Images are held out in runs of neighbours by name: those of a drive are nearly the same."""
+_NEARLY_ALIKE = 1.25
+"""Largest ratio of two domains' short sides up to which the smaller is enlarged in place of the larger shrunk."""
 
 
 class Inputs(NamedTuple):
@@ -135,16 +137,21 @@ def hold_out(manifest: pa.Table, directory: str) -> pa.Table:
 
 
 def measure(inputs: Inputs) -> Images:
-    """The sizes of both domains' images, and how many there are to train on."""
-    sides, counts = [], []
+    """The sizes of both domains' images, by which they are trained on, and how many there are.
+
+    The smaller domain's sizes, but the larger's where they are nearly alike: what is shrunk a little is blurred, and if
+    the other domain then is not, a network learns from what is less sharp than what it is for.
+    """
+    sizes, counts = [], []
     for directory in filter(None, inputs):
         index = open_index(directory)
         start, stop = index.rows("train")
         counts.append(stop - start)
-        sides.append(np.stack([index.table[name].slice(start, stop - start) for name in ("height", "width")], 1))
-    both = np.concatenate(sides)
-    short, long = np.median(both.min(1)), np.median(both.max(1))
-    return Images(short_side=int(short), long_side=int(long), count=max(counts))
+        sides = np.stack([index.table[name].slice(start, stop - start) for name in ("height", "width")], 1)
+        sizes.append((int(np.median(sides.min(1))), int(np.median(sides.max(1)))))
+    smaller, larger = min(sizes), max(sizes)
+    short, long = larger if larger[0] <= _NEARLY_ALIKE * smaller[0] else smaller
+    return Images(short_side=short, long_side=long, count=max(counts))
 
 
 def class_pixels(source: str) -> np.ndarray:
