@@ -37,7 +37,7 @@ def test_lovasz_softmax_comes_on_request() -> None:
 
 def test_logits_are_divided_on_request() -> None:
     stage = make_stage("supervised")
-    stage = replace(stage, method=replace(stage.method, temperature=1.8))
+    stage = replace(stage, method=replace(stage.method, ce_temperature=1.8))
     state, batches = make_state(stage), make_batches(stage)
     found = collect_frozen(state, batches)["ce"].value
     logits = state.method.student(batches["source"].image).logits

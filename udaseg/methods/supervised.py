@@ -25,7 +25,7 @@ class Supervised(Method):
         """Of Lovasz-softmax, which SDCA's and ProCA's first stage has; 0.75 there."""
         lovasz_classes: LovaszClasses = "all"
         """Over which it is averaged; "present" there."""
-        temperature: Positive = 1.0
+        ce_temperature: Positive = 1.0
         """What logits are divided by in the cross-entropy; 1.8 in SPCL's warm-up."""
         pne: PNE = PNE()
 
@@ -40,7 +40,7 @@ class Supervised(Method):
     def losses(self, batches: Mapping[str, Batch], step: int, total_steps: int) -> Iterator[tuple[Loss, ...]]:
         c, batch = self.config, batches[self.config.stream]
         out = self.student(batch.image, c.stream, batch.index)
-        terms = [Loss("ce", output_cross_entropy(divided(out, c.temperature), batch.labels, batch.weight))]
+        terms = [Loss("ce", output_cross_entropy(divided(out, c.ce_temperature), batch.labels, batch.weight))]
         if c.lovasz_weight:
             lovasz = lovasz_softmax(out.logits, batch.labels, classes=c.lovasz_classes)
             terms.append(Loss("lovasz", lovasz, c.lovasz_weight))

@@ -36,7 +36,7 @@ def spcl() -> Recipe:
     target = in_sdca_s_colours(Stream(labels="pseudo"))
     warm_up = Stage(
         name="source",
-        method=Supervised.Config(stream="source", temperature=1.8),
+        method=Supervised.Config(stream="source", ce_temperature=1.8),
         steps=40_000,
         model=SDCA_MODEL,
         data=replace(data, target=None),
