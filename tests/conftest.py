@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -41,6 +42,7 @@ import torch  # not earlier: OpenMP reads its number of threads at import
 from two_ranks import TwoRanks
 
 torch.set_num_threads(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what it starts in the background ignore it
 
 WHOLE_JOBS = {
     "test_train_job", "test_demo", "test_faults", "test_sweep", "test_job_submit", "test_pseudo_label_job",
