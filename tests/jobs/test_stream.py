@@ -12,12 +12,15 @@ import pytest
 from PIL import Image
 from ray.data import ExecutionResources
 from ray.data._internal.execution.execution_callback import ExecutionCallback
-from tiny import CLASSES, make_dataset
+from tiny import CLASSES, make_dataset, tiny_recipe
 
+from udaseg.config import Recipe, Stream
 from udaseg.data.index import open_index
 from udaseg.data.manifest import PSEUDO_MANIFEST, read_manifest, write_dataset
 from udaseg.data.plan import Plan, StreamPlan, draw_row
-from udaseg.errors import DatasetError
+from udaseg.errors import ConfigError, DatasetError
+from udaseg.job_config import Cluster
+from udaseg.jobs.preflight import check
 from udaseg.jobs.stream import PAUSE, plan_dataset, sample_index
 
 
@@ -180,8 +183,15 @@ def test_rare_class_sampling_may_be_of_some_classes_alone(plan: Plan) -> None:
     assert all(np.array_equal(a, b) for a, b in zip(rows, same, strict=True))
     evenly, _ = index.rare_classes("train", 1e3, 150, (0, 2))
     assert evenly[0] == pytest.approx(0.5, abs=1e-3)
-    with pytest.raises(DatasetError, match="rare_classes has 3; it has 3 classes"):
-        index.rare_classes("train", 0.1, 150, (0, 3))
+
+
+def test_a_rare_class_that_the_dataset_lacks_is_named_before_anything_runs(plan: Plan) -> None:
+    data = {"source": plan.streams["source"].directory, "target": None}
+    stage = tiny_recipe("source_only_small").stages[0]
+    source = Stream(labels="true", sampling="rare_class", rare_classes=(0, 3))
+    recipe = Recipe(name="x", stages=(replace(stage, data=replace(stage.data, source=source)),))
+    with pytest.raises(ConfigError, match=r"data\.source\.rare_classes has 3, but the dataset has 3 classes"):
+        check(recipe, data, Cluster(gpu=False))
 
 
 def test_rare_class_sampling_says_when_no_image_has_enough_pixels(plan: Plan) -> None:

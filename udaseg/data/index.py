@@ -149,8 +149,6 @@ class DatasetIndex:
         P(c) ~ exp((1 - f_c) / T) with f_c the class's share of labelled pixels (DAFormer, eq. 6-7), of `classes` alone
         where some are given.
         """
-        if foreign := [k for k in classes if not 0 <= k < len(self.classes)]:
-            raise DatasetError(f"{self.directory}: rare_classes has {foreign[0]}; it has {len(self.classes)} classes")
         rows, pixels = self._rows_of_classes(split)
         enough = [r[: int(np.searchsorted(-p, -min_pixels, side="right"))] for r, p in zip(rows, pixels, strict=True)]
         totals = np.array([p.sum() for p in pixels], np.float64)

@@ -95,6 +95,11 @@ def check(recipe: Recipe, directories: dict[str, str | None], cluster: Cluster) 
                     f"{workers} workers in whole groups of {stage.data.group_size}; "
                     "use --cluster.workers that divide it, and --cluster.min-workers with no others between"
                 )
+        for name, stream in stage.data.streams().items():
+            if foreign := [k for k in stream.rare_classes if not 0 <= k < len(classes)]:
+                raise ConfigError(
+                    f"stages.{i}.data.{name}.rare_classes has {foreign[0]}, but the dataset has {len(classes)} classes"
+                )
         earlier = [s.name for s in recipe.stages[:i]]
         by = None if stage.pseudo_label is None else stage.pseudo_label.by
         for uri in {stage.init_from, by} - {None, *earlier}:

@@ -42,8 +42,7 @@ def dsp_synthia() -> Recipe:
 
     Of the authors' `train_DSP.py`: less blend and MMD (0.0001 in its later version, 0.005 in the first), long-tail
     images at 1080 pixels, whose classes are wall, fence, traffic light and bus, and the target's crops of 2048 x 1024.
-    Where datasets have SYNTHIA's 16 classes alone, bus is 13: `--method.long-tail 3 4 6 13 --data.rare.rare-classes 3 4 6
-    13`.
+    Where datasets have SYNTHIA's 16 classes alone, bus is 13, in `--method.long-tail` and `--data.rare.rare-classes`.
     """
     stage, tail = on_synthia(dsp()).stages[0], (3, 4, 6, 15)
     assert stage.data.rare is not None
