@@ -51,6 +51,12 @@ def indexed() -> Image.Image:
     return image
 
 
+def mapped(name_of: dict[str, object]) -> Classes:
+    """The classes, and what each of the labels' is to them."""
+    value = {"names": CLASSES.names, "palette": CLASSES.palette, "map": name_of}
+    return remap(CLASSES, json.dumps(value), "m.json")
+
+
 def transparent() -> np.ndarray:
     return np.dstack([coloured(IDS), np.where(IDS == 1, 0, 255).astype(np.uint8)])
 
@@ -181,6 +187,8 @@ CITY[4], CITY[34] = (20, 20, 20), (0, 0, 142)  # static; license plates, which h
         ([7, 26, 34], CITY, LAYOUTS["gta5"].classes),
         ([34], CITY, LAYOUTS["gta5"].classes),
         ([1, 4], CITY, LAYOUTS["gta5"].classes),
+        ([0, 1, 2], CLASSES.palette, mapped({"road": "road", "sky": None, "car": ["road", "sky"]})),
+        ([0, 1, 2], CLASSES.palette, mapped({"road": "car", "sky": "sky", "car": "car"})),
     ],
 )  # fmt: skip
 def test_palettes_that_only_paint_ids(

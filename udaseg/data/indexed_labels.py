@@ -47,8 +47,10 @@ def _require_class_places(palette: np.ndarray, used: np.ndarray, classes: Classe
     for index, colour in coloured.items():
         train = train_of[colour]
         own_places = palette[np.flatnonzero(lookup[: len(palette)] == train)]
-        # A colour may be there twice: Cityscapes' license plates have that of its cars.
-        if lookup[index] != train and not (own_places == colour).all(1).any() and colour != (index,) * 3:
+        # A colour may be there twice: Cityscapes' license plates have that of its cars. A mapping may leave a class no
+        # id, and what has its colour is then another one's by intention.
+        elsewhere = (lookup == train).any() and not (own_places == colour).all(1).any()
+        if lookup[index] != train and elsewhere and colour != (index,) * 3:
             found = int(lookup[index])
             name = repr(classes.names[found]) if 0 <= found < len(classes) else "of no class"
             raise DatasetError(
