@@ -31,7 +31,7 @@ lint: .venv/installed
 	$(BIN)/mypy
 
 # The variable silences a word of Material's about MkDocs' next version.
-docs: .venv/installed-full
+docs: .venv/installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file docs/site/mkdocs.yml
 
 clean:

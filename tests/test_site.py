@@ -36,7 +36,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.full
 def test_every_recipe_and_its_settings_are_in_the_reference(site: Path) -> None:
     for name, make in RECIPES.items():
         page = (site / f"reference/recipes/{make.__module__.split('.')[-1]}.html").read_text()
@@ -51,7 +50,6 @@ def test_every_recipe_and_its_settings_are_in_the_reference(site: Path) -> None:
     assert "Base learning rate, of the backbone." in settings, "the docstring below a field"
 
 
-@pytest.mark.full
 def test_every_public_name_is_described(site: Path) -> None:
     page = (site / "reference/python.html").read_text()
     missing = [
@@ -63,7 +61,6 @@ def test_every_public_name_is_described(site: Path) -> None:
     assert not missing
 
 
-@pytest.mark.full
 def test_no_page_loads_anything_from_elsewhere(site: Path) -> None:
     pages = list(site.rglob("*.html"))
     assert len(pages) > 70
