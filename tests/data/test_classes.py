@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -134,3 +135,9 @@ def test_the_mapping_to_synthia_s_16_classes() -> None:
         assert classes.raw_to_train[raw] == (SYNTHIA_16.index(name) if name in SYNTHIA_16 else 255)
         if name in SYNTHIA_16:
             assert classes.palette[SYNTHIA_16.index(name)] == CITYSCAPES_CLASSES.palette[train]
+
+
+def test_255_is_ignored_where_nothing_else_is_said_of_it() -> None:
+    classes = Classes(names=("a", "b"), palette=((0, 0, 0), (1, 1, 1)), raw_to_train={7: 0, 26: 1})
+    assert classes.lookup()[[7, 26, 255, 0]].tolist() == [0, 1, 255, -1]
+    assert replace(classes, raw_to_train={7: 0, 255: 1}).lookup()[255] == 1

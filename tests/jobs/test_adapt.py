@@ -45,7 +45,7 @@ POSSIBLE = [
     name
     for name in RECIPES
     if name.endswith("_small")
-    and name not in ("hrda_small", "vfm_small", "supervised_small", "tada_small", "ucd_small")
+    and name not in ("hrda_small", "vfm_small", "clan_small", "supervised_small", "tada_small", "ucd_small")
 ]
 
 

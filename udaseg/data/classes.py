@@ -78,12 +78,12 @@ class Classes:
                 table[color_code(color)] = train
             return table if unions else np.where(table >= len(self.names), np.int16(self.ignore), table)
         table = np.full(65536, -1, np.int16)
+        table[self.ignore] = self.ignore
         if self.raw_to_train:
             for raw, train in self.raw_to_train.items():
                 table[raw] = train
         else:
             table[: len(self.names)] = np.arange(len(self.names))
-            table[self.ignore] = self.ignore
         return table if unions else np.where(table >= len(self.names), np.int16(self.ignore), table)
 
     def candidates(self) -> np.ndarray:

@@ -47,7 +47,7 @@ def _adapting(recipe: Recipe) -> list[Stage]:
 def _is_candidate(recipe: Recipe, source: bool) -> bool:
     """Whether a recipe adapts to a target without labels, from any warm start, and reads no more than there is.
 
-    HRDA's attention must have learnt in the warm start, and VFM has a network of its own.
+    HRDA's attention and CLAN's second head must have learnt in the warm start, and VFM has a network of its own.
     """
     stages = _adapting(recipe)
     reads = {domain for stage in stages for domain in stage.data.domains()}
@@ -55,7 +55,7 @@ def _is_candidate(recipe: Recipe, source: bool) -> bool:
     return bool(
         stages
         and all(stream is None or stream.labels != "true" for stream in streams)
-        and all(stage.model.backbone == SMALL.backbone and stage.model.detail_crop is None for stage in stages)
+        and all(stage.model == SMALL for stage in stages)
         and (source or "source" not in reads)
     )
 
