@@ -60,6 +60,17 @@ def test_few_shot_images_weigh_as_the_source_and_lie_below_it() -> None:
     )
 
 
+def test_unknown_pixels_of_the_source_are_pasted_on_request_alone() -> None:
+    """Of a source of which nothing is known the whole image is pasted, or nothing."""
+    losses = []
+    for mix_ignore in (True, False):
+        state, batches = made(mix_ignore=mix_ignore, relabel_from=10)
+        label = torch.full_like(batches["source"].labels, IGNORE)
+        batches["source"] = replace(batches["source"], label=label)
+        losses.append(float(collect_frozen(state, batches)["mixed_ce"].value.detach()))
+    assert losses[0] == 0 < losses[1]
+
+
 def test_looking_at_the_source_leaves_the_teacher_s_statistics_alone() -> None:
     state, batches = made()
     state.method.train()

@@ -51,6 +51,8 @@ class TADA(Method):
         """Weight of the mixed loss."""
         reduction: Reduction = "all"
         """Of the mixed loss; "all" is the authors'."""
+        mix_ignore: bool = True
+        """Whether 255 counts as a class of the source that ClassMix may draw, as in the authors' code."""
         contrast_weight: NonNegative = 0.01
         temperature: Positive = 0.07
         """Of the contrast."""
@@ -106,6 +108,7 @@ class TADA(Method):
             jitter=c.jitter,
             jitter_probability=c.jitter_probability,
             blur_probability=c.blur_probability,
+            include_ignore=c.mix_ignore,
         )
         out = self.student(mixed.image, "target", target.index)
         loss = output_cross_entropy(out, mixed.label, mixed.weight, reduction=c.reduction)
