@@ -41,7 +41,7 @@ SETTINGS = {
     "model.backbone": "mobilenetv2_100",
     "model.same_padding": True,
     "data.short_side": 240,
-    "data.crop": (176, 240),
+    "data.crop": (192, 256),
     "data.scale": (1.0, 1.3),
     "data.batch_size": 4,
     "optim.lr": 3e-4,

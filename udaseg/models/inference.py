@@ -52,7 +52,8 @@ def predict(
     Args:
         network: in evaluation mode.
         image: (B, 3, H, W) in [0, 1].
-        short_side: pixels of the short side that the network sees.
+        short_side: pixels of the short side that the network sees. Without a window and aligned corners both sides are
+            brought to whole cells of its last level, see `resized`.
         resample: how the image is brought to that size, as in training; see `udaseg.config.Data`.
         window: height and width in pixels of sliding windows; None = the whole image at once, or windows of the
             largest size that the network takes.
@@ -68,10 +69,13 @@ def predict(
     height, width = image.shape[-2:]
     if (largest := getattr(network, "largest", None)) is not None:
         window = largest if window is None else (min(window[0], largest[0]), min(window[1], largest[1]))
+    # Windows are taken as told; the DeepLabV2 line, whose corners are aligned, trains and predicts at any size.
+    fits = window is not None or getattr(network, "align_corners", False)
+    cell = 1 if fits else getattr(network, "feature_stride", 1)
     total: Tensor | None = None
     views = list(product(scales, (False, True) if flip else (False,)))
     for scale, mirrored in views:
-        view = resized(image.flip(-1) if mirrored else image, scale * short_side, resample)
+        view = resized(image.flip(-1) if mirrored else image, scale * short_side, resample, cell)
         logits = (
             network(view, domain, detail="everywhere").logits
             if window is None
@@ -87,23 +91,32 @@ def predict(
     return total if len(views) == 1 else total.div_(len(views))
 
 
-def resized(image: Tensor, short_side: float, resample: Resample) -> Tensor:
-    """(B, 3, H, W) images in [0, 1] with a short side of so many pixels, the same image where it has them."""
+def resized(image: Tensor, short_side: float, resample: Resample, cell: int = 1) -> Tensor:
+    """(B, 3, H, W) images in [0, 1] with a short side of so many pixels, the same image where it has them.
+
+    Sides of four cells and more are brought to the nearest whole number of them. Of any other number each level of a
+    network rounds up, so that its logits, stretched to the image, lie beside the pixels, by how much depends on the
+    size: four points of mIoU at 306 columns for a network trained on crops of 240 (docs/log.md).
+    """
     height, width = image.shape[-2:]
+    if short_side < 4 * cell:
+        cell = 1
+    short_side = short_side if cell == 1 else int(short_side / cell + 0.5) * cell
     factor = short_side / torch.sym_min(height, width)
-    if not isinstance(factor, torch.SymFloat) and factor == 1:  # an exported network asks nothing of a size
-        return image
-    size = (_whole(height * factor), _whole(width * factor))
+    size = (_whole(height * factor, cell), _whole(width * factor, cell))
+    if not any(isinstance(side, torch.SymInt) for side in (*size, height, width)) and size == (height, width):
+        return image  # but an exported network asks nothing of a size
     mode = "bicubic" if resample == "bicubic" else "bilinear"
     out = F.interpolate(image, size=size, mode=mode, align_corners=False, antialias=resample != "bilinear")
     return out.clamp(0, 1) if resample == "bicubic" else out
 
 
-def _whole(length: Any) -> Any:
-    """A side of whole pixels, at least one; of a size that is yet open, in tracing, as torch.export can write it."""
-    return (
-        torch.sym_max(1, torch.sym_int(length + 0.5)) if isinstance(length, torch.SymFloat) else max(1, round(length))
-    )
+def _whole(length: Any, cell: int) -> Any:
+    """A side of whole cells, at least one; of a size that is yet open, in tracing, as torch.export can write it."""
+    cells = length / cell
+    if isinstance(cells, torch.SymFloat):
+        return torch.sym_max(1, torch.sym_int(cells + 0.5)) * cell
+    return max(1, round(cells) if cell == 1 else int(cells + 0.5)) * cell
 
 
 def _slide(

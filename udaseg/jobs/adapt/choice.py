@@ -13,8 +13,8 @@ T = TypeVar("T")
 
 _FINE_TUNING = Optim(name="adamw", lr=3e-4, head_lr_factor=5.0, weight_decay=0.01, horizon=1.1, clip=5.0)
 _MOST_PASSES = 100
-_MULTIPLE = 16
-"""Sides of crops are multiples of it, so that the levels of a backbone fit."""
+_CELL = 32
+"""Sides of crops are multiples of it, or of half of it where they are short, so that the levels of a backbone fit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +87,11 @@ class Choice:
     """What was chosen, and why, by name."""
 
 
+def _crop_side(most: int) -> int:
+    unit = _CELL if most >= 2 * _CELL else _CELL // 2
+    return max(_CELL, most // unit * unit)
+
+
 def choose(told: Adapt, machine: Machine, images: Images, begun: tuple[Model, int] | None = None) -> Choice:
     """What to train where the user says nothing else; whatever is told is taken as it is.
 
@@ -127,7 +132,7 @@ def choose(told: Adapt, machine: Machine, images: Images, begun: tuple[Model, in
         side, why = begun[1], "what the checkpoint was trained at"
     short_side = pick("short_side", told.short_side, side, why)
     sides = short_side, round(short_side * images.long_side / images.short_side)
-    height, width = (max(2 * _MULTIPLE, min(row.crop, 3 * side // 4) // _MULTIPLE * _MULTIPLE) for side in sides)
+    height, width = (_crop_side(min(row.crop, 3 * side // 4)) for side in sides)
     crop = pick("crop", told.crop, (height, width), f"three quarters of an image's sides, {row.crop} at most")
     batch_size = pick("batch_size", told.batch_size, row.batch, f"crops of that size, on {machine}")
     most = max(1, _MOST_PASSES * images.count // batch_size)
