@@ -43,9 +43,11 @@ def command(run: Callable[[Sequence[str]], None]) -> Callable[..., int]:
             with _sigterm_as_ctrl_c(terminated):
                 run([word for word in words if word != "--verbose"])
         except KeyboardInterrupt:
-            word = "terminated" if terminated.is_set() else "interrupted"
-            say(f"{word}: what is done stays; --resume, or where there is none the same command, goes on")
-            return 128 + (signal.SIGTERM if terminated.is_set() else signal.SIGINT)
+            word, number = ("terminated", signal.SIGTERM) if terminated.is_set() else ("interrupted", signal.SIGINT)
+            return say(f"{word}: what is written stays; --resume, where there is one, goes on") or 128 + number
+        except BrokenPipeError:  # whoever reads what is printed has seen enough, as `head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # of which Python closes the rest quietly
+            return 128 + signal.SIGPIPE
         except (ConfigError, DatasetError, CheckpointError, TrainingError, UnreachableError, OSError) as error:
             if verbose:
                 traceback.print_exc()
@@ -54,8 +56,7 @@ def command(run: Callable[[Sequence[str]], None]) -> Callable[..., int]:
         except Exception as error:
             if verbose or type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported for it
                 raise
-            say(f"error: {str(error).partition('. ')[0]}")
-            return 1
+            return say(f"error: {str(error).partition('. ')[0]}") or 1
         return 0
 
     return main

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import signal
 import struct
+import subprocess
 import sys
 from fractions import Fraction
 from pathlib import Path
@@ -166,19 +168,44 @@ def test_what_is_ignored_keeps_its_pixels() -> None:
     assert found.tolist() == [[[11, 11, 11], [41, 71, 96]]]
 
 
+def test_nothing_of_an_earlier_prediction_is_left_beside_a_later_one(model: str, tmp_path: Path) -> None:
+    for folder, number in (("long", 6), ("short", 2)):
+        (tmp_path / folder).mkdir()
+        film(tmp_path / folder / "clip.mp4", number=number)
+        Image.fromarray(draw("target", number)[0]).save(tmp_path / folder / "a.png")
+    out = tmp_path / "out"
+    for folder, more in (("long", ["--overlay"]), ("short", [])):
+        words = [f"{tmp_path}/{folder}/clip.mp4", f"{tmp_path}/{folder}/a.png"]
+        assert main([model, *words, "--out", str(out), *more]) == 0
+    assert {str(path.relative_to(out)) for path in out.rglob("*.*g") if path.is_file()} == {
+        "labels/a.png",
+        "labels/clip/000000.png",
+        "labels/clip/000001.png",
+    }
+    assert not list((out / "overlays").iterdir())
+
+
+def test_a_reader_that_has_seen_enough_ends_it_quietly(model: str, files: Path) -> None:
+    words = [sys.executable, "-m", "pipelines", "predict", model, str(files / "folder"), "--out", str(files / "out")]
+    run = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert run.stdout is not None and run.stderr is not None
+    run.stdout.close()
+    assert run.stderr.read() == "" and run.wait() == 128 + signal.SIGPIPE
+
+
 # -- videos
 
 
 RATE = Fraction(30000, 1001)
 
 
-def film(file: Path, size: tuple[int, int] = (40, 56)) -> None:
+def film(file: Path, size: tuple[int, int] = (40, 56), number: int = 6) -> None:
     with av.open(file, "w") as container:
         stream = container.add_stream("libx264", rate=RATE, options={"crf": "5"})
         stream.height, stream.width = size
         stream.pix_fmt = "yuv444p" if size[0] % 2 else "yuv420p"
-        for number in range(6):
-            frame = av.VideoFrame.from_ndarray(draw("source", number, size)[0], format="rgb24")
+        for n in range(number):
+            frame = av.VideoFrame.from_ndarray(draw("source", n, size)[0], format="rgb24")
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
 

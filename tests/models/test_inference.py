@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from udaseg.errors import ConfigError
 from udaseg.models.inference import predict
 
 
@@ -107,3 +108,59 @@ def test_batches_hold_images_of_one_size_and_all_of_them() -> None:
     assert [keys for keys, _ in batches] == [[0, 1], [2, 4], [3, 5], [6]]
     for keys, images in batches:
         assert images.shape == (len(keys), *sizes[keys[0]], 3) and (images[:, 0, 0, 0] == keys).all()
+
+
+class Seen(Pointwise):
+    """Keeps the sizes that it sees."""
+
+    feature_stride, align_corners = 32, False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[tuple[int, ...]] = []
+
+    def forward(self, image: Tensor, domain: str = "target", detail: str = "") -> Any:
+        self.sizes.append(tuple(image.shape[2:]))
+        return super().forward(image)
+
+
+@pytest.mark.parametrize(
+    ("size", "short_side", "seen"),
+    [
+        ((227, 320), 240, (256, 352)),
+        ((240, 320), 240, (256, 352)),
+        ((256, 128), 128, (256, 128)),
+        ((300, 200), 150, (256, 160)),
+        ((80, 100), 80, (80, 100)),  # so few cells that a side would change by much
+    ],
+)
+def test_a_network_sees_whole_cells(size: tuple[int, int], short_side: int, seen: tuple[int, int]) -> None:
+    network, image = Seen(), torch.rand(1, 3, *size)
+    got = predict(network, image, short_side=short_side)  # type: ignore[arg-type]
+    assert network.sizes == [seen] and got.shape[2:] == size
+
+
+def test_windows_and_aligned_corners_see_any_size() -> None:
+    network, image = Seen(), torch.rand(1, 3, 227, 320)
+    predict(network, image, short_side=240, window=(240, 338))  # type: ignore[arg-type]
+    network.align_corners = True
+    predict(network, image, short_side=240)  # type: ignore[arg-type]
+    assert set(network.sizes) == {(240, 338)}
+
+
+@pytest.mark.parametrize(
+    ("views", "reason"),
+    [
+        ({"overlap": 1.0}, r"overlap is 1.0; it must lie in \[0, 1\)"),
+        ({"overlap": -1.0}, "overlap is -1.0"),
+        ({"window": 64}, "window is 64; give height and width"),
+        ({"window": (0, 64)}, r"window is \(0, 64\)"),
+        ({"scales": ()}, r"scales is \(\); give numbers above 0"),
+        ({"scales": (1.0, 0.0)}, "scales is"),
+        ({"blend": "sharp"}, "blend is 'sharp'; choose from mean, taper"),
+        ({"domain": "both"}, "domain is 'both'; choose from source, target"),
+    ],
+)
+def test_views_outside_their_range_are_refused_by_name(views: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        predict(Pointwise(), torch.rand(1, 3, 8, 8), short_side=8, **views)  # type: ignore[arg-type]

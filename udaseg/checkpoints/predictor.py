@@ -13,7 +13,7 @@ from udaseg.checkpoints.directory import ModelCard, load_model
 from udaseg.data.classes import Classes
 from udaseg.data.images import read_image, require_proportions, rgb
 from udaseg.errors import DatasetError
-from udaseg.models.inference import predict, to_pixels
+from udaseg.models.inference import check_views, predict, to_pixels
 from udaseg.models.segmenter import Segmenter
 from udaseg.types import DepthRange, NetworkRole
 
@@ -48,8 +48,10 @@ class Predictor:
                 image of Pillow's is), more than 8 bits with the card's `depth_range`; or (H, W, 3) uint8 RGB pixels.
             views: window, overlap, blend, scales, flip or domain of `udaseg.predict`.
 
-        Raises DatasetError, with the image's name, where it cannot be read, is no such image or is too long and narrow.
+        Raises ConfigError where a view is outside its range, and DatasetError, with the name of the image, where that
+        cannot be read, is no such image or is too long and narrow.
         """
+        check_views(**views)
         name, pixels = _pixels(image, self.card.depth_range)
         side = self.card.short_side * max(views.get("scales", (1.0,)))
         require_proportions(pixels.shape[0], pixels.shape[1], side, name)

@@ -9,6 +9,7 @@ overlays/<video>.mp4       likewise the video, at its frame rate
 from __future__ import annotations
 
 import contextlib
+import itertools
 import posixpath
 import sys
 import time
@@ -23,7 +24,7 @@ from udaseg.data.images import read_image
 from udaseg.data.index import open_index
 from udaseg.data.listing import list_images
 from udaseg.data.pictures import overlay, palette_image, png
-from udaseg.data.storage import absolute, exists, filesystem, join, write_bytes
+from udaseg.data.storage import absolute, exists, filesystem, join, remove, write_bytes
 from udaseg.data.video import is_video, open_video, video_writer
 from udaseg.errors import DatasetError, UnreachableError
 from udaseg.extras import require_extra
@@ -74,8 +75,11 @@ def predict_to(out: str, model: str, images: Sequence[str], *, overlays: bool = 
 def _predict_image(predictor: Predictor, image_id: str, pixels: np.ndarray, out: str, overlays: bool) -> None:
     file = join(out, "labels", f"{image_id}.png")
     label = _predict(predictor, pixels, file)
+    drawn = join(out, "overlays", f"{image_id}.png")
     if overlays:
-        write_bytes(join(out, "overlays", f"{image_id}.png"), png(overlay(pixels, label, predictor.classes)))
+        write_bytes(drawn, png(overlay(pixels, label, predictor.classes)))
+    else:
+        remove(drawn)  # of an earlier prediction, which it may not show
     print(f"{printable(file)}: {_summary(np.bincount(label.ravel(), minlength=256), predictor.classes)}")
 
 
@@ -93,6 +97,12 @@ def _predict_video(predictor: Predictor, video_id: str, uri: str, out: str, over
                 if time.monotonic() - told > _SECONDS_BETWEEN_LINES:
                     print(f"{printable(uri)}: frame {number}{f' of {video.count}' if video.count else ''}", flush=True)
                     told = time.monotonic()
+        for later in itertools.count(number):  # of an earlier, longer video
+            if not exists(frame := join(folder, f"{later:06d}.png")):
+                break
+            remove(frame)
+        if not overlays:
+            remove(file)
         if video.broken is not None:
             raise video.broken
     print(f"{printable(folder)}: {number} frames; {_summary(counts, predictor.classes)}")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, get_args
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from udaseg.errors import ConfigError
 from udaseg.models.windows import window_starts
 from udaseg.types import Blend, Detail, Domain, Resample, SegOutput
 
@@ -66,6 +67,7 @@ def predict(
     Returns:
         (B, K, H, W) float probabilities.
     """
+    check_views(window=window, overlap=overlap, blend=blend, scales=scales, flip=flip, domain=domain)
     height, width = image.shape[-2:]
     if (largest := getattr(network, "largest", None)) is not None:
         window = largest if window is None else (min(window[0], largest[0]), min(window[1], largest[1]))
@@ -89,6 +91,27 @@ def predict(
         total = probability if total is None else total.add_(probability)
     assert total is not None
     return total if len(views) == 1 else total.div_(len(views))
+
+
+def check_views(
+    *,
+    window: Any = None,
+    overlap: float = 0.5,
+    blend: str = "mean",
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    domain: str = "target",
+) -> None:
+    """Raise ConfigError, naming it, where an argument of `predict` is outside its range."""
+    if window is not None and (not isinstance(window, list | tuple) or len(window) != 2 or min(window) < 1):
+        raise ConfigError(f"window is {window}; give height and width in pixels")
+    if not 0 <= overlap < 1:
+        raise ConfigError(f"overlap is {overlap}; it must lie in [0, 1)")
+    if not isinstance(scales, list | tuple) or not scales or min(scales) <= 0:
+        raise ConfigError(f"scales is {scales}; give numbers above 0, at least one, e.g. (1.0,)")
+    for name, value, known in (("blend", blend, get_args(Blend)), ("domain", domain, get_args(Domain))):
+        if value not in known:
+            raise ConfigError(f"{name} is {value!r}; choose from {', '.join(known)}")
 
 
 def resized(image: Tensor, short_side: float, resample: Resample, cell: int = 1) -> Tensor:
