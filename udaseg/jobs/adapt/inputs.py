@@ -139,8 +139,7 @@ def hold_out(manifest: pa.Table, directory: str) -> pa.Table:
 def measure(inputs: Inputs) -> Images:
     """The sizes of both domains' images, by which they are trained on, and how many there are.
 
-    The smaller domain's sizes, but the larger's where they are nearly alike: what is shrunk a little is blurred, and if
-    the other domain then is not, a network learns from what is less sharp than what it is for.
+    The smaller domain's sizes, but the larger's where they are nearly alike, so that neither loses detail.
     """
     sizes, counts = [], []
     for directory in filter(None, inputs):
