@@ -56,7 +56,7 @@ RARE = {
 }
 """Of every row that reads the source, source-only included."""
 OWN_NETWORK: dict[str, dict[str, object]] = {
-    "hrda": {"model.detail_crop": (88, 120)},
+    "hrda": {"model.detail_crop": (96, 128)},
     "clan": {"model.head_pair": True},
 }
 """Of rows whose network has parts that learn with the rest: they begin from a warm start of their own."""

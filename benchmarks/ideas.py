@@ -140,7 +140,7 @@ def recipe_of(a: Arguments, name: str) -> Recipe:
         settings = SETTINGS | RARE | {"model.weights": a.weights}
         if a.quick:
             source, adapt = replace(source, steps=400), replace(adapt, steps=200)
-            settings |= {"data.short_side": 120, "data.crop": (88, 120), "data.source.rare_min_crop_pixels": 25}
+            settings |= {"data.short_side": 120, "data.crop": (96, 128), "data.source.rare_min_crop_pixels": 25}
     elif a.quick:
         adapt = replace(adapt, steps=300)
         settings = {"data.short_side": 96, "data.crop": (96, 144), "data.batch_size": 4}

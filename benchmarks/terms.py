@@ -43,7 +43,7 @@ class Arguments:
     every: int = 10
     """Steps of training between two looks."""
     batch_size: int = 4
-    crop: tuple[int, int] = (176, 240)
+    crop: tuple[int, int] = (192, 256)
     things: tuple[int, ...] = (2, 3)
     """Train ids that the feature distance and the long-tail paste mean."""
 
