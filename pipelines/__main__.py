@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
+import importlib.metadata
 import keyword
 import sys
 
@@ -29,10 +31,15 @@ def main() -> int:
         words = [*words[1:], "--verbose"]
     name = words[0] if words else ""
     if name and not name.startswith("-") and name not in COMMANDS:
-        print(f"error: no command {name!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
+        near = difflib.get_close_matches(name, COMMANDS)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
+        print(f"error: no command {name!r}; {hint}", file=sys.stderr)
         return 2
+    if name == "--version":
+        print(f"udaseg {importlib.metadata.version('udaseg')}")
+        return 0
     if name not in COMMANDS:
-        print("usage: udaseg [--verbose] COMMAND [options]\n", file=sys.stderr)
+        print("usage: udaseg [--verbose] COMMAND [options], udaseg --version\n", file=sys.stderr)
         for command, what in COMMANDS.items():
             print(f"  {command:14}{what}", file=sys.stderr)
         return 0 if name in ("-h", "--help") else 2

@@ -6,7 +6,6 @@ import contextlib
 import functools
 import io
 import itertools
-import json
 import os
 import signal
 import sys
@@ -23,8 +22,6 @@ from udaseg.errors import CheckpointError, ConfigError, DatasetError, TrainingEr
 if TYPE_CHECKING:
     from udaseg.config import Recipe
 
-_MAX_CONFIG = 1 << 20  # bytes
-
 T = TypeVar("T")
 
 
@@ -38,28 +35,32 @@ def command(run: Callable[[Sequence[str]], None]) -> Callable[..., int]:
     def main(argv: Sequence[str] | None = None) -> int:
         words = list(sys.argv[1:] if argv is None else argv)
         verbose = "--verbose" in words or os.environ.get("UDASEG_VERBOSE", "0") != "0"
-        terminated, say = threading.Event(), functools.partial(print, file=sys.stderr)
+        terminated = threading.Event()
         try:
             with _sigterm_as_ctrl_c(terminated):
                 run([word for word in words if word != "--verbose"])
         except KeyboardInterrupt:
             word, number = ("terminated", signal.SIGTERM) if terminated.is_set() else ("interrupted", signal.SIGINT)
-            return say(f"{word}: what is written stays; --resume, where there is one, goes on") or 128 + number
+            return _say(f"{word}: what is written stays; --resume, where there is one, goes on", 128 + number)
         except BrokenPipeError:  # whoever reads what is printed has seen enough, as `head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # of which Python closes the rest quietly
             return 128 + signal.SIGPIPE
         except (ConfigError, DatasetError, CheckpointError, TrainingError, UnreachableError, OSError) as error:
             if verbose:
                 traceback.print_exc()
-            say(f"error: {error}")
-            return 1 if isinstance(error, TrainingError | UnreachableError) else 2
+            return _say(f"error: {error}", 1 if isinstance(error, TrainingError | UnreachableError) else 2)
         except Exception as error:
             if verbose or type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported for it
                 raise
-            return say(f"error: {str(error).partition('. ')[0]}") or 1
+            return _say(f"error: {str(error).partition('. ')[0]}", 1)
         return 0
 
     return main
+
+
+def _say(text: str, code: int) -> int:
+    print(text, file=sys.stderr)
+    return code
 
 
 @contextlib.contextmanager
@@ -134,22 +135,6 @@ def _said_in(box: str) -> str:
     if near:
         parts.insert(1, f"did you mean {', '.join(near)}?")
     return "; ".join(part.removesuffix(".") for part in parts)
-
-
-def recipe_file(uri: str) -> Recipe:
-    """The recipe of a run's config.json, or of a sweep's best.json. Raises ConfigError, naming the file."""
-    from udaseg.data.storage import read_bytes
-    from udaseg.overrides import from_json
-    from udaseg.recipes import RECIPES
-
-    try:
-        text = read_bytes(uri, limit=_MAX_CONFIG).decode()
-        raw = json.loads(text)
-    except (OSError, DatasetError) as error:
-        raise ConfigError(f"{uri}: cannot be read, give a run's config.json ({error})") from None
-    except (ValueError, RecursionError) as error:  # not UTF-8, or no JSON
-        raise ConfigError(f"{uri}: not JSON, give a run's config.json ({error})") from None
-    return from_json(json.dumps(raw["recipe"]) if isinstance(raw, dict) and "recipe" in raw else text, RECIPES, uri)
 
 
 def spell_out(recipe: Recipe, argv: Sequence[str], own: set[str]) -> list[str]:

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from pipelines.cli import command, parse_arguments, recipe_file, spell_out
+from pipelines.cli import command, parse_arguments, spell_out
 from udaseg.config import Recipe
 from udaseg.errors import ConfigError
 from udaseg.job_config import Sweep
+from udaseg.recipes import from_file, named
 
 if TYPE_CHECKING:
     from udaseg.jobs.spaces import Space
@@ -34,7 +35,6 @@ class Arguments(Sweep):
 def parse(argv: Sequence[str]) -> tuple[Space, Arguments]:
     """The space and arguments of the command line. Raises ConfigError for an unknown space, recipe or field."""
     from udaseg.jobs.spaces import load_space, space_summaries
-    from udaseg.recipes import RECIPES
 
     if not argv or argv[0] in ("-h", "--help"):
         print(Arguments.__doc__)
@@ -51,12 +51,7 @@ def parse(argv: Sequence[str]) -> tuple[Space, Arguments]:
         known, rest = before.parse_known_args(argv[1:])
     except argparse.ArgumentError as error:
         raise ConfigError(f"{error}; give a recipe's name or a config.json") from None
-    if known.recipe in RECIPES:
-        recipe = RECIPES[known.recipe]()
-    elif known.recipe.endswith(".json"):
-        recipe = recipe_file(known.recipe)
-    else:
-        raise ConfigError(f"--recipe: no recipe {known.recipe!r}; there are {', '.join(RECIPES)}")
+    recipe = from_file(known.recipe) if known.recipe.endswith(".json") else named(known.recipe)
     own = {field.name for field in dataclasses.fields(Arguments)} - {"recipe", "cluster"}
     arguments = parse_arguments(
         Arguments,

@@ -9,11 +9,11 @@ from typing import Annotated
 
 import tyro
 
-from pipelines.cli import command, parse_arguments, recipe_file, spell_out
+from pipelines.cli import command, parse_arguments, spell_out
 from udaseg.config import Recipe
 from udaseg.errors import ConfigError
 from udaseg.job_config import Cluster, TrackerName
-from udaseg.recipes import names, summaries
+from udaseg.recipes import from_file, named, summaries
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,19 +51,15 @@ def parse(argv: Sequence[str]) -> Arguments:
     if argv[0] == "--config":
         if len(argv) < 2:
             raise ConfigError("--config: give a run's config.json")
-        recipe, rest = recipe_file(argv[1]), argv[2:]
-    elif argv[0] in names():
-        from udaseg.recipes import RECIPES
-
-        recipe, rest = RECIPES[argv[0]](), argv[1:]
+        recipe, how, rest = from_file(argv[1]), "--config FILE", argv[2:]
     else:
-        raise ConfigError(f"no recipe {argv[0]!r}; there are {', '.join(names())}; `udaseg adapt` chooses one itself")
+        recipe, how, rest = named(argv[0]), argv[0], argv[1:]
     default = Arguments(recipe=recipe, out=tyro.MISSING)
     return parse_arguments(
         Arguments,
         spell_out(recipe, rest, {"out", "source", "target", "resume", "track"}),
         default=default,
-        prog="udaseg train",
+        prog=f"udaseg train {how}",
         config=(tyro.conf.AvoidSubcommands,),
     )
 

@@ -50,7 +50,7 @@ def test_every_command_that_is_shown_is_one(words: list[str], monkeypatch: pytes
     if "--config" in options:
         from udaseg.recipes.bcl import bcl_small
 
-        monkeypatch.setattr(module, "recipe_file", lambda uri: bcl_small())
+        monkeypatch.setattr(module, "from_file", lambda uri: bcl_small())
     with pytest.raises(Parsed):
         pytest.fail(f"status {module.main(options)}, see the error above")
 

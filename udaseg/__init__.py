@@ -1,6 +1,7 @@
 """Adapts semantic segmentation networks to a new domain without target labels.
 
-From Python as from the command line; each name loads what it needs when it is first used:
+From Python as from the command line, with paths as text, URIs or pathlib's; each name loads what it needs when it is
+first used:
 
     import udaseg
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from os import PathLike
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:  # tasks that need no network start five seconds sooner without torch
@@ -24,6 +25,7 @@ PerDomain = Literal["nothing", "stem", "stem+statistics"]
 Detail = Literal["random", "entropy", "everywhere"]
 Blend = Literal["mean", "taper"]
 DepthRange = tuple[float, float]
+Location = str | PathLike[str]
 NetworkRole = Literal["predictor", "student", "teacher"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import os
@@ -262,7 +263,8 @@ def test_what_does_not_fit_is_named(tmp_path: Path, capsys: pytest.CaptureFixtur
         ({"some.weight": torch.zeros(1)}, "", ("some.weight", "none of the formats daformer, hrda, mic")),
         ({"state_dict": {"epoch": 3}}, "", ("'epoch' in it is no tensor",)),
         ([daformer], "", ("no tensors by name",)),
-        (daformer | {"code": Bomb(tmp_path / "made")}, "daformer", ("not a file of tensors",)),
+        (daformer | {"code": Bomb(tmp_path / "made")}, "daformer", ("not a file of tensors: it holds an object, ",)),
+        ({"state_dict": daformer, "args": argparse.Namespace()}, "daformer", ("an object, argparse.Namespace, ",)),
     ]
     for content, format, words in cases:
         torch.save(content, tmp_path / "theirs.pth")
@@ -273,6 +275,7 @@ def test_what_does_not_fit_is_named(tmp_path: Path, capsys: pytest.CaptureFixtur
         assert error.startswith(f"error: {tmp_path}")
         assert error.count("\n") == 1
         assert not [word for word in words if word not in error], error
+        assert "weights_only" not in error
         assert not (tmp_path / "out").exists()
     assert not (tmp_path / "made").exists()
 

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from tiny import draw, make_dataset
 
+from udaseg.data.classes import read_classes
 from udaseg.data.index import open_index
 from udaseg.data.manifest import MANIFEST, read_manifest
 from udaseg.data.plan import Plan, StreamPlan
@@ -32,6 +33,13 @@ def refused(directory: Path) -> str:
         open_index(str(directory))
     assert "\n" not in str(refusal.value)
     return str(refusal.value)
+
+
+def test_a_directory_that_is_not_there(dataset: Path) -> None:
+    wrong = dataset.with_name("dtaa")
+    assert refused(wrong) == f"{wrong}: no such directory"
+    with pytest.raises(DatasetError, match="dtaa: no such directory"):
+        read_classes(str(wrong))
 
 
 @pytest.mark.parametrize("name", FILES)

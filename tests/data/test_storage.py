@@ -9,7 +9,7 @@ import pytest
 
 from udaseg.data import storage
 from udaseg.data.images import read_image
-from udaseg.data.storage import reach, read_bytes
+from udaseg.data.storage import reach, read_bytes, to_uri, to_uris, write_bytes
 from udaseg.errors import DatasetError, UnreachableError
 
 
@@ -49,3 +49,15 @@ def test_what_is_missing_and_what_is_not_mounted(tmp_path: Path) -> None:
         read_image(str(tmp_path / "far" / "a.png"))
     with pytest.raises(DatasetError, match=r"cannot be read: .* is a directory"):
         read_image(str(tmp_path))
+
+
+def test_paths_of_pathlib_are_taken_and_broken_uris_are_not() -> None:
+    assert to_uris(Path("a/b")) == to_uris("a/b") == to_uris([Path("a/b")]) == ["a/b"]
+    assert to_uri(None) is None and to_uri("s3://bucket/a") == "s3://bucket/a"
+    with pytest.raises(DatasetError, match=r"s3:/bucket/a: pathlib drops a slash"):
+        to_uri(Path("s3://bucket/a"))
+
+
+def test_a_file_may_have_the_longest_name(tmp_path: Path) -> None:
+    write_bytes(str(tmp_path / ("x" * 255)), b"all of it")
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"all of it"]

@@ -482,3 +482,6 @@ def test_runs_are_trained_side_by_side_where_there_is_room(tmp_path: Path) -> No
 def test_from_python(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--source"):
         adapt(Adapt(out=str(tmp_path / "out"), target="target"))
+    given = {"out": tmp_path / "out", "source": tmp_path / "sorce", "target": tmp_path}
+    with pytest.raises(DatasetError, match="sorce: no such"):
+        adapt(Adapt(**given))  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import signal
 import struct
 import subprocess
@@ -20,6 +21,7 @@ from tiny import CLASSES, draw, make_checkpoint, make_dataset
 import udaseg
 from pipelines.predict import main
 from udaseg.checkpoints.predictor import Predictor
+from udaseg.data.folders import IMAGE_SUFFIXES
 from udaseg.data.pictures import overlay
 from udaseg.errors import CheckpointError, DatasetError
 
@@ -96,6 +98,8 @@ def test_refuses_what_is_no_image(predictor: Predictor, image: object, reason: s
 def test_refuses_what_is_no_model(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="not a model directory"):
         udaseg.load(tmp_path)
+    with pytest.raises(CheckpointError, match="modle: no such directory"):
+        udaseg.load(tmp_path / "modle")
 
 
 # -- the command
@@ -160,6 +164,39 @@ def test_refuses_names_that_do_not_fit(
     assert main([model, *(f"{files}/{name}" for name in images), "--out", f"{files}/{out}"]) == 2
     assert reason in capsys.readouterr().err
     assert [path.name for path in (files / "out").iterdir()] == ["x.png"] and not (files / "out2").exists()
+
+
+@pytest.mark.parametrize("above", ["", "val/"])
+def test_label_maps_beside_images_are_not_predicted(
+    model: str, files: Path, capsys: pytest.CaptureFixture[str], above: str
+) -> None:
+    root, out = files / "tree", files / "out"
+    for folder in ("images", "Masks", "masks of cars"):
+        shutil.copytree(files / "folder", root / above / folder)
+    assert main([model, str(root), "--out", str(out)]) == 2
+    where = f"{root}/{above}".rstrip("/")
+    assert capsys.readouterr().err.startswith(f"error: {where}: holds images/ and Masks/, and label maps are no photo")
+    assert not out.exists()
+    assert main([model, str(root / above / "images"), "--out", str(out)]) == 0
+    shutil.rmtree(root / above / "Masks")
+    assert main([model, str(root), "--out", str(out)]) == 0
+
+
+def test_pictures_that_are_passed_over_are_told(model: str, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("1.HEIC", "b/2.heic", "b/3.mp4", "notes.txt"):
+        (files / "folder" / name).touch()
+    assert main([model, str(files / "folder"), "--out", str(files / "out")]) == 0
+    assert capsys.readouterr().err.splitlines() == [
+        f"warning: {files}/folder: 2 files that end in .heic passed over; images are {', '.join(IMAGE_SUFFIXES)}",
+        f"warning: {files}/folder: 1 file that ends in .mp4 passed over; images are {', '.join(IMAGE_SUFFIXES)}",
+    ]
+
+
+def test_a_name_as_long_as_is_allowed(model: str, files: Path) -> None:
+    name = "x" * 251
+    (files / f"{name}.png").write_bytes((files / "data/images/003.png").read_bytes())
+    assert main([model, str(files / f"{name}.png"), "--out", str(files / "out")]) == 0
+    assert [path.name for path in (files / "out" / "labels").iterdir()] == [f"{name}.png"]
 
 
 def test_what_is_ignored_keeps_its_pixels() -> None:

@@ -80,7 +80,7 @@ def tree(tmp_path: Path) -> Path:
 def run(tree: Path, **changes: object) -> list[datasets.Problem]:
     arguments = {"images": "images", "labels": "labels", "classes": "classes.json", "out": "out"} | changes
     paths = ("images", "labels", "classes", "splits", "root", "out")
-    return prepare(**{k: str(tree / v) if k in paths and v is not None else v for k, v in arguments.items()})
+    return prepare(**{k: tree / v if k in paths and v is not None else v for k, v in arguments.items()})
 
 
 def refusal(tree: Path, **changes: object) -> str:

@@ -96,8 +96,8 @@ def test_one_job_with_everything(checkpoint: str, tmp_path: Path, ray_session: N
     other = make_checkpoint(tmp_path / "other", 1)
     out = tmp_path / "out"
     arguments = {
-        **{"checkpoint": checkpoint, "images": str(dataset), "out": str(out), "agree_with": (other,)},
-        **{"truth": True, "source": str(dataset), "layouts": ("cityscapes", "coco_stuff"), "block_size": 4},
+        **{"checkpoint": Path(checkpoint), "images": dataset, "out": out, "agree_with": other},
+        **{"truth": True, "source": dataset, "layouts": ("cityscapes", "coco_stuff"), "block_size": 4},
         "rules": PseudoLabel(rule="fixed", measure="entropy", threshold=0.012),
         "inference": Inference(batch_size=3, flip=True, min_actors=1, actors=2, gpu=False),
     }

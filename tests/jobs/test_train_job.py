@@ -61,7 +61,7 @@ def rows(out: Path) -> list[dict[str, float]]:
 def undisturbed(pair: dict[str, str], tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Path:
     """BCL with all its stages, run once without interruption."""
     out = tmp_path_factory.mktemp("undisturbed") / "run"
-    train(bcl(), source=pair["source"], target=pair["target"], out=str(out), cluster=ONE)
+    train(bcl(), source=Path(pair["source"]), target=Path(pair["target"]), out=out, cluster=ONE)
     return out
 
 
@@ -247,6 +247,7 @@ def test_evaluation_agrees_with_a_plain_loop(undisturbed: Path, pair: dict[str, 
 
     model = str(undisturbed / "model")
     counts = evaluate([model], pair["source"])[0]
+    assert np.array_equal(evaluate(Path(model), Path(pair["source"])), [counts])
     network, card = load_model(model)
     index = open_index(pair["source"])
     expected = np.zeros((3, 3), np.int64)
@@ -347,7 +348,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_at_once(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["sorce_only_small"], "no recipe"),
+        (["sorce_only_small"], "no recipe 'sorce_only_small'; did you mean source_only_small"),
         (["source_only_small", "--optim.leraning-rate", "1"], "no field 'optim.leraning_rate'"),
         (["source_only_small", "--source", "/nowhere", "--out", "/nowhere/run"], "no classes.json"),
     ],

@@ -19,13 +19,13 @@ from udaseg.checkpoints.tensor_files import read_header, read_safetensors, read_
 from udaseg.config import Model
 from udaseg.data.classes import Classes
 from udaseg.data.depth import require_depth_range
-from udaseg.data.storage import exists, join, read_bytes, write_bytes
+from udaseg.data.storage import exists, join, read_bytes, to_uri, write_bytes
 from udaseg.data.strict_json import dump_json
 from udaseg.errors import CheckpointError
 from udaseg.models.build import build_segmenter
 from udaseg.models.image_sizes import ImageSizes
 from udaseg.models.segmenter import Segmenter
-from udaseg.types import DepthRange, NetworkRole, Resample
+from udaseg.types import DepthRange, Location, NetworkRole, Resample
 
 MODEL_FILE, CARD_FILE, STATE_FILE = "model.safetensors", "model.json", "state.pt"
 
@@ -77,6 +77,8 @@ def save_model(directory: Path, network: Segmenter, card: ModelCard) -> None:
 def read_card(uri: str) -> ModelCard:
     """The card of a model directory. Raises CheckpointError where there is none or it cannot be read."""
     if not exists(join(uri, CARD_FILE)) or not exists(join(uri, MODEL_FILE)):
+        if not exists(uri):
+            raise CheckpointError(f"{uri}: no such directory; give a run's model/ or one of its checkpoints")
         raise CheckpointError(
             f"{uri}: no {CARD_FILE} and {MODEL_FILE}, so not a model directory; "
             "give a run's model/ or one of its checkpoints"
@@ -184,11 +186,12 @@ def _build(uri: str, card: ModelCard) -> Segmenter:
         raise CheckpointError(f"{join(uri, CARD_FILE)}: no network can be built from it: {reason}") from error
 
 
-def load_model(uri: str, part: NetworkRole = "predictor") -> tuple[Segmenter, ModelCard]:
+def load_model(uri: Location, part: NetworkRole = "predictor") -> tuple[Segmenter, ModelCard]:
     """The network of a model directory, in evaluation mode, and its card. Raises CheckpointError.
 
     A checkpoint of a run also has the student's and the teacher's.
     """
+    uri = to_uri(uri)
     card, tensors = _checked(uri, part)
     network = _build(uri, card)
     network.load_network(tensors)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,10 +11,11 @@ from PIL import Image, ImageOps
 from udaseg.checkpoints.directory import ModelCard, load_model
 from udaseg.data.classes import Classes
 from udaseg.data.images import read_image, require_proportions, rgb
+from udaseg.data.storage import to_uri
 from udaseg.errors import DatasetError
 from udaseg.models.inference import check_views, predict, to_pixels
 from udaseg.models.segmenter import Segmenter
-from udaseg.types import DepthRange, NetworkRole
+from udaseg.types import DepthRange, Location, NetworkRole
 
 
 class Prediction(NamedTuple):
@@ -40,7 +40,7 @@ class Predictor:
         """Names and colours, in the order of the train ids."""
         return self.card.classes
 
-    def predict(self, image: str | os.PathLike[str] | Image.Image | np.ndarray, **views: Any) -> Prediction:
+    def predict(self, image: Location | Image.Image | np.ndarray, **views: Any) -> Prediction:
         """The class of every pixel of an image.
 
         Args:
@@ -60,7 +60,7 @@ class Predictor:
         return Prediction(label.to(torch.uint8).cpu().numpy(), confidence.cpu().numpy())
 
 
-def load(model: str | os.PathLike[str], *, network: NetworkRole = "predictor", device: str | None = None) -> Predictor:
+def load(model: Location, *, network: NetworkRole = "predictor", device: str | None = None) -> Predictor:
     """A model directory, or a checkpoint of a run, as what predicts images.
 
     Args:
@@ -71,12 +71,10 @@ def load(model: str | os.PathLike[str], *, network: NetworkRole = "predictor", d
     Raises CheckpointError.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return Predictor(*load_model(os.fspath(model), network), torch.device(device))
+    return Predictor(*load_model(model, network), torch.device(device))
 
 
-def _pixels(
-    image: str | os.PathLike[str] | Image.Image | np.ndarray, depth_range: DepthRange | None
-) -> tuple[str, np.ndarray]:
+def _pixels(image: Location | Image.Image | np.ndarray, depth_range: DepthRange | None) -> tuple[str, np.ndarray]:
     """The name of an image, and its (H, W, 3) uint8 pixels."""
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
@@ -84,5 +82,5 @@ def _pixels(
         return "the image", image
     if isinstance(image, Image.Image):
         return "the image", rgb(ImageOps.exif_transpose(image), depth_range)
-    uri = os.fspath(image)
+    uri = to_uri(image)
     return uri, read_image(uri, depth_range)

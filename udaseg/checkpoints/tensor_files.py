@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import pickle
+import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -148,5 +149,13 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 def _line(error: BaseException) -> str:
-    """The first line of an error's text."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """The reason in a line: of an error of torch's without its advice to load the file nevertheless."""
+    if found := re.search(r"GLOBAL ([\w.]+)", str(error)):
+        return (
+            f"it holds an object, {found[1]}, whose making would run code, and only tensors are read; "
+            "where you trust the file, save its state_dict alone with the library that wrote it"
+        )
+    if isinstance(error, pickle.UnpicklingError):
+        return "torch.save did not write it"
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return "too few bytes" if line == "Invalid position" else line.partition(". ")[0]

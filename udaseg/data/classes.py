@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from udaseg.data.storage import exists, join, read_bytes, utf8
+from udaseg.data.storage import exists, join, read_bytes, require_directory, utf8
 from udaseg.data.strict_json import parse_json
 from udaseg.errors import DatasetError
 
@@ -263,5 +263,6 @@ def read_classes(directory: str) -> Classes:
     """The classes of a dataset directory. Raises DatasetError where it has none."""
     uri = join(directory, "classes.json")
     if not exists(uri):
+        require_directory(directory)
         raise DatasetError(f"{directory}: no classes.json, so not a dataset; make one with `udaseg prepare`")
     return Classes.from_json(read_bytes(uri, limit=MAX_CLASSES_BYTES), uri)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import os
+import posixpath
 import re
 import unicodedata
 from collections import Counter
@@ -16,6 +17,13 @@ from udaseg.data.storage import children, exists, filesystem, join, reach, utf8
 from udaseg.errors import DatasetError, UnreachableError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+
+
+UNREAD_SUFFIXES = (
+    ".gif", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".ppm", ".pgm", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".exr",
+    ".hdr", ".npy", ".mp4", ".mov", ".avi", ".mkv", ".webm",
+)  # fmt: skip
+"""Of files that hold pictures, but are not read where a folder is given."""
 
 
 LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")  # which keep each id
@@ -131,6 +139,16 @@ def files(folder: str, suffixes: Sequence[str]) -> list[tuple[str, str]]:
     if not found:
         raise DatasetError(f"{folder}: no file in this folder or below ends in {' or '.join(suffixes)}")
     return found
+
+
+def passed_over(folder: str) -> list[str]:
+    """A warning of the pictures in or below a folder of images that are in no format that is read, or none."""
+    found = Counter(posixpath.splitext(uri.partition("?")[0])[1].lower() for _, uri in walk(folder, UNREAD_SUFFIXES))
+    return [
+        f"{folder}: {count} file{'s' * (count > 1)} that end{'s' * (count == 1)} in {suffix} passed over; images are "
+        f"{', '.join(IMAGE_SUFFIXES)}"
+        for suffix, count in found.items()
+    ]
 
 
 def folders(folder: str) -> list[str]:

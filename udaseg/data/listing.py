@@ -13,6 +13,12 @@ from udaseg.data.manifest import read_manifest
 from udaseg.data.storage import exists, filesystem, join, resolve
 from udaseg.errors import DatasetError
 
+_KINDS = {
+    "images": {"images", "image", "imgs", "img", "leftimg8bit", "jpegimages", "rgb"},
+    "labels": {"labels", "label", "masks", "mask", "annotations", "gt", "gtfine", "segmentationclass"},
+}
+"""What folders of images and of labels are called that lie side by side, in small letters."""
+
 
 def list_images(images: str, split: str | None = None) -> Iterator[dict[str, Any]]:
     """Rows of `udaseg.jobs.ledger.LISTING` of a dataset directory, or of a bare folder whose images are its "train".
@@ -53,6 +59,7 @@ def _manifest_rows(images: str, split: str | None) -> Iterator[dict[str, Any]]:
 
 def _folder_rows(images: str) -> Iterator[dict[str, Any]]:
     last = None
+    kinds: dict[str, dict[str, str]] = {}  # of the folders in a folder
     name = posixpath.basename(filesystem(images)[1])
     for image_id, uri in walk(images, IMAGE_SUFFIXES):
         if image_id == last:  # the files of a folder come in order
@@ -60,6 +67,17 @@ def _folder_rows(images: str) -> Iterator[dict[str, Any]]:
                 f"{images}: two images are called {image_id!r}; an id must be unique without its extension"
             )
         last = image_id
+        above = ""
+        for part in image_id.split("/")[:-1]:
+            for kind in (kind for kind, known in _KINDS.items() if part.lower() in known):
+                kinds.setdefault(above, {})[kind] = part
+            if len(both := kinds.get(above, {})) == 2:
+                where = join(images, above) if above else images
+                raise DatasetError(
+                    f"{where}: holds {both['images']}/ and {both['labels']}/, and label maps are no photographs; "
+                    f"give its {both['images']}/, or make a dataset with `udaseg prepare`"
+                )
+            above = f"{above}/{part}" if above else part
         yield {"image_id": image_id, "image_uri": uri, "label_uri": None, "dataset": name, "split": "train"}
 
 

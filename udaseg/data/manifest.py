@@ -22,7 +22,17 @@ import pyarrow.parquet as pq
 
 from udaseg.data.classes import Classes
 from udaseg.data.depth import metadata
-from udaseg.data.storage import exists, filesystem, join, reach, read_bytes, remove, write_bytes, writer
+from udaseg.data.storage import (
+    exists,
+    filesystem,
+    join,
+    reach,
+    read_bytes,
+    remove,
+    require_directory,
+    write_bytes,
+    writer,
+)
 from udaseg.errors import DatasetError
 from udaseg.types import DepthRange
 
@@ -136,6 +146,7 @@ def write_dataset(
 def _manifest(directory: str) -> str:
     uri = join(directory, "manifest.parquet")
     if not exists(uri):
+        require_directory(directory)
         raise DatasetError(f"{directory}: no manifest.parquet, so not a dataset; make one with `udaseg prepare`")
     return uri
 

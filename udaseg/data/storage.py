@@ -6,17 +6,19 @@ import contextlib
 import errno
 import os
 import posixpath
+import re
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
-from typing import TypeVar
+from typing import TypeVar, overload
 from urllib.parse import quote, unquote
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
 from udaseg.errors import DatasetError, UnreachableError
+from udaseg.types import Location
 
 WAITS = (0.1, 0.4, 1.0)
 """Seconds between tries to reach a file that cannot be reached, see `reach`."""
@@ -59,8 +61,32 @@ def utf8(name: str) -> str:
         return name.encode(errors="backslashreplace").decode()
 
 
-def absolute(uri: str) -> str:
+@overload
+def to_uri(location: Location) -> str: ...
+
+
+@overload
+def to_uri(location: Location | None) -> str | None: ...
+
+
+def to_uri(location: Location | None) -> str | None:
+    """A path of pathlib's as text, a path or URI as it is. DatasetError for a URI that pathlib has made a path of."""
+    if location is None:
+        return None
+    uri = os.fspath(location)
+    if uri is not location and re.match(r"[a-z0-9+]{2,}:/", uri):
+        raise DatasetError(f"{uri}: pathlib drops a slash of a URI; give it as text")
+    return uri
+
+
+def to_uris(locations: Location | Sequence[Location]) -> list[str]:
+    """Each of them `to_uri`; one alone is a list of one."""
+    return [*map(to_uri, [locations] if isinstance(locations, str | os.PathLike) else locations)]
+
+
+def absolute(location: Location) -> str:
     """A URI as it is, a path made absolute."""
+    uri = to_uri(location)
     return uri if "://" in uri else os.path.abspath(uri)
 
 
@@ -110,6 +136,12 @@ def exists(uri: str) -> bool:
     return reach(uri, lambda: fs.get_file_info(path).type != pafs.FileType.NotFound)
 
 
+def require_directory(uri: str) -> None:
+    """Raise DatasetError where there is nothing at `uri`, so that nobody looks for what it should hold."""
+    if not exists(uri):
+        raise DatasetError(f"{uri}: no such directory")
+
+
 def version(uri: str) -> tuple[int, int]:
     """Size in bytes and time of change of a file, so that what is cached of it is not used of another."""
     fs, path = filesystem(uri)
@@ -153,12 +185,11 @@ def writer(uri: str, *, scratch: str | None = None) -> Iterator[pa.NativeFile]:
         with fs.open_output_stream(path) as stream:
             yield stream
         return
-    folder, name = posixpath.split(path)
+    folder = posixpath.dirname(path)
     os.makedirs(folder, exist_ok=True)
     if scratch is not None:
         os.makedirs(scratch, exist_ok=True)
-        name = ""  # a name of an image fills what a filesystem allows
-    temporary = posixpath.join(scratch or folder, f"{name}{uuid.uuid4().hex}.tmp")
+    temporary = posixpath.join(scratch or folder, f"{uuid.uuid4().hex}.tmp")  # a name may be as long as is allowed
     try:
         with fs.open_output_stream(temporary) as stream:
             yield stream

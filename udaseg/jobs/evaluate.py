@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import sys
 from collections.abc import Sequence
 
@@ -17,7 +16,7 @@ from udaseg.data.classes import read_classes, require_same_classes
 from udaseg.data.depth import other_range
 from udaseg.data.index import open_index
 from udaseg.data.manifest import read_manifest
-from udaseg.data.storage import exists, join, write_bytes
+from udaseg.data.storage import absolute, exists, join, to_uri, to_uris, write_bytes
 from udaseg.data.strict_json import dump_json
 from udaseg.errors import ConfigError, DatasetError
 from udaseg.evaluation.metrics import confusion
@@ -28,6 +27,7 @@ from udaseg.jobs.resources import actor_pool, require_gpu
 from udaseg.models.inference import answering_device, by_size, predict, to_pixels
 from udaseg.reports.adaptation import confusion_picture, iou_table, summary
 from udaseg.reports.tables import show
+from udaseg.types import Location
 
 FILES = ("metrics.json", "confusion.png")
 
@@ -59,7 +59,11 @@ class Evaluator:
 
 
 def evaluate(
-    checkpoints: Sequence[str], dataset: str, *, split: str = "val", inference: Inference | None = None
+    checkpoints: Location | Sequence[Location],
+    dataset: Location,
+    *,
+    split: str = "val",
+    inference: Inference | None = None,
 ) -> list[np.ndarray]:
     """The (K, K) confusion matrix of each checkpoint on a split of a labelled dataset, in one pass over its images.
 
@@ -67,6 +71,7 @@ def evaluate(
     """
     inference = inference or Inference()
     inference.check()
+    checkpoints, dataset = to_uris(checkpoints), to_uri(dataset)
     if inference.gpu:
         require_gpu("--inference.gpu")
     rows = read_manifest(dataset, split)
@@ -75,7 +80,7 @@ def evaluate(
     classes = read_classes(dataset)
     for uri in checkpoints:
         require_same_classes(classes, check_checkpoint(uri, inference.network).classes, uri, of=dataset)
-    directory = dataset if "://" in dataset else os.path.abspath(dataset)
+    directory = absolute(dataset)
     index = open_index(directory)
     start, stop = index.rows(split)
     for uri in checkpoints:
@@ -83,7 +88,7 @@ def evaluate(
             print(f"warning: {warning}", file=sys.stderr)
     ensure_ray()
     options, threads = actor_pool(inference)
-    local = [uri if "://" in uri else os.path.abspath(uri) for uri in checkpoints]
+    local = [*map(absolute, checkpoints)]
     blocks = (
         ray.data.range(stop - start, override_num_blocks=1)
         .map_batches(lambda b: {"id": b["id"] + start}, batch_format="numpy")

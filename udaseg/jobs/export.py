@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from udaseg.checkpoints.directory import load_model
 from udaseg.checkpoints.exporting import Exported, Format, export_network
-from udaseg.data.storage import absolute, exists, join, write_bytes
+from udaseg.data.storage import absolute, exists, join, to_uri, write_bytes
 from udaseg.errors import CheckpointError, ConfigError
 from udaseg.jobs.output import own_directory
+from udaseg.types import Location
 
 FILES: dict[Format, str] = {"torch-export": "model.pt2", "onnx": "model.onnx"}
 
 
 def export_model(
-    model: str, *, out: str, format: Format = "torch-export", size: tuple[int, int] | None = None
+    model: Location, *, out: Location, format: Format = "torch-export", size: tuple[int, int] | None = None
 ) -> Exported:
     """Write a model with all that is done before and after it as one file, and check it against the original.
 
@@ -27,6 +28,7 @@ def export_model(
     """
     if size is not None and not all(1 <= side <= 1 << 14 for side in size):
         raise ConfigError(f"--size is {size[0]} {size[1]}; 1 to {1 << 14} pixels are possible")
+    model, out = to_uri(model), to_uri(out)
     file = join(absolute(out), FILES[format])
     with own_directory(out, "export"):
         if exists(file):

@@ -8,14 +8,15 @@ from pathlib import Path
 from udaseg.checkpoints.directory import CARD_FILE, MODEL_FILE, copy_model, save_model
 from udaseg.checkpoints.importers import Imported, import_checkpoint
 from udaseg.data.classes import MAX_CLASSES_BYTES, Classes
-from udaseg.data.storage import exists, join, read_bytes
+from udaseg.data.storage import exists, join, read_bytes, to_uri
 from udaseg.data.taxonomies import CITYSCAPES_CLASSES
 from udaseg.errors import ConfigError, DatasetError
 from udaseg.jobs.output import keep_apart, own_directory
+from udaseg.types import Location
 
 
 def import_model(
-    checkpoint: str, *, classes: str, out: str, format: str | None = None, short_side: int | None = None
+    checkpoint: Location, *, classes: Location, out: Location, format: str | None = None, short_side: int | None = None
 ) -> Imported:
     """Write a model directory with the network of another repository's checkpoint.
 
@@ -27,6 +28,7 @@ def import_model(
 
     Raises ConfigError, DatasetError or CheckpointError, and writes nothing, where anything does not fit.
     """
+    checkpoint, classes, out = to_uri(checkpoint), to_uri(classes), to_uri(out)
     keep_apart({"CHECKPOINT": checkpoint, "--classes": classes}, out, [MODEL_FILE, CARD_FILE])
     if not exists(checkpoint):
         raise ConfigError(f"{checkpoint}: no such file")

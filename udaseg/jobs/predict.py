@@ -20,6 +20,7 @@ import numpy as np
 from udaseg.checkpoints.predictor import Predictor, load
 from udaseg.data.classes import Classes
 from udaseg.data.depth import other_range
+from udaseg.data.folders import passed_over
 from udaseg.data.images import read_image
 from udaseg.data.index import open_index
 from udaseg.data.listing import list_images
@@ -148,6 +149,8 @@ def _images(uri: str, out: str) -> Iterator[tuple[str, str, str | None]]:
     directory = uri if exists(join(uri, "manifest.parquet")) else None
     if lies_in(out, uri) and directory is None:
         raise DatasetError(f"{out}: lies in the folder of images; choose an --out outside of it")
+    for warning in passed_over(uri) if directory is None else ():
+        print(f"warning: {warning}", file=sys.stderr)
     for row in list_images(uri):
         yield row["image_id"], row["image_uri"], directory
 

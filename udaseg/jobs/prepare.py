@@ -21,13 +21,13 @@ from udaseg.data.classes import Classes
 from udaseg.data.coco import Segments, drawn
 from udaseg.data.dataset_input import assign_splits, check_given, find_classes, find_pairs
 from udaseg.data.depth import require_depth_range
-from udaseg.data.folders import Pair, Problem, sort_out
+from udaseg.data.folders import Pair, Problem, passed_over, sort_out
 from udaseg.data.images import inspect
 from udaseg.data.label_warnings import label_warnings
 from udaseg.data.layouts import LAYOUTS
 from udaseg.data.manifest import DATASET_FILES, MANIFEST, write_dataset
 from udaseg.data.places import GRID, count_places
-from udaseg.data.storage import exists, filesystem, join, read_bytes, remove, write_bytes
+from udaseg.data.storage import exists, filesystem, join, read_bytes, remove, to_uri, write_bytes
 from udaseg.data.strict_json import dump_json
 from udaseg.errors import DatasetError
 from udaseg.jobs.output import keep_apart, own_directory, require_own
@@ -107,6 +107,8 @@ def prepare(
             ignored, images without a labelled pixel, masks of 0 and 255.
         overwrite: Replace the dataset that is in the directory already.
     """
+    out, images, labels, root = to_uri(out), to_uri(images), to_uri(labels), to_uri(root)
+    classes, mapping, splits = to_uri(classes), to_uri(mapping), to_uri(splits)
     require_own(out, "prepare")
     check_given(images, labels, layout, root, splits, split, image_suffix, label_suffix)
     require_depth_range(depth_range, "--depth-range")
@@ -139,6 +141,7 @@ def prepare(
 
         manifest = _manifest([good[row] for row in facts["row"].to_pylist()], facts, out, name)
         warnings = label_warnings(manifest, class_list, pc.unique(pc.list_flatten(facts["raw_ids"])).to_pylist())
+        warnings += [] if images is None else passed_over(images)
         if warnings and strict:
             raise DatasetError("\n  ".join(["nothing was written, as --strict refuses what is warned of", *warnings]))
         skipped = join(out, SKIPPED)

@@ -23,7 +23,7 @@ from udaseg.data.classes import Classes
 from udaseg.data.index import first_image, open_index
 from udaseg.data.manifest import digest
 from udaseg.data.plan import Plan, StreamPlan
-from udaseg.data.storage import absolute, exists, join, write_bytes
+from udaseg.data.storage import absolute, exists, join, to_uri, write_bytes
 from udaseg.data.strict_json import dump_json
 from udaseg.errors import TrainingError
 from udaseg.evaluation.checkpoint_scores import Scoring
@@ -42,14 +42,15 @@ from udaseg.jobs.worker import ProgressLog, WorkerJob, clear_scratch, train_work
 from udaseg.overrides import to_json as recipe_to_json
 from udaseg.reports.progress import PICTURES
 from udaseg.rng import key_to_seed
+from udaseg.types import Location
 
 
 def train(
     recipe: Recipe,
     *,
-    source: str | None,
-    target: str | None,
-    out: str,
+    source: Location | None,
+    target: Location | None,
+    out: Location,
     resume: bool = False,
     cluster: Cluster | None = None,
     scoring: Scoring | None = None,
@@ -75,8 +76,9 @@ def train(
     """
     cluster = cluster or Cluster()
     check_trackers(track)
+    out = to_uri(out)
     require_own(out, "train")
-    directories = {"source": source, "target": target}
+    directories = {"source": to_uri(source), "target": to_uri(target)}
     classes = check(recipe, directories, cluster)
     digests = {name: digest(directory) for name, directory in directories.items() if directory is not None}
     out = absolute(out)

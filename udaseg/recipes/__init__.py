@@ -9,11 +9,15 @@ A recipe is a function of a module that `FAMILIES` lists; what it shares with ot
 from __future__ import annotations
 
 import ast
+import difflib
 import importlib
+import json
 from collections.abc import Callable, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from udaseg.errors import ConfigError, DatasetError
 
 if TYPE_CHECKING:
     from udaseg.config import Recipe
@@ -31,6 +35,8 @@ FAMILIES = {
     "incremental": ("ucd",),
 }
 """The modules of each family of methods. Many belong to two, and stand where their own part does."""
+
+_MAX_CONFIG = 1 << 20  # bytes
 
 
 def _functions() -> dict[str, tuple[str, str]]:
@@ -56,6 +62,32 @@ def summaries() -> dict[str, dict[str, str]]:
 def names() -> list[str]:
     """Of all recipes."""
     return list(_functions())
+
+
+def named(name: str) -> Recipe:
+    """The recipe of this name. Raises ConfigError, with the nearest names, where there is none."""
+    if name in names():
+        recipe: Recipe = __getattr__("RECIPES")[name]()
+        return recipe
+    near = difflib.get_close_matches(name, names(), cutoff=0.6)
+    hint = f"did you mean {', '.join(near)}?" if near else f"there are {', '.join(names())}"
+    raise ConfigError(f"no recipe {name!r}; {hint}")
+
+
+def from_file(uri: str) -> Recipe:
+    """The recipe of a run's config.json, or of a sweep's best.json. Raises ConfigError, naming the file."""
+    from udaseg.data.storage import read_bytes
+    from udaseg.overrides import from_json
+
+    try:
+        text = read_bytes(uri, limit=_MAX_CONFIG).decode()
+        raw = json.loads(text)
+    except (OSError, DatasetError) as error:
+        raise ConfigError(f"{uri}: cannot be read, give a run's config.json ({error})") from None
+    except (ValueError, RecursionError) as error:  # not UTF-8, or no JSON
+        raise ConfigError(f"{uri}: not JSON, give a run's config.json ({error})") from None
+    recipe = json.dumps(raw["recipe"]) if isinstance(raw, dict) and "recipe" in raw else text
+    return from_json(recipe, __getattr__("RECIPES"), uri)
 
 
 def __getattr__(name: str) -> Any:

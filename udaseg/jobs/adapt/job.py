@@ -23,7 +23,7 @@ from udaseg.config import Recipe
 from udaseg.data.classes import read_classes
 from udaseg.data.index import open_index
 from udaseg.data.manifest import digest
-from udaseg.data.storage import absolute, join, write_bytes
+from udaseg.data.storage import absolute, join, to_uri, write_bytes
 from udaseg.data.strict_json import dump_json
 from udaseg.errors import TrainingError
 from udaseg.evaluation.to_label import label_next
@@ -80,6 +80,8 @@ def adapt(told: Adapt) -> Outcome:
         ConfigError, DatasetError, CheckpointError: before anything runs, where something does not fit together.
         TrainingError: the warm start, source-only, or every candidate cannot be trained.
     """
+    places = ("out", "target", "source", "checkpoint", "classes", "weights")
+    told = dataclasses.replace(told, **{name: to_uri(getattr(told, name)) for name in places})
     told.check()
     names = recipe_names(told.candidates, source=told.source is not None)
     out = absolute(told.out)

@@ -35,10 +35,11 @@ from udaseg.config import ASKED_FOR, PseudoLabel
 from udaseg.data.classes import Classes, read_classes, require_same_classes
 from udaseg.data.depth import other_range
 from udaseg.data.export import ExportFormat, require_unique_names
+from udaseg.data.folders import passed_over
 from udaseg.data.index import open_index
 from udaseg.data.listing import list_images
 from udaseg.data.manifest import digest, read_manifest, write_dataset
-from udaseg.data.storage import absolute, exists, join, read_bytes, write_bytes
+from udaseg.data.storage import absolute, exists, join, read_bytes, to_uri, to_uris, write_bytes
 from udaseg.data.strict_json import dump_json, parse_json
 from udaseg.errors import CheckpointError, ConfigError, DatasetError
 from udaseg.job_config import Inference
@@ -60,19 +61,19 @@ from udaseg.jobs.resources import actor_pool, require_gpu
 from udaseg.reports.adaptation import Shares, share_table
 from udaseg.reports.pseudo_label import Quality, failure_table, label_page, sample
 from udaseg.reports.tables import show
-from udaseg.types import DepthRange
+from udaseg.types import DepthRange, Location
 
 REPORTS = ("report.json", "report.html")
 
 
 def pseudo_label(
     *,
-    checkpoint: str,
-    images: str,
-    out: str,
+    checkpoint: Location,
+    images: Location,
+    out: Location,
     split: str | None = None,
-    agree_with: Sequence[str] = (),
-    source: str | None = None,
+    agree_with: Location | Sequence[Location] = (),
+    source: Location | None = None,
     truth: bool = False,
     layouts: Sequence[ExportFormat] = (),
     max_failed: float | None = None,
@@ -114,8 +115,8 @@ def pseudo_label(
         raise ConfigError(f"block_size is {block_size}; it must be at least 1")
     if max_failed is not None and not max_failed >= 0:  # NaN is not
         raise ConfigError(f"max_failed is {max_failed}; it must be at least 0")
-    checkpoints = tuple(absolute(uri) for uri in (checkpoint, *agree_with))
-    out, images = absolute(out), absolute(images)
+    checkpoints = (absolute(checkpoint), *map(absolute, to_uris(agree_with)))
+    out, images, source = absolute(out), absolute(images), to_uri(source)
     classes = _common_classes(checkpoints, inference)
     if rules.measure == "prototype" and source is None:
         raise ConfigError("measure prototype needs the labelled source that prototypes are made from: give --source")
@@ -142,6 +143,8 @@ def pseudo_label(
         job["depth_range"] = list(depth_range)
     with own_directory(out, "pseudo-label"):
         ledger = open_ledger(join(out, "job"), lambda: list_images(images, split), block_size=block_size, job=job)
+        for warning in () if exists(join(images, "manifest.parquet")) else passed_over(images):
+            print(f"warning: {warning}", file=sys.stderr)
         whole = all(exists(join(out, name)) for name in ("manifest.parquet", *REPORTS))
         if not whole or unreachable_images(out):
             work = Work(
