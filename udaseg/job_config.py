@@ -186,7 +186,8 @@ class Adapt:
     candidates: tuple[str, ...] = ()
     """Recipes that are tried, as dacs for dacs_small; () = the recommended one."""
     backbone: str | None = None
-    """A timm model name."""
+    """A timm model name; None = resnet101 on a GPU of 16 GiB or more, resnet50 of 6, else mobilenetv2_100, or without
+    weights a smaller one."""
     pretrained: bool = True
     """Begin with ImageNet's weights where the hub can be reached."""
     weights: str | None = None
@@ -194,17 +195,20 @@ class Adapt:
     same_padding: bool = False
     """TensorFlow-style padding, which weights converted from TensorFlow need."""
     short_side: Pixels | None = None
-    """Pixels of an image's short side that the network sees."""
+    """Pixels of an image's short side that the network sees; None = the images' own, at most 720, 512 or 240 by the
+    machine."""
     crop: tuple[Pixels, Pixels] | None = None
-    """Height and width of training crops in pixels."""
+    """Height and width of training crops in pixels; None = three quarters of an image's sides."""
     batch_size: Count | None = None
-    """Samples a step over all workers."""
+    """Samples a step over all workers; None = 2 to 8, by the machine."""
     lr: Positive | None = None
-    """Learning rate of the backbone, by AdamW."""
+    """Learning rate of the backbone, by AdamW; None = that of the backbone, 3e-4 for mobilenetv2_100."""
     warm_steps: Count | None = None
-    """Steps of the warm start on the source."""
+    """Steps of the warm start on the source; None = 300 or 800 on a CPU, 5,000 or 10,000 on a GPU, or 100
+    passes."""
     steps: Count | None = None
-    """Steps of the adaptation, and of the source-only network that it is compared with."""
+    """Steps of the adaptation, and of the source-only network that it is compared with; None = 600 or 800 on a
+    CPU, 10,000 or 20,000 on a GPU, or 100 passes."""
     images: Count = 200
     """Most held-out images of a domain that networks are judged on."""
     seed: Annotated[int, Range(0, 2**63 - 1)] = 0
