@@ -25,6 +25,7 @@ from udaseg.evaluation.metrics import mean_iou
 from udaseg.job_config import Cluster
 from udaseg.jobs import train as job
 from udaseg.jobs.evaluate import evaluate
+from udaseg.jobs.preflight import check
 from udaseg.jobs.train import train
 from udaseg.overrides import override
 from udaseg.recipes import RECIPES
@@ -309,6 +310,15 @@ def test_inputs_that_do_not_fit_are_refused(pair: dict[str, str], tmp_path: Path
         out,
         source=source,
     )
+
+
+def test_crops_beside_the_cells_are_warned_of(pair: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    directories = {"source": pair["source"], "target": None}
+    for crop, settings in (((128, 192), {}), ((40, 56), {}), ((130, 192), {"model__align_corners": True})):
+        check(tiny_recipe("source_only_small", data__crop=crop, **settings), directories, ONE)
+    assert capsys.readouterr().err == ""
+    check(tiny_recipe("source_only_small", data__crop=(130, 200)), directories, ONE)
+    assert capsys.readouterr().err.startswith("warning: stage 'source': data.crop (130, 200) is no multiple of ")
 
 
 def test_more_than_this_machine_has_is_refused(pair: dict[str, str], tmp_path: Path, ray_session: None) -> None:

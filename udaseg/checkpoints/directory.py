@@ -77,11 +77,9 @@ def save_model(directory: Path, network: Segmenter, card: ModelCard) -> None:
 def read_card(uri: str) -> ModelCard:
     """The card of a model directory. Raises CheckpointError where there is none or it cannot be read."""
     if not exists(join(uri, CARD_FILE)) or not exists(join(uri, MODEL_FILE)):
-        if not exists(uri):
-            raise CheckpointError(f"{uri}: no such directory; give a run's model/ or one of its checkpoints")
+        lacking = f"{CARD_FILE} and {MODEL_FILE}" if exists(uri) else "such directory"
         raise CheckpointError(
-            f"{uri}: no {CARD_FILE} and {MODEL_FILE}, so not a model directory; "
-            "give a run's model/ or one of its checkpoints"
+            f"{uri}: no {lacking}, so not a model directory; give a run's model/ or one of its checkpoints"
         )
     try:
         raw = json.loads(read_bytes(join(uri, CARD_FILE), limit=_MAX_CARD))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -122,10 +123,20 @@ def check(recipe: Recipe, directories: dict[str, str | None], cluster: Cluster) 
 
 
 def _check_crop(stage: Stage, network: Segmenter) -> None:
-    """Raise ValueError where crops are larger than the one size that the backbone takes."""
-    limit = network.largest
+    """Raise ValueError where crops are larger than the one size that the backbone takes.
+
+    Warn where they are no whole number of its last cells, see `udaseg.models.inference.resized`.
+    """
+    limit, cell = network.largest, network.feature_stride
     own = {f"data.{name}.crop": stream.crop for name, stream in stage.data.streams().items() if stream.crop}
     for name, crop in {"data.crop": stage.data.crop, **own}.items():
+        if not network.align_corners and min(crop) >= 4 * cell and any(side % cell for side in crop):
+            print(
+                f"warning: stage {stage.name!r}: {name} {crop} is no multiple of {cell}, the pixels of a last cell of "
+                f"{stage.model.backbone!r}, so that logits lie beside the pixels; "
+                f"better {tuple(side // cell * cell for side in crop)}",
+                file=sys.stderr,
+            )
         if limit is not None and any(side > most for side, most in zip(crop, limit, strict=True)):
             raise ValueError(
                 f"{name} {crop} is larger than the {limit} that {stage.model.backbone!r} takes: "
