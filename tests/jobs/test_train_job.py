@@ -360,7 +360,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_at_once(
     [
         (["sorce_only_small"], "no recipe 'sorce_only_small'; did you mean source_only_small"),
         (["source_only_small", "--optim.leraning-rate", "1"], "no field 'optim.leraning_rate'"),
-        (["source_only_small", "--source", "/nowhere", "--out", "/nowhere/run"], "no classes.json"),
+        (["source_only_small", "--source", "/nowhere", "--out", "/nowhere/run"], "/nowhere: no such directory"),
     ],
 )
 def test_the_command_line_says_what_is_wrong(
