@@ -94,7 +94,7 @@ def test_a_job_that_fails_says_why(cluster: RayCluster, data: dict[str, str], tm
     words = ("source_only_small", *SMALL, "--source", "/nowhere", "--out", str(tmp_path / "run"))
     failed = cluster.submit("python", "-m", "pipelines.train", *words)
     assert failed.returncode == 1
-    assert "error: /nowhere: no classes.json" in failed.stdout
+    assert "error: /nowhere: no such directory" in failed.stdout
 
 
 @pytest.mark.full

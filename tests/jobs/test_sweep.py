@@ -179,7 +179,7 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
         (["temperature", "--split", "dusk"], "no rows of split 'dusk'"),
         (["temperature", "--trials", "0"], "trials is 0"),
         (["temperature", "--data.batch-size", "3", "--cluster.workers", "2"], "cannot be split among 2 workers"),
-        (["temperature", "--target", "/nowhere"], "no classes.json"),
+        (["temperature", "--target", "/nowhere"], "no such directory"),
     ],
 )
 def test_the_command_line_says_what_is_wrong(
