@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from tiny import draw, make_dataset
 
+from udaseg.data import index as index_module
 from udaseg.data.classes import read_classes
 from udaseg.data.index import open_index
 from udaseg.data.manifest import MANIFEST, read_manifest
 from udaseg.data.plan import Plan, StreamPlan
+from udaseg.data.storage import read_bytes
 from udaseg.errors import DatasetError
 
 FILES = ("manifest.parquet", "index.arrow", "class_rows.arrow")
@@ -117,3 +124,49 @@ def test_images_that_were_changed_afterwards_are_named(dataset: Path) -> None:
     (dataset / "labels" / "000.png").unlink()
     with pytest.raises(DatasetError, match=r"labels/000.png: cannot be read: no such file"):
         open_index(str(dataset)).train_ids(0)
+
+
+def test_a_dataset_that_is_made_anew_under_a_run_ends_it(tmp_path: Path) -> None:
+    """Else it would go on with other images, which no resumed run could have."""
+    directory = make_dataset(tmp_path / "data", "source", train=3, val=1)
+    stream = StreamPlan(directory=directory, manifest=open_index(directory).manifest, labelled=True)
+    plan = Plan(seed=0, batch_size=1, steps=3, crop=(32, 32), short_side=40, scale=(1, 1), streams={"source": stream})
+    assert plan.load(0)["source_label"].shape == (32, 32)
+    make_dataset(tmp_path / "data", "source", train=5, val=1)
+    with pytest.raises(DatasetError, match="data: was made anew while it was trained on; begin another run"):
+        plan.load(1)
+
+
+@pytest.fixture
+def in_a_store(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The dataset as in a store that answers slowly: what is read of it."""
+    read: list[str] = []
+
+    def slow(uri: str, **options: Any) -> bytes:
+        read.append(uri)
+        time.sleep(0.05)
+        return read_bytes(uri, **options)
+
+    store = pafs.SubTreeFileSystem("/", pafs.LocalFileSystem())
+    monkeypatch.setattr(index_module, "filesystem", lambda uri: (store, uri))
+    monkeypatch.setattr(index_module, "read_bytes", slow)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    return read
+
+
+def test_threads_that_open_a_dataset_in_a_store_fetch_it_once(dataset: Path, in_a_store: list[str]) -> None:
+    """As a data task does on a new node: copies that four threads write at once were mapped half written."""
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(open_index, [str(dataset)] * 4))
+    assert all(one is found[0] for one in found) and found[0].rows("train") == (0, 3)
+    assert sorted(in_a_store) == sorted({*in_a_store}), "once each"
+
+
+def test_a_copy_that_was_cut_off_is_fetched_again(dataset: Path, in_a_store: list[str]) -> None:
+    open_index(str(dataset))
+    copies = list(Path(tempfile.gettempdir()).rglob("udaseg-index-*/*"))
+    assert len(copies) == 2 and len(in_a_store) == 2
+    for copy in copies:
+        copy.write_bytes(copy.read_bytes()[:10])
+    index_module._open.cache_clear()
+    assert open_index(str(dataset)).rows("train") == (0, 3) and len(in_a_store) == 4

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import os
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -28,9 +29,11 @@ from udaseg.data.manifest import (
     reason_of,
 )
 from udaseg.data.places import GRID, spatial_prior
-from udaseg.data.storage import absolute, exists, filesystem, join, reach, read_bytes, resolve, version
+from udaseg.data.storage import absolute, exists, filesystem, join, reach, read_bytes, resolve, version, write_bytes
 from udaseg.data.strict_json import parse_json
 from udaseg.errors import DatasetError, UnreachableError
+
+_OPENING = threading.Lock()
 
 
 class DatasetIndex:
@@ -43,6 +46,8 @@ class DatasetIndex:
         self.classes = read_classes(directory)
         self.depth_range = depth_range_of(self.table, join(directory, "index.arrow"))
         """With which its images are read."""
+        self.manifest = (self.table.schema.metadata or {}).get(b"manifest", b"").decode()
+        """The digest of its manifest, "" where the dataset was made without."""
         plain = self.classes.lookup()
         # of colours a table has 2^24 entries
         self._lookup = {False: plain, True: self.classes.lookup(unions=True) if self.classes.unions else plain}
@@ -198,15 +203,24 @@ class DatasetIndex:
 
         Raises DatasetError where the dataset was made without, or the file is foreign or broken.
         """
-        uri, classes = join(self.directory, "class_places.arrow"), len(self.classes)
-        if not exists(uri):
+        if (places := self.class_places()) is None:
             raise DatasetError(
                 f"{self.directory}: no class_places.arrow, which says where its classes lie; make the dataset anew, "
                 "from labelled images, with `udaseg prepare --overwrite`"
             )
+        return spatial_prior(places)
+
+    def class_places(self) -> np.ndarray | None:
+        """(K, P) int64 `udaseg.data.places.count_places`; None where the dataset was made without.
+
+        Raises DatasetError where the file is foreign or broken.
+        """
+        uri, classes = join(self.directory, "class_places.arrow"), len(self.classes)
+        if not exists(uri):
+            return None
         table = _read(uri)
         check_class_places(table, uri, self.table, classes, GRID[0] * GRID[1])
-        return spatial_prior(np.asarray(table["images"].combine_chunks().flatten()).reshape(classes, -1))
+        return np.asarray(table["images"].combine_chunks().flatten()).reshape(classes, -1)
 
 
 def open_index(directory: str) -> DatasetIndex:
@@ -215,7 +229,8 @@ def open_index(directory: str) -> DatasetIndex:
     Raises DatasetError where it is no dataset, or a file of it is broken.
     """
     uri = join(directory, "manifest.parquet")  # it is written last
-    return _open(directory, _version_of(uri, int(time.monotonic())) if "://" in uri else version(uri))
+    with _OPENING:  # threads that read together would each fetch it
+        return _open(directory, _version_of(uri, int(time.monotonic())) if "://" in uri else version(uri))
 
 
 @functools.lru_cache(maxsize=16)
@@ -256,10 +271,8 @@ def _memory_map(uri: str) -> pa.MemoryMappedFile:
         size, changed = version(uri)
         name = hashlib.sha256(f"{uri} {size} {changed}".encode()).hexdigest()[:24]
         local = Path(tempfile.gettempdir()) / f"udaseg-index-{os.getuid()}" / name
-        if not local.exists():
+        if not local.exists() or local.stat().st_size != size:
             local.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            temporary = local.with_suffix(f".{os.getpid()}")
-            temporary.write_bytes(read_bytes(uri))
-            temporary.replace(local)
+            write_bytes(str(local), read_bytes(uri))
         path = str(local)
     return reach(uri, lambda: pa.memory_map(path))

@@ -15,6 +15,7 @@ from PIL import Image
 from udaseg.data.confidence import decode_distribution, distribution_size, encode_distribution
 from udaseg.data.index import open_index
 from udaseg.data.resampling import Box, resample
+from udaseg.errors import DatasetError
 from udaseg.rng import keyed, permute
 from udaseg.types import IGNORE, Resample, Sampling
 
@@ -25,6 +26,8 @@ class StreamPlan:
 
     directory: str
     """Dataset directory, with its index."""
+    manifest: str = ""
+    """Its digest, with which the plan was made; "" = it is not looked at."""
     split: str = "train"
     labelled: bool
     """Whether labels are read."""
@@ -164,8 +167,12 @@ def draw_row(stream: StreamPlan, index: int, seed: int, name: str) -> tuple[int,
 
     "Uniform" is a permutation of the split per pass, so that every image is seen once before any is seen twice. The
     others draw a class and then an image that has it.
+
+    Raises DatasetError where the dataset is another than the plan was made for.
     """
     table = open_index(stream.directory)
+    if stream.manifest not in ("", table.manifest):
+        raise DatasetError(f"{stream.directory}: was made anew while it was trained on; begin another run")
     start, stop = table.rows(stream.split)
     if stream.sampling == "uniform":
         past, position = divmod(index, stop - start)
