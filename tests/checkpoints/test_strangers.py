@@ -359,3 +359,10 @@ def test_prototypes_need_a_source_with_labels(
     words = ["--checkpoint", str(original), "--images", images, "--out", str(tmp_path / "out"), "--source", source]
     assert pseudo_label([*words, "--rules.measure", "prototype"]) == 2
     assert f"{source}: none of its train images has a label" in capsys.readouterr().err
+
+
+def test_a_list_of_checkpoints_that_was_cut_off_is_named(tmp_path: Path) -> None:
+    """Ray writes it in place, so that a full disk leaves half of it."""
+    (tmp_path / "checkpoint_manager_snapshot.json").write_text('{"checkpoint_results": [{"checkpoint_di')
+    with pytest.raises(CheckpointError, match=r"snapshot\.json: not a whole list of checkpoints"):
+        check_resumable([str(tmp_path)])

@@ -58,6 +58,9 @@ class Monitor:
             thread.start()
             try:
                 yield
+                stop.set()
+                thread.join(timeout=30)
+                self._write()  # and if now it cannot be, that is told
             finally:
                 stop.set()
                 thread.join(timeout=30)
@@ -84,15 +87,15 @@ class Monitor:
                 if event == "step":
                     self._show(self._rows[-1], stage.steps)
                 else:
-                    self._write()
+                    self._try_to_write()
                     if self._on_score is not None:
                         self._on_score(self._rows[-1])
             if rows and (stopping or time.monotonic() - written > 5):
-                self._write()
+                self._try_to_write()
                 written = time.monotonic()
             if stopping:
                 break
-        self._write()
+        self._try_to_write()
 
     def _show(self, row: dict[str, Any], steps: int) -> None:
         line = progress_line(row, steps)
@@ -101,6 +104,11 @@ class Monitor:
         elif row["step"] == steps or time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES:
             print(line, flush=True)
             self._last_line = time.monotonic()
+
+    def _try_to_write(self) -> None:
+        """Each time all is written, so that what a full disk or a store that is down keeps back comes with the next."""
+        with contextlib.suppress(OSError):
+            self._write()
 
     def _write(self) -> None:
         write_bytes(self._uri, "".join(dump_json(row) + "\n" for row in self._rows).encode())

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from udaseg.data.storage import children, exists, join, read_bytes
 from udaseg.data.strict_json import parse_json
-from udaseg.errors import ConfigError
+from udaseg.errors import CheckpointError, ConfigError
 from udaseg.jobs.ledger import Ledger
 from udaseg.jobs.output import NOUNS, owner_of
 
@@ -103,7 +103,15 @@ def made_before(run: str, stage: str) -> str:
 
 
 def read_registered(run_dir: str) -> list[tuple[int, str]]:
-    """(step, directory) of the checkpoints that Ray Train keeps in a stage's directory, oldest first."""
-    snapshot = json.loads(read_bytes(join(run_dir, "checkpoint_manager_snapshot.json")))
-    names = [entry["checkpoint_dir_name"] for entry in snapshot["checkpoint_results"]]
-    return sorted((int(name.rpartition("_")[2]), join(run_dir, name)) for name in names)
+    """(step, directory) of the checkpoints that Ray Train keeps in a stage's directory, oldest first.
+
+    Raises CheckpointError where its list of them is not whole, as Ray writes it in place.
+    """
+    uri = join(run_dir, "checkpoint_manager_snapshot.json")
+    try:
+        names = [entry["checkpoint_dir_name"] for entry in json.loads(read_bytes(uri))["checkpoint_results"]]
+        return sorted((int(name.rpartition("_")[2]), join(run_dir, name)) for name in names)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{uri}: not a whole list of checkpoints ({error}); remove {run_dir} to train this stage anew"
+        ) from None

@@ -25,13 +25,13 @@ from udaseg.data.manifest import digest
 from udaseg.data.plan import Plan, StreamPlan
 from udaseg.data.storage import absolute, exists, join, to_uri, write_bytes
 from udaseg.data.strict_json import dump_json
-from udaseg.errors import TrainingError
+from udaseg.errors import TrainingError, UnreachableError
 from udaseg.evaluation.checkpoint_scores import Scoring
 from udaseg.job_config import Cluster, Inference, TrackerName, check_trackers
 from udaseg.jobs.monitor import Monitor
 from udaseg.jobs.output import own_directory, require_own
 from udaseg.jobs.preflight import check, check_out, check_resources, check_resumable, shortage
-from udaseg.jobs.pseudo_label.job import pseudo_label
+from udaseg.jobs.pseudo_label.job import pseudo_label, unreachable_images
 from udaseg.jobs.ray_session import check_nodes, ensure_ray, plain_errors
 from udaseg.jobs.resources import usable_cores
 from udaseg.jobs.run_directory import read_registered
@@ -144,7 +144,7 @@ def run_stage(run: _Run, number: int, stage: Stage) -> None:
         target, labelled = inputs["target"], join(run.out, "pseudo_labels", name)
         labeller = init if stage.pseudo_label.by is None else run.model_uri(stage.pseudo_label.by)
         assert target is not None and labeller is not None  # see `check`
-        if not exists(join(labelled, "manifest.parquet")):
+        if not exists(join(labelled, "manifest.parquet")) or unreachable_images(labelled):
             inference = Inference(gpu=cluster.gpu, actors=cluster.workers, min_actors=cluster.fewest)
             pseudo_label(
                 checkpoint=labeller,
@@ -154,6 +154,11 @@ def run_stage(run: _Run, number: int, stage: Stage) -> None:
                 source=inputs.get("source"),
                 rules=stage.pseudo_label,
                 inference=inference,
+            )
+        if left := unreachable_images(labelled):  # what it learns must not depend on when a mount was away
+            raise UnreachableError(
+                f"stage {name}: {left} target images could not be reached and have no pseudo-label, see "
+                f"{join(labelled, 'failed.json')}; go on by --resume when they can"
             )
         inputs["target"] = labelled
     if stage.translated_by is not None:
@@ -219,7 +224,10 @@ def run_stage(run: _Run, number: int, stage: Stage) -> None:
         raise type(told)(f"stage {name}: {told}") from failure
     if failure is not None:
         raise TrainingError(f"stage {name} failed: {failure}{shortage(cluster)}") from failure
-    copy_model(read_registered(directory)[-1][1], join(directory, "model"))
+    step, last = read_registered(directory)[-1]
+    if step != stage.steps:  # the report of the last was lost with its worker
+        raise TrainingError(f"stage {name}: its last checkpoint is of step {step} of {stage.steps}; go on by --resume")
+    copy_model(last, join(directory, "model"))
 
 
 @contextlib.contextmanager
@@ -247,6 +255,7 @@ def make_plan(stage: Stage, directories: dict[str, str | None], seed: int) -> Pl
         assert directory is not None
         streams[name] = StreamPlan(
             directory=absolute(directory),
+            manifest=open_index(absolute(directory)).manifest,
             split=split_of(name),
             labelled=stream.labels != "none",
             soft=stream.labels == "soft",

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -159,9 +159,10 @@ def _train(config: dict[str, Any], progress: Any) -> None:
     context = ray.train.get_context()
     checkpoint = ray.train.get_checkpoint()
     init = None if job.init_uri is None or checkpoint is not None else read_weights(job.init_uri)
-    stage = job.stage
+    # of the checkpoint is all that there is, so that nothing is fetched for it
+    model = job.stage.model if checkpoint is None else replace(job.stage.model, pretrained=False, weights=None)
     state = build_state(
-        stage,
+        replace(job.stage, model=model),
         len(job.classes),
         seed=job.seed,
         init=init,

@@ -1,0 +1,105 @@
+"""What a worker does before it trains, and a stage before its workers: no Ray runs."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+import torch
+from tiny import CLASSES, make_checkpoint, make_dataset, tiny_recipe
+
+from udaseg.config import Model
+from udaseg.data.storage import write_bytes
+from udaseg.errors import UnreachableError
+from udaseg.job_config import Cluster
+from udaseg.jobs import train as train_module
+from udaseg.jobs import worker
+from udaseg.jobs.train import run_stage
+from udaseg.training import step
+from udaseg.training.step import build_state
+
+CPU = torch.device("cpu")
+
+
+class Checkpoint:
+    """As Ray Train gives it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @contextlib.contextmanager
+    def as_directory(self) -> Iterator[str]:
+        yield str(self.folder)
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+@pytest.mark.parametrize("begins", [False, True])
+def test_no_weights_are_fetched_where_a_state_replaces_them(
+    resumed: bool, begins: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node that joins has none in its cache, and a machine may have no way to the hub."""
+    stage = tiny_recipe("stvm_small").stages[-1]
+    state = build_state(stage, 3, seed=0, init=None, device=CPU, bf16=False)
+    state.step = 2
+    state.save(tmp_path / "state.pt")
+    (tmp_path / worker.HISTORY_FILE).write_text("")
+    monkeypatch.setattr(ray.train, "get_checkpoint", lambda: Checkpoint(tmp_path) if resumed else None)
+    monkeypatch.setattr(
+        ray.train, "get_context", lambda: SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1)
+    )
+    monkeypatch.setattr(ray.train.torch, "get_device", lambda: CPU)
+    built: list[Model] = []
+
+    def build(num_classes: int, *, seed: int, bf16: bool, **model: Any) -> Any:
+        built.append(Model(**model))
+        return original(num_classes, seed=seed, bf16=bf16, **model | {"pretrained": False})
+
+    original = step.build_segmenter
+    monkeypatch.setattr(step, "build_segmenter", build)
+    ended: list[int] = []
+    monkeypatch.setattr(worker, "_run", lambda state, *rest: ended.append(state.step))
+    job = worker.WorkerJob(
+        stage=replace(stage, model=replace(stage.model, pretrained=True)),
+        classes=CLASSES,
+        recipe="tiny",
+        seed=0,
+        init_uri=make_checkpoint(tmp_path / "model", 0) if begins else None,
+        checkpoint_every=2,
+        log_every=1,
+        bf16=False,
+        cluster=Cluster(workers=1, gpu=False, threads=1),
+    )
+    worker._train({"job": ray.cloudpickle.dumps(job)}, None)
+    assert built[0].pretrained == (not resumed and not begins)
+    assert ended == [2 if resumed else 0]
+
+
+def test_a_stage_waits_for_labels_of_all_that_its_target_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a run learns from must not depend on when a mount was away; it tries again, and says how to go on."""
+    recipe = tiny_recipe("bcl_small")
+    number, stage = next((n, s) for n, s in enumerate(recipe.stages) if s.pseudo_label is not None)
+    tried: list[str] = []
+
+    def label(*, out: str, **named: Any) -> None:
+        tried.append(out)
+        failed = [{"image_id": "000", "image_uri": "s3://b/000.png", "reason": "away", "kind": "unreachable"}]
+        write_bytes(f"{out}/failed.json", json.dumps(failed).encode())
+        write_bytes(f"{out}/manifest.parquet", b"")
+
+    monkeypatch.setattr(train_module, "pseudo_label", label)
+    directories: dict[str, str | None] = {
+        name: make_dataset(tmp_path / name, name, train=2, val=1) for name in ("source", "target")
+    }
+    cluster, nobody = Cluster(gpu=False), SimpleNamespace()
+    run = train_module._Run(recipe, CLASSES, directories, {}, str(tmp_path / "run"), cluster, nobody, None)  # type: ignore[arg-type]
+    for _ in range(2):
+        with pytest.raises(UnreachableError, match=r"1 target images could not be reached .* go on by --resume"):
+            run_stage(run, number, stage)
+    assert len(tried) == 2, "the second time too"
