@@ -87,7 +87,8 @@ class Cluster:
     cpus_per_worker: Positive = 1.0
     """CPUs that Ray sets aside for a worker; data tasks need some beside them."""
     threads: CountOrZero = 0
-    """Threads of torch in a worker on the CPU; 0 = the machine's cores shared among the workers."""
+    """Threads of torch in a worker on the CPU; 0 = the cores of the machine that the command runs on shared among all
+    workers, which is too few where they are on machines of their own."""
     tf32: bool = True
     """On a GPU, single-precision matrix products and convolutions keep 10 bits of their factors' mantissas and add up
     in 23, several times as fast from Ampere on; off where a GPU is to be compared with a CPU."""
@@ -186,7 +187,7 @@ class Adapt:
     candidates: tuple[str, ...] = ()
     """Recipes that are tried, as dacs for dacs_small; () = the recommended one."""
     backbone: str | None = None
-    """A timm model name; None = resnet101 on a GPU of 16 GiB or more, resnet50 of 6, else mobilenetv2_100, or without
+    """A timm model name; None = resnet101 on a GPU of 16 GB or more, resnet50 of 6, else mobilenetv2_100, or without
     weights a smaller one."""
     pretrained: bool = True
     """Begin with ImageNet's weights where the hub can be reached."""

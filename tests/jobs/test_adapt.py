@@ -23,7 +23,7 @@ from tiny import CLASSES, digests, draw, make_checkpoint, make_dataset
 from pipelines.adapt import main
 from udaseg.config import Model, Recipe
 from udaseg.data.index import open_index
-from udaseg.data.manifest import read_manifest
+from udaseg.data.manifest import read_manifest, write_dataset
 from udaseg.errors import ConfigError, DatasetError, TrainingError
 from udaseg.evaluation.verdict import verdict
 from udaseg.job_config import Adapt, Cluster, Inference
@@ -97,6 +97,23 @@ def test_whatever_is_told_is_taken() -> None:
 def test_a_checkpoint_brings_its_network_and_sizes() -> None:
     c = chosen(begun=(Model(backbone="resnet18", head_channels=16), 96))
     assert c.model == Model(backbone="resnet18", head_channels=16) and c.short_side == 96 and c.warm_steps == 0
+
+
+@pytest.mark.parametrize("memory", [None, 15.8, 39.4, 80.0])
+def test_a_checkpoint_is_adapted_by_what_the_machine_holds(memory: float | None) -> None:
+    """And learns at the rate of its network; what the table has beside that network is of other machines."""
+    for backbone in ("resnet101", "mobilenetv2_100"):
+        machine = Machine(memory=memory, cores=8, hub=True)
+        alike, c = chosen(machine=machine), chosen(machine=machine, begun=(Model(backbone=backbone), 512))
+        assert (c.batch_size, c.steps) == (alike.batch_size, alike.steps) and max(c.crop) <= max(alike.crop)
+        assert (c.optim.lr == 6e-5) == (backbone == "resnet101")
+
+
+def test_cards_have_less_memory_than_they_are_sold_with() -> None:
+    sold = {5.8: "resnet50", 14.6: "resnet101", 15.8: "resnet101", 39.4: "resnet101"}
+    choices = {memory: chosen(machine=Machine(memory=memory, cores=8, hub=True)) for memory in sold}
+    assert {memory: c.model.backbone for memory, c in choices.items()} == sold
+    assert choices[39.4].short_side > choices[15.8].short_side
 
 
 # --- candidates -----------------------------------------------------------------------------------------------------
@@ -259,6 +276,22 @@ def test_a_tenth_is_held_out_in_runs_of_neighbours(tmp_path: Path) -> None:
     assert held.mean() == 0.1 and np.abs(np.diff(held.astype(int))).sum() <= 10, "five runs"
     with pytest.raises(DatasetError, match="two at least"):
         hold_out(table.slice(0, 1), directory)
+
+
+def test_a_source_that_images_are_held_out_of_keeps_where_its_classes_lie(tmp_path: Path) -> None:
+    directory = make_dataset(tmp_path / "s", "source", train=10, val=0)
+    table, counts = read_manifest(directory), np.arange(3 * 64 * 128).reshape(3, -1)
+    write_dataset(directory, table, CLASSES, counts)
+    told = replace(TOLD, source=directory, target=make_dataset(tmp_path / "t", "target"))
+    made = make_inputs(told, str(tmp_path / "out")).source
+    assert made != directory and np.array_equal(open_index(str(made)).class_places(), counts)  # type: ignore[arg-type]
+
+
+def test_whatever_a_dataset_has_of_an_image_is_found_where_it_is(tmp_path: Path) -> None:
+    table = read_manifest(make_dataset(tmp_path / "t", "target", train=4, val=0))
+    table = table.append_column("confidence_uri", pa.array([f"confidence/{n}.png" for n in range(4)]))
+    (first, *_) = hold_out(table, "/labels").to_pylist()
+    assert first["confidence_uri"] == "/labels/confidence/0.png"
 
 
 # --- runs -----------------------------------------------------------------------------------------------------------

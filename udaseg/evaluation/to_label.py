@@ -21,7 +21,7 @@ def layout(probability: np.ndarray) -> np.ndarray:
 
 
 def label_next(entropy: np.ndarray, layouts: np.ndarray, count: int) -> list[int]:
-    """Positions of the images to label next, the least certain first.
+    """Positions of the images to label next: the least certain one, then those that are most unlike the ones before.
 
     Of the `5 * count` least certain ones, each next one is the farthest from all that are chosen (the greedy k-center
     of core-set selection, Sener and Savarese, 1708.00489): the least certain alone would be near copies.

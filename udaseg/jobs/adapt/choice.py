@@ -59,12 +59,13 @@ class _Row(NamedTuple):
     steps: int
 
 
+# GPUs have a little less than they are sold as: one of 16 GB has 14.6 GiB to 15.8.
 # Those of a GPU follow the sizes of the literature (2 crops of 512 pixels on 11 to 24 GiB), and were not measured here;
 # that of a CPU is the one of the README's figures.
 _TABLE = (
-    _Row(40, DEEPLAB, 720, 768, 4, replace(_FINE_TUNING, lr=6e-5, head_lr_factor=10.0), 10_000, 20_000),
-    _Row(16, DEEPLAB, 512, 512, 2, replace(_FINE_TUNING, lr=6e-5, head_lr_factor=10.0), 10_000, 20_000),
-    _Row(6, Model(backbone="resnet50", pretrained=True), 512, 512, 4, replace(_FINE_TUNING, lr=1e-4), 5_000, 10_000),
+    _Row(36, DEEPLAB, 720, 768, 4, replace(_FINE_TUNING, lr=6e-5, head_lr_factor=10.0), 10_000, 20_000),
+    _Row(14, DEEPLAB, 512, 512, 2, replace(_FINE_TUNING, lr=6e-5, head_lr_factor=10.0), 10_000, 20_000),
+    _Row(5, Model(backbone="resnet50", pretrained=True), 512, 512, 4, replace(_FINE_TUNING, lr=1e-4), 5_000, 10_000),
     _Row(0, Model(backbone="mobilenetv2_100", pretrained=True), 240, 240, 4, _FINE_TUNING, 800, 800),
 )
 _FROM_NOTHING = _Row(0, SMALL, 128, 192, 8, SMALL_OPTIM, 300, 600)
@@ -110,8 +111,10 @@ def choose(told: Adapt, machine: Machine, images: Images, begun: tuple[Model, in
 
     row = next(row for row in _TABLE if row.memory <= (machine.memory or 0))
     if begun is not None:
-        row = next((known for known in (*_TABLE, _FROM_NOTHING) if known.model.backbone == begun[0].backbone), row)
         model = begun[0]
+        known = next((known for known in (*_TABLE, _FROM_NOTHING) if known.model.backbone == model.backbone), row)
+        # as large as the machine holds, by the learning rates of the network
+        row = known if machine.memory is None and known.memory == 0 else row._replace(optim=known.optim)
         reasons["backbone"] = (model.backbone, "the checkpoint's")
     else:
         fetched = told.pretrained and machine.hub and told.weights is None
@@ -139,7 +142,7 @@ def choose(told: Adapt, machine: Machine, images: Images, begun: tuple[Model, in
     why = f"for {machine}; {_MOST_PASSES} passes over {images.count} images, the most, would be {most}"
     warm_steps = 0 if begun is not None else pick("warm_steps", told.warm_steps, min(row.warm_steps, most), why)
     steps = pick("steps", told.steps, min(row.steps, most), why)
-    lr = pick("lr", told.lr, row.optim.lr, f"AdamW, for {row.model.backbone}")
+    lr = pick("lr", told.lr, row.optim.lr, f"AdamW, for {model.backbone}")
     return Choice(
         model=model,
         short_side=short_side,

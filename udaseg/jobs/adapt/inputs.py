@@ -100,11 +100,12 @@ def _dataset(directory: str, domain: str, told: Adapt, out: str, classes: str | 
         directory = own
     if directory != own and is_dataset(own):  # made when this adaptation began
         return own
-    if HELD_OUT in open_index(directory).splits:
+    index = open_index(directory)
+    if HELD_OUT in index.splits:
         return directory
     mark(own, "prepare")
-    manifest, depth_range = hold_out(read_manifest(directory), directory), open_index(directory).depth_range
-    write_dataset(own, manifest, read_classes(directory), depth_range=depth_range)
+    manifest, places = hold_out(read_manifest(directory), directory), index.class_places()
+    write_dataset(own, manifest, index.classes, places, depth_range=index.depth_range)
     return own
 
 
@@ -132,7 +133,7 @@ def hold_out(manifest: pa.Table, directory: str) -> pa.Table:
     for row, out in zip(train, held.tolist(), strict=True):
         row["split"] = HELD_OUT if out else "train"
     for row in rows:
-        row |= {name: row[name] and resolve(row[name], directory) for name in ("image_uri", "label_uri")}
+        row |= {name: row[name] and resolve(row[name], directory) for name in row if name.endswith("_uri")}
     return pa.Table.from_pylist(rows, schema=manifest.schema)
 
 

@@ -199,7 +199,7 @@ def _judge(before: str, after: Mapping[str, str], plan: _Plan, told: Adapt) -> d
 
 
 def _label_next(model: str, plan: _Plan, told: Adapt) -> list[dict[str, Any]]:
-    """The target images to label next: id, address and entropy, the least certain first."""
+    """The target images to label next: id, address and entropy, in the order of `label_next`."""
     found = survey(model, plan.inputs, images=_SURVEYED, inference=_inference(told))
     index = open_index(plan.inputs.target)
     return [

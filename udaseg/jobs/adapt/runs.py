@@ -18,7 +18,7 @@ from udaseg.errors import CheckpointError, ConfigError, TrainingError
 from udaseg.job_config import Cluster, TrackerName
 from udaseg.jobs.adapt.inputs import Inputs
 from udaseg.jobs.output import mark
-from udaseg.jobs.ray_session import plain_errors
+from udaseg.jobs.ray_session import plain_error, plain_errors
 from udaseg.jobs.resources import described, usable_cores, waits_told
 from udaseg.jobs.train import stage_directory, train
 from udaseg.jobs.trials import trial_resources
@@ -86,11 +86,17 @@ def train_all(
             tune.with_resources(trial, {"CPU": 1}),
             param_space={"run": tune.grid_search(left)},
             tune_config=tune.TuneConfig(max_concurrent_trials=at_once),
-            run_config=tune.RunConfig(name="tune", storage_path=out, verbose=0),
+            run_config=tune.RunConfig(
+                name="tune",
+                storage_path=out,
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=cluster.max_failures),  # where the node is lost
+            ),
         ).fit()
     for result in results:
-        name = (result.config or {})["run"]
-        failed |= {name: str(result.error)} if result.error else (result.metrics or {}).get("failed", {})
+        if result.error is not None:  # not of the run itself, which `_noted` tells: it may go on another time
+            raise plain_error(result.error)
+        failed |= (result.metrics or {}).get("failed", {})
     return failed
 
 
