@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from draws import labels, normal
+from networks import small_network
 from torch import Tensor, nn
 from two_ranks import TwoRanks
 
@@ -16,8 +17,10 @@ from udaseg.components.prototypes import (
     ClassGaussians,
     ClassPrototypes,
     MovingPrototypes,
+    PrototypeClassifier,
     class_means,
     prototype_distance,
+    prototype_logits,
 )
 from udaseg.models.inference import predict
 
@@ -75,13 +78,14 @@ def test_gaussians_on_two_ranks_equal_one(two_ranks: TwoRanks) -> None:
 
 
 def test_the_nearest_prototype_classifies() -> None:
-    from udaseg.components.prototypes import PrototypeClassifier
-
     class Colours(nn.Module):
-        num_classes = 9
+        num_classes, feature_stride, align_corners = 9, 1, False
 
         def forward(self, image: Tensor, domain: str = "target", detail: str = "") -> Any:
             return SimpleNamespace(embedding=image)
+
+        def upsampled(self, coarse: Tensor, image: Tensor) -> Tensor:
+            return coarse
 
     image = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0.1, 1]]).T.reshape(1, 3, 1, 3)
     prototypes = torch.tensor([[2.0, 0, 0], [0, 3, 0], [0, 0, 0], [0, 0, 1]])
@@ -122,3 +126,21 @@ def test_prototypes_are_a_mean_at_first_and_then_follow_image_by_image() -> None
     expected = 0.75 * (0.75 * first[:, 0].mean(0) + 0.25 * second[0, 0]) + 0.25 * second[1, 0]
     torch.testing.assert_close(prototypes.value[0], expected)
     torch.testing.assert_close(prototypes.value[1], 0.75 * second[0, 1] + 0.25 * second[1, 1])  # its first is itself
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+def test_prototypes_see_images_at_the_size_and_corners_of_their_network(aligned: bool) -> None:
+    network = small_network(align_corners=aligned).eval()
+    classes, dim = 5, network.embedding_channels
+    classifier = PrototypeClassifier(network, torch.randn(classes, dim), torch.ones(classes, dtype=torch.bool), 0.1)
+    sizes: list[torch.Size] = []
+    network.register_forward_pre_hook(lambda _, inputs: sizes.append(inputs[0].shape[-2:]))
+    image = torch.rand(1, 3, 150, 202, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        for one in (network, classifier):
+            predict(one, image, short_side=150)
+        cosine = prototype_logits(
+            network(image, "target").embedding, classifier.prototypes[None], classifier.present[None], temperature=0.1
+        )
+        assert torch.equal(classifier(image, "target").logits, network.upsampled(cosine, image))
+    assert sizes[0] == sizes[1] == ((150, 202) if aligned else (160, 224))

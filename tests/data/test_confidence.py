@@ -47,6 +47,7 @@ def test_a_stored_distribution_keeps_small_probabilities_as_well_as_large_ones()
     probability = np.geomspace(2e-7, 1, 5000)
     np.testing.assert_allclose(decode_distribution(encode_distribution(probability)), probability, rtol=1.3e-4)
     assert encode_distribution(np.array([0.0, 1.0])).tolist() == [65535, 0]
+    assert decode_distribution(np.array([65535, 0], np.uint16)).tolist() == [0, 1], "nothing stays nothing"
     assert distribution_size(1024, 2048) == (128, 256) and distribution_size(1, 9) == (1, 2)
     assert 19 * 2 * 128 * 256 / (1024 * 2048) < 0.6, "bytes a pixel of an image"
 

@@ -142,7 +142,7 @@ def test_a_job_labels_by_prototypes(tmp_path: Path, ray_session: None) -> None:
 @pytest.mark.parametrize("rule", ["soft", "any_class"])
 def test_what_networks_disagree_on_is_dropped_by_every_rule(rule: Any, tmp_path: Path) -> None:
     checkpoints = [make_checkpoint(tmp_path / str(seed), seed) for seed in (0, 1)]
-    job = work(tmp_path, *checkpoints, rules=PseudoLabel(rule=rule, image_share=1.0))
+    job = work(tmp_path, *checkpoints, rules=PseudoLabel(rule=rule, image_share=1.0), truth=CLASSES)
     PredictActor(job, 1)(BLOCK)
     thresholds = np.zeros(3, np.float32)
     if rule == "any_class":
@@ -150,9 +150,14 @@ def test_what_networks_disagree_on_is_dropped_by_every_rule(rule: Any, tmp_path:
     else:
         apply_thresholds(job, thresholds)(BLOCK)
     networks = [load_model(uri) for uri in checkpoints]
+    counts = job.ledger.entry("label", 0)["right"].reshape(4, 4)
     for n in range(4):
-        first, second = (predict(n_, pixels(n), short_side=card.short_side)[0].argmax(0) for n_, card in networks)
+        found = [predict(n_, pixels(n), short_side=card.short_side)[0] for n_, card in networks]
+        first, second = (one.argmax(0) for one in found)
         agree = (first == second).numpy()
+        right = (found[0] + found[1]).argmax(0).numpy() == draw("source", n)[1]
+        parts = (agree & right, agree, ~agree & right, ~agree)
+        assert counts[n].tolist() == [part.sum() for part in parts], "of what is dropped too"
         assert 0 < agree.mean() < 1, "or nothing is tested"
         assert np.array_equal(png(tmp_path, "labels", n) != 255, agree)
         assert np.array_equal(png(tmp_path, "labels", n)[agree], first.numpy()[agree])
@@ -182,6 +187,24 @@ def test_probabilities_of_all_classes_are_stored_and_streamed(tmp_path: Path) ->
     Image.fromarray(np.zeros((5, 7), np.uint16)).save(tmp_path / "out" / "distribution" / "000.png")
     with pytest.raises(DatasetError, match=r"000\.png: 7 x 5 .* not 3 classes of 7 x 5; label the images anew"):
         index.distribution(0)
+
+
+def test_where_networks_disagree_nothing_is_known_of_any_class(tmp_path: Path) -> None:
+    checkpoints = [make_checkpoint(tmp_path / str(seed), seed) for seed in (0, 1)]
+    job = work(tmp_path, *checkpoints, rules=PseudoLabel(rule="soft", distribution=True))
+    PredictActor(job, 1)(BLOCK)
+    apply_thresholds(job, np.zeros(3, np.float32))(BLOCK)
+    write_dataset(job.out, label_chunk(job.ledger, [0], True)[0], CLASSES)
+    index, networks, nothing = open_index(job.out), [load_model(uri) for uri in checkpoints], 0
+    for n in range(4):
+        first, second = (predict(n_, pixels(n), short_side=card.short_side) for n_, card in networks)
+        agree = (first.argmax(1) == second.argmax(1)).float()[:, None]
+        expected = torch.nn.functional.adaptive_avg_pool2d((first + second) / 2 * agree, (5, 7))[0].numpy()
+        found = decode_distribution(index.distribution(n))
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-6)
+        assert ((found.sum(0) == 0) == (expected.sum(0) == 0)).all()
+        nothing += int((found.sum(0) == 0).sum())
+    assert nothing, "or nothing is tested"
 
 
 def test_the_teacher_and_the_student_of_a_checkpoint_predict(tmp_path: Path) -> None:

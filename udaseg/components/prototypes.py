@@ -34,6 +34,14 @@ class PrototypeClassifier:
     def largest(self) -> tuple[int, int] | None:
         return self.network.largest
 
+    @property
+    def feature_stride(self) -> int:
+        return self.network.feature_stride
+
+    @property
+    def align_corners(self) -> bool:
+        return self.network.align_corners
+
     def __call__(self, image: Tensor, domain: Domain, detail: Detail = "everywhere") -> SegOutput:
         """The network's output with other logits, (B, K, H, W)."""
         out = self.network(image, domain, detail=detail)
@@ -44,8 +52,7 @@ class PrototypeClassifier:
             self.present.expand(count, -1),
             temperature=self.temperature,
         )
-        logits = F.interpolate(coarse, size=image.shape[-2:], mode="bilinear", align_corners=False)
-        return SegOutput(logits=logits, embedding=out.embedding)
+        return SegOutput(logits=self.network.upsampled(coarse, image), embedding=out.embedding)
 
 
 def prototype_logits(feature: Tensor, prototypes: Tensor, present: Tensor, *, temperature: float) -> Tensor:

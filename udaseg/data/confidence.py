@@ -36,14 +36,14 @@ def distribution_size(height: int, width: int) -> tuple[int, int]:
 
 
 def encode_distribution(probability: np.ndarray) -> np.ndarray:
-    """uint16 codes of probabilities in [0, 1], on the scale of -ln p: 0.02 % apart, down to 1e-7, which 0 becomes."""
+    """uint16 codes of probabilities in [0, 1], on the scale of -ln p: 0.02 % apart down to 1e-7; less is 0."""
     nats = -np.log(np.maximum(probability.astype(np.float64), 1e-12))
     return np.clip(np.rint(nats * CODES_PER_NAT), 0, 65535).astype(np.uint16)
 
 
 def decode_distribution(code: np.ndarray) -> np.ndarray:
     """float32 probabilities of `encode_distribution`'s codes."""
-    return np.exp(-code.astype(np.float32) / CODES_PER_NAT)
+    return np.where(code == 65535, np.float32(0), np.exp(-code.astype(np.float32) / CODES_PER_NAT))
 
 
 def confidence_histogram(label: np.ndarray, code: np.ndarray, num_classes: int) -> np.ndarray:

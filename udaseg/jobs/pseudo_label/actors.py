@@ -41,6 +41,7 @@ from udaseg.jobs.pseudo_label.tasks import (
     in_order,
     label_entry,
     predict_entry,
+    read_png,
     read_truth,
     write_label,
     write_png,
@@ -210,7 +211,7 @@ class PredictActor(Networks):
         """(B, H, W) classes and confidences; as the rules ask for them, certainties by entropy and (B, K, h, w)
         distributions, the mean probability of each cell.
 
-        Certainties are 0 where the networks do not all find the same class.
+        Certainties and probabilities are 0 where the networks do not all find the same class.
         """
         probability, agree = self._predict(images)
         confidence, label = probability.max(1)
@@ -219,7 +220,7 @@ class PredictActor(Networks):
             planes["entropy"] = normalised_certainty(probability) * agree
         if self.work.rules.distribution:
             size = distribution_size(probability.shape[2], probability.shape[3])
-            planes["distribution"] = torch.nn.functional.adaptive_avg_pool2d(probability, size)
+            planes["distribution"] = torch.nn.functional.adaptive_avg_pool2d(probability * agree[:, None], size)
         return {name: plane.cpu().numpy() for name, plane in planes.items()}
 
     def _planes(
@@ -251,7 +252,9 @@ class PredictActor(Networks):
         """Label an image by the rule "any_class"; its part of the block's entry."""
         assert self.thresholds is not None
         label = union_pseudo_label(probability, self.thresholds, self.work.rules.image_share, rule="any_class")
-        return write_label(self.work, row, label, probability.argmax(0), probability.max(0))
+        # not of `probability`, which is 0 where networks do not agree
+        prediction = read_png(join(self.work.out, "predictions", f"{row['image_id']}.png"))
+        return write_label(self.work, row, label, prediction, probability.max(0))
 
 
 class PrototypeActor(Networks):
@@ -285,4 +288,5 @@ class PrototypeActor(Networks):
 @torch.inference_mode()
 def _features(network: Segmenter, pixels: Tensor, card: ModelCard) -> Tensor:
     """(B, A, h, w) features of source images at the size of training."""
-    return network(resized(pixels, card.short_side, card.resample), "source", detail="everywhere").embedding
+    cell = 1 if network.align_corners else network.feature_stride  # as `predict` brings images to size
+    return network(resized(pixels, card.short_side, card.resample, cell), "source", detail="everywhere").embedding

@@ -108,15 +108,15 @@ def apply_thresholds(work: Work, thresholds: np.ndarray) -> Callable[[dict[str, 
 
     def one(row: dict[str, Any]) -> dict[str, Any]:
         name = f"{row['image_id']}.png"
-        prediction = _read_png(join(work.out, "predictions", name))
-        certainty = decode_confidence(_read_png(join(work.out, work.plane, name)))
+        prediction = read_png(join(work.out, "predictions", name))
+        certainty = decode_confidence(read_png(join(work.out, work.plane, name)))
         if work.rules.rule == "soft":
             label = np.where(certainty > 0, prediction, IGNORE).astype(np.uint8)
         else:
             image_share = 0.0 if work.rules.rule == "fixed" else work.rules.image_share
             label = threshold_top1(prediction, certainty, thresholds, image_share)
         if work.truth is not None and work.plane != "confidence":  # the report is about probabilities
-            certainty = decode_confidence(_read_png(join(work.out, "confidence", name)))
+            certainty = decode_confidence(read_png(join(work.out, "confidence", name)))
         return write_label(work, row, label, prediction, certainty)
 
     def label_block(block: int) -> dict[str, Any]:
@@ -330,7 +330,7 @@ def write_png(uri: str, image: Image.Image, scratch: str | None) -> None:
     write_bytes(uri, png(image), scratch=scratch)
 
 
-def _read_png(uri: str) -> np.ndarray:
+def read_png(uri: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(read_bytes(uri))))
 
 
