@@ -249,3 +249,13 @@ def test_with_an_empty_memory_its_contrast_is_zero_with_finite_gradients() -> No
     value = memory_contrast(feature, labels(5, classes=2), torch.zeros(6, 4).double(), nothing, temperature=0.1)
     value.backward()
     assert value.item() == 0 and feature.grad is not None and not feature.grad.any()
+
+
+def test_pairs_of_pixels_weigh_the_product_of_their_weights() -> None:
+    feature, label, pixel = normal(2, 4, 2, 3), labels(2, 2, 3, classes=3, ignored=0), normal(2, 2, 3, seed=1).abs()
+    unit = F.normalize(feature.permute(0, 2, 3, 1).reshape(-1, 4), dim=1)
+    y, p = label.flatten(), pixel.flatten()
+    sums, counts = _pair_loop(unit, y, unit, y, p[:, None] * p)
+    expected = np.mean([s / max(1, c) for s, c in zip(sums, counts, strict=True)])
+    assert pixel_contrast(feature, label, pixel, rows=5).item() == pytest.approx(expected, rel=1e-9)
+    assert pixel_contrast(feature, label, torch.zeros_like(pixel)).item() == 0

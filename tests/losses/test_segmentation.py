@@ -38,9 +38,7 @@ def test_cross_entropy_is_the_loop_over_pixels(reduction: str, weighted: bool) -
         if y != IGNORE:
             z = [float(logits[b, k, i, j]) for k in range(4)]
             loss = math.log(sum(map(math.exp, z))) - z[y]
-            if weight is not None:
-                loss *= float(weight[b, i, j])
-        total += loss
+        total += loss if weight is None else loss * float(weight[b, i, j])
         counted += {"valid": y != IGNORE, "all": True, "nonzero": loss > 0}[reduction]
     value = cross_entropy(logits, label, weight, reduction=reduction)  # type: ignore[arg-type]
     assert float(value) == pytest.approx(total / counted, rel=1e-12)

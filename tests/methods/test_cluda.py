@@ -45,3 +45,13 @@ def test_cluda_leaves_ignored_pixels_out_unless_as_released() -> None:
         noise[:, :, :2] = torch.rand_like(noise[:, :, :2])  # context cells of 8 pixels, all of them ignored
         values = [state.method._contrast(replace(out, embedding=e), label).item() for e in (out.embedding, noise)]
         assert (values[0] == pytest.approx(values[1], rel=1e-6)) == same
+
+
+@pytest.mark.parametrize("name", ["cluda", "cluda_hrda"])
+def test_a_mixture_s_pixels_of_no_weight_are_contrasted_with_nothing(name: str) -> None:
+    state = make_state(make_stage(name))
+    out = state.method.student(torch.rand(2, 3, 64, 64), "source", torch.arange(2))
+    label = torch.zeros(2, 64, 64, dtype=torch.int64)
+    label[:, :, 32:] = 1
+    values = [state.method._contrast(out, label, torch.full((2, 64, 64), w)).item() for w in (1.0, 0.5, 0.0)]
+    assert values[0] == pytest.approx(4 * values[1], rel=1e-5) and values[0] > values[2] == 0

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from toy import losses_where_all_is_known, make_batches, make_stage, make_state
 
-from udaseg.methods.ldbe import LDBE
+from udaseg.methods import ldbe as ldbe_module
+from udaseg.methods.ldbe import LDBE, drawn_place
 
 
 def test_ldbe_pastes_within_its_group_and_weighs_each_image_by_what_is_sure() -> None:
@@ -27,14 +29,28 @@ def test_ldbe_pastes_within_its_group_and_weighs_each_image_by_what_is_sure() ->
     assert 0 < float(losses[1].value) < 1
 
 
-def test_ldbe_draws_the_place_by_the_step() -> None:
+def test_ldbe_draws_the_place_by_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
     stage = make_stage("ldbe_denoising")
     state, batches = make_state(stage), make_batches(stage)
-    values = []
-    for step in (0, 0, *range(1, 8)):
-        (losses,) = state.method.losses(batches, step, 10)
-        values.append({loss.name: loss.value.item() for loss in losses}["negative"])
-    assert values[0] == values[1] and len(set(values)) == 3  # places 1, 2, 3 of four classes
+    draws: list[list[int]] = []
+
+    def drawn(classes: int, spread: int, rng: np.random.Generator) -> int:
+        draws.append(rng.integers(0, 100, 3).tolist())
+        return 2
+
+    monkeypatch.setattr(ldbe_module, "drawn_place", drawn)
+    for step in (0, 0, 1):
+        list(state.method.losses(batches, step, 10))
+    assert draws[0] == draws[1] != draws[2]
+
+
+@pytest.mark.parametrize(
+    ("classes", "least", "most"), [(2, 2, 2), (4, 2, 2), (7, 2, 4), (8, 2, 6), (10, 2, 8), (19, 6, 12)]
+)
+def test_no_pixel_is_taught_not_to_be_of_its_most_probable_class(classes: int, least: int, most: int) -> None:
+    rng = np.random.default_rng(0)
+    places = {drawn_place(classes, 3, rng) for _ in range(300)}
+    assert places == set(range(least, most + 1))
 
 
 def test_ldbe_needs_a_group_to_paste_in() -> None:

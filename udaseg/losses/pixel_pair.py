@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -85,6 +86,7 @@ def flatten(plane: Tensor, *, position_major: bool = False) -> Tensor:
 def pixel_contrast(
     feature: Tensor,
     label: Tensor,
+    pixel_weight: Tensor | None = None,
     *,
     valid: Tensor | None = None,
     group_size: int | None = None,
@@ -98,6 +100,7 @@ def pixel_contrast(
     Args:
         feature: (B, A, h, w).
         label: (B, h, w) int64. 255 is a class like any other, unless `valid` leaves it out.
+        pixel_weight: (B, h, w) >= 0; pairs of mixed images weigh the product of their pixels' weights.
         valid: (B, h, w) bool, the pixels that take part; all without it.
         group_size: consecutive images that are compared; None = all. The mean is over the anchors of all ranks.
         position_major: order features as the released code does, which pairs them with other pixels' labels if B > 1.
@@ -110,7 +113,8 @@ def pixel_contrast(
     for group in _groups(len(feature), group_size):
         unit = F.normalize(flatten(feature[group], position_major=position_major), dim=1)
         flat, real = label[group].flatten(), None if valid is None else valid[group].flatten()
-        sums, counts = pair_contrast(unit, flat, unit, flat, valid=real, rows=rows)
+        weight = None if pixel_weight is None else partial(_product, pixel_weight[group].flatten())
+        sums, counts = pair_contrast(unit, flat, unit, flat, weight=weight, valid=real, rows=rows)
         total = total + _sum_of_anchors(sums, counts, real)
     return total / _count(label, valid)
 
@@ -172,7 +176,7 @@ def multi_resolution_contrast(
         detail_label: (B, h, w) int64, the label inside the detail crop and `OUTSIDE` elsewhere. Where labels begin at
             0, class 0 counts as outside, as in the released code.
         attention: (B, h, w) in (0, 1).
-        pixel_weight: (B, h, w) >= 0; pairs of mixed images weigh the product of their pixels' weights.
+        pixel_weight: see `pixel_contrast`.
         valid: see `pixel_contrast`.
         detail_valid: (B, h, w) bool, the detail pixels that are keys; all without it, also the zeros outside.
         group_size: see `pixel_contrast`.
@@ -310,14 +314,19 @@ def two_view_contrast(
     )
 
 
+def _product(pixel: Tensor, part: slice) -> Tensor:
+    """(rows, N) products of the pixels' weights."""
+    return pixel[part, None] * pixel
+
+
 def _pair_weights(attention: Tensor, row: Tensor, pixel: Tensor) -> tuple[PairWeight, PairWeight]:
     """W and 1 - W of `multi_resolution_contrast`, times the pixels' weights."""
 
     def context(part: slice) -> Tensor:
-        return (row[part, None] * attention) * (pixel[part, None] * pixel)
+        return (row[part, None] * attention) * _product(pixel, part)
 
     def detail(part: slice) -> Tensor:
-        return (1 - row[part, None] * attention) * (pixel[part, None] * pixel)
+        return (1 - row[part, None] * attention) * _product(pixel, part)
 
     return context, detail
 

@@ -33,15 +33,15 @@ def cross_entropy(
         weight: (B, H, W) factor for each pixel's loss, >= 0. It does not enter the denominator.
         reduction: over what the mean is taken. "valid": pixels that are not ignored (torch's own, BCL, LDBE, SDCA);
             "all": every pixel, so ignored ones dilute the loss (DACS, DSP, DAFormer and their line);
-            "nonzero": pixels whose weighted loss is above 0 (LDBE's boundary stage).
+            "nonzero": pixels whose loss, before it is weighted, is above 0 (LDBE's boundary stage).
     """
     loss = F.cross_entropy(logits, label, ignore_index=IGNORE, reduction="none")
-    if weight is not None:
-        loss = loss * weight
     if reduction == "all":
         count = torch.full((), label.numel(), device=label.device)
     else:
         count = (label != IGNORE if reduction == "valid" else loss > 0).sum()
+    if weight is not None:
+        loss = loss * weight
     return loss.sum() / mean_over_ranks(count.to(loss.dtype)).clamp_min(1e-12)
 
 

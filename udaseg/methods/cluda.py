@@ -114,13 +114,13 @@ class CLUDA(Method):
         y = downscale_label(label, size)
         valid = None if released else y != IGNORE
         context = _resized(out.embedding, size)
+        pixel = None if weight is None else _resized(weight[:, None], size)[:, 0]
         if "detail_embedding" not in out.aux:
-            return pixel_contrast(context, y, valid=valid, group_size=c.group_size, position_major=released)
+            return pixel_contrast(context, y, pixel, valid=valid, group_size=c.group_size, position_major=released)
 
         at, crop = out.aux["detail_at"], out.aux["detail_logits"].shape[-2:]
         inside = downscale_label(_inside(label, at, crop).long(), size).bool()
         shifted = y if released else y + 1  # so that 0 means outside and nothing else
-        pixel = None if weight is None else _resized(weight[:, None], size)[:, 0]
         return multi_resolution_contrast(
             context,
             _resized(out.aux["detail_embedding"], size),

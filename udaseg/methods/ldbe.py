@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 
 from udaseg.components.mixing import class_mask, next_of_group, paste
@@ -43,7 +44,7 @@ class LDBE(Method):
         """"double_softmax" is the authors' code; "shannon" the usual entropy."""
         negative_weight: NonNegative = 1.0
         place_spread: CountOrZero = 3
-        """k = K // 2 + U{-spread ... spread}, one draw a step: 6 to 12 of 19 classes."""
+        """k = K // 2 + U{-spread ... spread}, one draw a step: 6 to 12 of 19 classes, 2 to 4 of seven."""
         threshold: Share = 0.97
         """Confidence from which a pixel without pseudo-label counts as sure."""
         teacher_momentum: Share = 0.99
@@ -63,7 +64,7 @@ class LDBE(Method):
         if enhancing and config.group_size < 2:
             raise ValueError(f"method.group_size is {config.group_size}; boundary enhancement pastes between 2 or more")
         statistics: Literal["own", "student"] = "own" if enhancing else "student"
-        self.teacher = EMATeacher(student, momentum=config.teacher_momentum, statistics=statistics)
+        self.teacher = EMATeacher(student, momentum=config.teacher_momentum, statistics=statistics, drops=enhancing)
 
     @property
     def predictor(self) -> Segmenter:
@@ -76,8 +77,7 @@ class LDBE(Method):
     def _denoise(self, target: Batch, step: int) -> tuple[Loss, ...]:
         c, classes = self.config, self.student.num_classes
         out = self.student(target.image, "target", target.index)
-        drawn = int(keyed(self.seed, step, "place").integers(-c.place_spread, c.place_spread + 1))
-        place = min(max(classes // 2 + drawn, 1), classes)
+        place = drawn_place(classes, c.place_spread, keyed(self.seed, step, "place"))
         return (
             Loss("positive", output_cross_entropy(out, target.labels, target.weight)),
             Loss("entropy", entropy(out.logits, form=c.entropy), c.entropy_weight),
@@ -105,3 +105,12 @@ class LDBE(Method):
 
     def after_step(self) -> None:
         self.teacher.update(self.student)
+
+
+def drawn_place(classes: int, spread: int, rng: np.random.Generator) -> int:
+    """The place in the ranking of K classes that negative learning takes, K // 2 +- spread; never the first.
+
+    Of few classes the draw would reach the first place, which the other terms want the pixel to be of: it spreads less.
+    """
+    spread = min(spread, max(classes // 2 - 2, 0))
+    return max(classes // 2 + int(rng.integers(-spread, spread + 1)), 2)

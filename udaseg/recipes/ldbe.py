@@ -35,7 +35,9 @@ def ldbe() -> Recipe:
             data=data,
             optim=Optim(lr=1e-4 / 2 ** (r / 2), horizon=5000 / 991),
             init_from="runs/source_only/model" if r == 0 else f"denoise-{r - 1}",
-            pseudo_label=PseudoLabel(share=share, image_share=share, cap=0.999999999, rule="any_class"),
+            pseudo_label=PseudoLabel(
+                share=share, image_share=share, cap=0.999999999, rule="any_class", rare_class="keep_all"
+            ),
         )
         for r, share in enumerate((0.1, 0.15))
     )
