@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from networks import Says, half_sure
-from toy import CLASSES, SEED, make_batches, make_stage
+from toy import CLASSES, SEED, make_batches, make_stage, make_state
 
+from udaseg.components import masked_consistency
 from udaseg.components.masked_consistency import MIC, patch_mask
 from udaseg.losses.segmentation import cross_entropy
 
@@ -80,3 +84,21 @@ def test_patches_fill_the_image_evenly_where_its_side_is_no_multiple_of_theirs()
     halves = torch.stack([shown[:, :50], shown[:, 50:]], 1).flatten(2)
     assert torch.equal(halves.all(2), halves.any(2)), "each half is hidden or shown whole"
     assert 0.3 < halves.float().mean() < 0.7 and (halves[:, 0, 0] != halves[:, 1, 0]).any()
+
+
+def test_the_masked_view_is_jittered_as_the_method_s_mixture_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The authors have one jitter for both; the forms of Kornia's versions lie up to 0.18 apart."""
+    seen: list[str] = []
+    original = masked_consistency.strong
+
+    def watched(*arguments: Any, form: str, **named: Any) -> torch.Tensor:
+        seen.append(form)
+        return original(*arguments, form=form, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(masked_consistency, "strong", watched)
+    for own in (None, "blend"):
+        stage = make_stage("daformer")
+        part = MIC(weight=1.0, block=16, jitter_form=own)  # type: ignore[arg-type]
+        stage = replace(stage, method=replace(stage.method, mic=part, jitter_form="hsv"))
+        list(make_state(stage).method.train().losses(make_batches(stage), 0, 10))
+    assert seen == ["hsv", "blend"]

@@ -38,3 +38,17 @@ def test_adabn_of_a_network_per_domain_estimates_the_target_s_statistics() -> No
     train_step(state, batch, stage, seed=SEED)
     own = dict(state.method.student.target_buffers.named_buffers())
     torch.testing.assert_close(own["backbone/bn1/running_mean"], seen[0])
+
+
+def test_adabn_leaves_what_the_source_alone_uses() -> None:
+    """No target image would fill it again, and the network still answers for source images by it."""
+    stage = make_stage("adabn")
+    stage = replace(stage, model=replace(stage.model, per_domain="stem+statistics"))
+    state, batch = make_state(stage), make_batches(stage)
+    warm_up(state.method.student)
+    norm = state.method.student.net.backbone.bn1
+    before = {name: buffer.clone() for name, buffer in norm.named_buffers()}
+    state = replace(state, method=stage.method.build(state.method.student, seed=SEED))
+    train_step(state, batch, stage, seed=SEED)
+    assert norm.running_mean.abs().max() > 0
+    assert all(torch.equal(before[name], buffer) for name, buffer in norm.named_buffers())

@@ -12,7 +12,7 @@ from toy import CLASSES, SEED, collect_frozen, make_batches, make_stage, make_st
 from udaseg.components.mixing import class_mask, context_mask
 from udaseg.config import Stage
 from udaseg.methods import camix as camix_module
-from udaseg.types import Loss
+from udaseg.types import IGNORE, Loss
 
 
 def made(**method: Any) -> Stage:
@@ -97,3 +97,16 @@ def test_a_stream_without_a_prior_says_what_is_missing() -> None:
     bare = batches | {"target": replace(batches["target"], prior=None)}
     with pytest.raises(ValueError, match=r"stream 'target' has no spatial prior: set data\.target\.prior"):
         collect_frozen(make_state(stage), bare)
+
+
+def test_the_source_s_loss_has_a_reduction_of_its_own() -> None:
+    """DACS's is the mean over labelled pixels, DAFormer's over all."""
+    found = {}
+    for reduction in ("valid", "all"):
+        stage = made(source_reduction=reduction)
+        batches = make_batches(stage)
+        found[reduction] = collect_frozen(make_state(stage), batches)
+    kept = (batches["source"].labels != IGNORE).float().mean()
+    assert 0 < kept < 1
+    torch.testing.assert_close(found["all"]["source_ce"].value, found["valid"]["source_ce"].value * kept)
+    assert found["all"]["mixed_ce"].value == found["valid"]["mixed_ce"].value

@@ -10,6 +10,7 @@ import torch
 from toy import SEED, collect, collect_frozen, make_batches, make_stage, make_state
 
 from udaseg.config import Stage
+from udaseg.methods import ehtdi as ehtdi_module
 from udaseg.training.step import train_step
 
 PLAIN = {"target_ce", "target_auxiliary", "mixed_ce", "class_contrast", "cell_contrast", "coverage"}
@@ -102,3 +103,41 @@ def test_images_of_two_sizes_need_a_size_of_their_views() -> None:
     with pytest.raises(ValueError, match=r"\(64, 64\) and \(64, 48\)|\(64, 48\) and \(64, 64\)"):
         collect(make_state(stage), smaller)
     assert all(loss.value.isfinite() for loss in collect(make_state(made()), smaller).values())
+
+
+def test_with_edges_what_is_sure_without_the_things_has_its_class_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in the authors' enhanced script: the mask is of the one view, the classes in it are of the other."""
+    stage = made(edges=True)
+    state, batches = make_state(stage), make_batches(stage)
+    method = state.method.eval()
+
+    def sure(image: torch.Tensor) -> torch.Tensor:
+        """Without the things: of class 3, and that in the left half alone."""
+        logits = torch.zeros(len(image), 4, *image.shape[-2:])
+        logits[:, 3, :, : image.shape[-1] // 2] = 9.0
+        return logits
+
+    monkeypatch.setattr(method, "_predicted", sure)
+    labels: list[torch.Tensor] = []
+    weak: list[torch.Tensor] = []
+    original = ehtdi_module.output_cross_entropy
+
+    def watched(out: Any, label: torch.Tensor, *more: Any, **named: Any) -> torch.Tensor:
+        labels.append(label)
+        return original(out, label, *more, **named)
+
+    monkeypatch.setattr(ehtdi_module, "output_cross_entropy", watched)
+    method.student.register_forward_hook(lambda _, inputs, out: weak.append(out.logits.argmax(1)))
+    pasted: list[torch.Tensor] = []
+    original_paste = ehtdi_module.paste
+
+    def watched_paste(mask: torch.Tensor, over: torch.Tensor, under: torch.Tensor) -> torch.Tensor:
+        pasted.append(mask)
+        return original_paste(mask, over, under)
+
+    monkeypatch.setattr(ehtdi_module, "paste", watched_paste)
+    list(method.losses(batches, 0, 10))
+    things, half = pasted[0], torch.arange(labels[2].shape[2]) < labels[2].shape[2] // 2
+    target = half & ~things  # pixels of the target in the mixture: those that are sure
+    assert target.any() and torch.equal(labels[2][target], weak[1][target])
+    assert (weak[1][target] != 3).any(), "or nothing is tested"

@@ -215,4 +215,5 @@ class SelfTraining:
     ) -> Iterator[tuple[Loss, ...]]:
         """`MIC.losses` on what the teacher made of the target; nothing where it is off."""
         labels = mixed.target_label, mixed.target_weight
-        return self.mic.losses(student, source, target, *labels, seed=seed, reduction=self.reduction)
+        form = self.jitter_form
+        return self.mic.losses(student, source, target, *labels, seed=seed, reduction=self.reduction, jitter_form=form)

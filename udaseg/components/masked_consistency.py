@@ -58,8 +58,8 @@ class MIC:
     """Share of hidden patches, in [0, 1]."""
     jitter: Jitter = 0.2
     """Strength of the colour jitter, drawn anew for this view."""
-    jitter_form: JitterForm = "blend"
-    """See `udaseg.components.augment.strong`."""
+    jitter_form: JitterForm | None = None
+    """See `udaseg.components.augment.strong`; None = the method's own."""
     blur_probability: Share = 0.5
     """Share of images that are blurred."""
     images: Literal["target", "both"] = "target"
@@ -76,8 +76,12 @@ class MIC:
         *,
         seed: int,
         reduction: Reduction,
+        jitter_form: JitterForm = "blend",
     ) -> Iterator[tuple[Loss, ...]]:
-        """The term on the teacher's (B, H, W) labels and weights, a graph of its own; nothing where it is off."""
+        """The term on the teacher's (B, H, W) labels and weights, a graph of its own; nothing where it is off.
+
+        `jitter_form` is the method's own.
+        """
         if not self.weight:
             return
         image = target.image
@@ -94,7 +98,7 @@ class MIC:
             purpose="masked",
             jitter=self.jitter,
             blur_probability=self.blur_probability,
-            form=self.jitter_form,
+            form=self.jitter_form or jitter_form,
         )
         image = torch.where(shown[:, None], view, student.mean)  # hidden pixels are 0 once normalised
         out = student(image, "target", target.index)

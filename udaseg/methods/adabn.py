@@ -29,8 +29,9 @@ class AdaBN(Method):
     def __init__(self, student: Segmenter) -> None:
         super().__init__()
         self.student = student.requires_grad_(False)
-        for name, buffer in student.named_buffers():  # also those that the network keeps for the target
-            if name.endswith(("running_mean", "running_var", "num_batches_tracked")):
+        kept = student.source_buffers()  # no target image would fill them again
+        for name, buffer in student.named_buffers():
+            if name.endswith(("running_mean", "running_var", "num_batches_tracked")) and name not in kept:
                 buffer.fill_(name.endswith("running_var"))
 
     def losses(self, batches: Mapping[str, Batch], step: int, total_steps: int) -> Iterator[tuple[Loss, ...]]:

@@ -14,7 +14,7 @@ from udaseg.components.feature_distance import thing_distance
 from udaseg.components.mixing import context_mask
 from udaseg.components.uncertainty import entropy_threshold, noisy_entropy
 from udaseg.losses.consistency import SignificanceForm, significant_cross_entropy
-from udaseg.losses.segmentation import output_cross_entropy
+from udaseg.losses.segmentation import Reduction, output_cross_entropy
 from udaseg.methods.base import Method
 from udaseg.models.segmenter import Segmenter
 from udaseg.models.teacher import EMATeacher, FrozenNetwork
@@ -62,6 +62,8 @@ class CAMix(Method):
         """Steps after which every target pixel is significant; the authors' for SYNTHIA are 10,000."""
         feature_weight: NonNegative = 0.0
         """Of the feature distance; 0.005 with DAFormer."""
+        source_reduction: Reduction = "valid"
+        """Of the source's cross-entropy: DACS's; "all" is DAFormer's. `reduction` is of the mixture's."""
         things: tuple[int, ...] = (6, 7, 11, 12, 13, 14, 15, 16, 17, 18)
         """Train ids of the classes that the feature distance is of."""
         thing_share: Share = 0.75
@@ -91,7 +93,7 @@ class CAMix(Method):
         if c.teacher_moves == "before":
             self.teacher.update(self.student)
         out = self.student(source.image, "source", source.index)
-        losses = [Loss("source_ce", output_cross_entropy(out, source.labels))]
+        losses = [Loss("source_ce", output_cross_entropy(out, source.labels, reduction=c.source_reduction))]
         losses += c.pne.losses(out, source.labels, source.index, seed=self.seed)
         if self.beginning is not None:
             distance = thing_distance(

@@ -135,6 +135,10 @@ class Segmenter(nn.Module):
         """What `features` of the output is, without the rest."""
         return self.run(image, domain)[0]
 
+    def source_buffers(self) -> set[str]:
+        """Names of the buffers that are the source's alone, as the target has its own."""
+        return {f"net.{_name(key)}" for key, _ in self.target_buffers.named_buffers()}
+
     def load_network(self, state: Mapping[str, Tensor], *, background: int | None = None) -> None:
         """Load another `Segmenter`'s state, see `matched`, whose ValueErrors it raises."""
         self.load_state_dict(self.matched(state, background=background))

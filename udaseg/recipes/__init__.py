@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import functools
 import importlib
 import json
 from collections.abc import Callable, Mapping
@@ -67,8 +68,7 @@ def names() -> list[str]:
 def named(name: str) -> Recipe:
     """The recipe of this name. Raises ConfigError, with the nearest names, where there is none."""
     if name in names():
-        recipe: Recipe = __getattr__("RECIPES")[name]()
-        return recipe
+        return _recipes()[name]()
     near = difflib.get_close_matches(name, names(), cutoff=0.6)
     hint = f"did you mean {', '.join(near)}?" if near else f"there are {', '.join(names())}"
     raise ConfigError(f"no recipe {name!r}; {hint}")
@@ -87,15 +87,19 @@ def from_file(uri: str) -> Recipe:
     except (ValueError, RecursionError) as error:  # not UTF-8, or no JSON
         raise ConfigError(f"{uri}: not JSON, give a run's config.json ({error})") from None
     recipe = json.dumps(raw["recipe"]) if isinstance(raw, dict) and "recipe" in raw else text
-    return from_json(recipe, __getattr__("RECIPES"), uri)
+    return from_json(recipe, _recipes(), uri)
 
 
-def __getattr__(name: str) -> Any:
-    if name != "RECIPES":  # which loads every method, and torch with them
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    recipes = {
+@functools.cache
+def _recipes() -> dict[str, Callable[[], Recipe]]:
+    """Which imports every method, and torch with them."""
+    return {
         function: getattr(importlib.import_module(f"{__name__}.{module}"), function)
         for function, (module, _) in _functions().items()
     }
-    globals()["RECIPES"] = recipes
-    return recipes
+
+
+def __getattr__(name: str) -> Any:
+    if name != "RECIPES":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return _recipes()

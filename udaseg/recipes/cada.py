@@ -15,7 +15,7 @@ def cada() -> Recipe:
     """CADA, our reconstruction, GTA5 -> Cityscapes (2003.04010): the paper's figure could not be read.
 
     The network, images and schedule are ADVENT's: DeepLabV2-R101, 120,000 steps of 1 + 1 crops of 512 by 1024, in which
-    8192 positions attend to as many. Both images need one size, so GTA5's are made 1024 wide.
+    8385 positions attend to as many. Both images need one size, so GTA5's are made 1024 wide.
     """
     stage = advent().stages[0]
     data = replace(stage.data, source=Stream(labels="true", short_side=564))

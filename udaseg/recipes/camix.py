@@ -58,6 +58,7 @@ def camix_daformer() -> Recipe:
         context_from=0,
         ramp_steps=20_000,
         feature_weight=0.005,
+        source_reduction="all",
     )
     stage = replace(base, name="camix", method=method, data=replace(base.data, group_size=1, target=PRIOR))
     return Recipe(name="camix_daformer", stages=(stage,), checkpoint_every=2000)

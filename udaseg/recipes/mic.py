@@ -14,7 +14,7 @@ from udaseg.recipes.hrda import hrda, hrda_acdc
 def mic() -> Recipe:
     """MIC, GTA5 -> Cityscapes (2212.01322): 75.9 mIoU (authors' README). HRDA with masked consistency."""
     stage = hrda().stages[0]
-    method = replace(stage.method, mic=MIC(weight=1.0, jitter_form="hsv"))
+    method = replace(stage.method, mic=MIC(weight=1.0))
     return Recipe(name="mic", stages=(replace(stage, name="mic", method=method),), checkpoint_every=2000)
 
 

@@ -15,6 +15,7 @@ def vfm() -> Recipe:
     """A DINOv2 ViT-L with a light head, GTA5 -> Cityscapes; not published. VFM-UDA, its anchor, has 78.4 with ViT-L.
 
     `--model.backbone vit_large_patch16_dinov3` takes DINOv3's weights, which have a licence of their own.
+    Evaluation sees whole images, four times the crop's side: `--inference.window 518 518` shows it crops.
     """
     stage = Stage(
         name="vfm",
