@@ -146,3 +146,10 @@ def test_the_loss_is_nine_parts_blend_and_one_part_crop(reduction: str) -> None:
     torch.testing.assert_close(output_cross_entropy(out, label, weight, **options), expected)  # type: ignore[arg-type]
     plain = SegOutput(logits=logits, embedding=detail)
     torch.testing.assert_close(output_cross_entropy(plain, label), cross_entropy(logits, label))
+
+
+@pytest.mark.parametrize("name", ["caffe", "align_corners"])
+def test_a_network_whose_maps_are_no_whole_cells_is_refused(name: str) -> None:
+    form = {"backbone": "resnet26", "output_stride": 8, "head": "aspp", "detail_crop": (64, 64), name: True}
+    with pytest.raises(ValueError, match=rf"model\.{name}: HRDA .* leave it off"):
+        build_segmenter(4, **form)  # type: ignore[arg-type]

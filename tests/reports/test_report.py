@@ -220,3 +220,9 @@ def test_means_over_old_and_new_classes() -> None:
     text = io.StringIO()
     Console(file=text, width=120).print(iou_table({"": counts}, NAMES, old_classes=1))
     assert re.search(r"mIoU-old +\S +50\.0", text.getvalue()) and re.search(r"mIoU-new +\S +15\.0", text.getvalue())
+
+
+def test_a_confusion_of_as_many_classes_as_there_may_be_is_drawn() -> None:
+    """At full size Pillow would take it for an attack."""
+    picture = confusion_picture(np.eye(254, dtype=np.int64), [f"c{k}" for k in range(254)])
+    assert max(picture.size) <= 6200

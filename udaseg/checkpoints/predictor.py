@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -81,6 +82,12 @@ def _pixels(image: Location | Image.Image | np.ndarray, depth_range: DepthRange 
             raise DatasetError(f"an array of {image.dtype} of shape {image.shape}; give (H, W, 3) uint8 RGB")
         return "the image", image
     if isinstance(image, Image.Image):
-        return "the image", rgb(ImageOps.exif_transpose(image), depth_range)
+        try:
+            image.load()  # it may have been opened only
+        except Exception as error:  # Pillow's decoders raise a dozen types on broken files
+            raise DatasetError(f"the image cannot be decoded: {error}") from None
+        with contextlib.suppress(Exception):  # as of files, EXIF that is broken is passed over
+            image = ImageOps.exif_transpose(image)
+        return "the image", rgb(image, depth_range)
     uri = to_uri(image)
     return uri, read_image(uri, depth_range)

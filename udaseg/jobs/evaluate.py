@@ -123,9 +123,9 @@ def evaluate_to(
         old_classes = read_card(checkpoint).old_classes
         metrics = summary(counts, classes.names, old_classes)
         if out is not None:
+            write_bytes(join(out, FILES[0]), dump_json(metrics, indent=1).encode())
             picture = io.BytesIO()
             confusion_picture(counts, classes.names).save(picture, "PNG")
-            write_bytes(join(out, FILES[0]), dump_json(metrics, indent=1).encode())
             write_bytes(join(out, FILES[1]), picture.getvalue())
     if print_json:
         print(dump_json(metrics))

@@ -151,6 +151,8 @@ def build_segmenter(
         return Segmenter(parts.body, made, **settings)
     if align_corners:
         raise ValueError("model.align_corners: HRDA (model.detail_crop) aligns its resolutions by cells; leave it off")
+    if caffe:
+        raise ValueError("model.caffe: HRDA (model.detail_crop) needs whole cells, Caffe's round up; leave it off")
     if head_pair:
         raise ValueError("model.head_pair: HRDA (model.detail_crop) has one head for both resolutions; leave it off")
     # HRDA's attention reads the same levels; its authors' context-aware head for it has no dilated convolutions.

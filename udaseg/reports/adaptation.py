@@ -18,6 +18,8 @@ from udaseg.reports.progress import NOT_LOSSES
 from udaseg.reports.tables import cell
 from udaseg.types import IGNORE
 
+_MOST_INCHES = 40
+"""Of a picture's side: pictures of hundreds of classes would be larger than Pillow opens."""
 _COLOURS = ("#56606b", "#1f6fd1", "#128a5c")  # source-only, adapted, oracle
 
 
@@ -135,19 +137,21 @@ def share_rows(names: Sequence[str], shares: Shares) -> list[tuple[str, str, str
 def confusion_picture(counts: np.ndarray, names: Sequence[str]) -> Figure:
     """A confusion matrix, each row (true class) in percent of its pixels."""
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    side = 2.2 + 0.45 * len(names)
+    wanted = 2.2 + 0.45 * len(names)
+    side = min(wanted, _MOST_INCHES)
     figure = Figure(figsize=(side + 0.6, side), layout="constrained")
     axes = figure.subplots()
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     shown = [short(name) for name in names]
     axes.set_xticks(range(len(names)), shown, rotation=60, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(names)), shown)
+    axes.tick_params(labelsize=10 * side / wanted)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     for i, j in np.ndindex(*share.shape):
         if share[i, j] >= 0.005:
             colour = "white" if share[i, j] > 0.5 else "black"
-            axes.text(j, i, f"{100 * share[i, j]:.0f}", ha="center", va="center", fontsize=7, color=colour)
+            axes.text(j, i, f"{100 * share[i, j]:.0f}", ha="center", va="center", size=7 * side / wanted, color=colour)
     return figure
 
 
