@@ -179,7 +179,10 @@ def write_bytes(uri: str, content: bytes, *, scratch: str | None = None) -> None
 
 @contextlib.contextmanager
 def writer(uri: str, *, scratch: str | None = None) -> Iterator[pa.NativeFile]:
-    """An output stream to a file that appears as in `write_bytes`, when the block ends without an error."""
+    """An output stream to a file that appears as in `write_bytes`, when the block ends without an error.
+
+    In a store what was written until an error is left: Arrow's streams end an upload, and cannot give one up.
+    """
     fs, path = filesystem(uri)
     if not isinstance(fs, pafs.LocalFileSystem):  # object stores have no folders, and show no half of an object
         with fs.open_output_stream(path) as stream:
