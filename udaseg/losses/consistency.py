@@ -70,9 +70,9 @@ def significant_cross_entropy(
         weight: (B, H, W) >= 0, of each pixel's loss; it does not enter the denominator.
         significance: (B, H, W) in [0, 1].
         form: "paper" is the sum of significance * weight * loss over that of the significance, both of the pixels that
-            `reduction` counts ("nonzero": the mean over the pixels whose weighted loss is above 0). "released" is the
-            authors' code, which multiplies the mean over all pixels, a scalar, by the significance and takes the mean
-            of that by significance: the scalar itself, or 0 where nothing is significant.
+            `reduction` counts. "released" is the authors' code, which multiplies the mean over all pixels, a scalar, by
+            the significance and takes the mean of that by significance: the scalar itself, or 0 where nothing is
+            significant.
         reduction: see `udaseg.losses.segmentation.cross_entropy`.
 
     Returns:
@@ -82,8 +82,11 @@ def significant_cross_entropy(
         anything = mean_over_ranks(significance.mean()) > 0
         return output_cross_entropy(out, label, weight, reduction=reduction) * anything
     loss = output_cross_entropy(out, label, weight * significance, reduction=reduction)
-    if reduction == "nonzero":  # the mean is over significant pixels already
-        return loss
-    counted = (label != IGNORE if reduction == "valid" else torch.ones_like(label)).to(significance.dtype)
+    if reduction == "all":
+        counted = torch.ones_like(significance)
+    elif reduction == "valid":
+        counted = (label != IGNORE).to(significance.dtype)
+    else:
+        counted = (F.cross_entropy(out.logits, label, ignore_index=IGNORE, reduction="none") > 0).to(significance.dtype)
     count = mean_over_ranks(counted.sum()).clamp_min(1e-12)
     return loss * count / mean_over_ranks((significance * counted).sum()).clamp_min(1e-12)
