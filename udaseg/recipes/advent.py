@@ -47,7 +47,7 @@ def advent_synthia() -> Recipe:
 def advent_small() -> Recipe:
     """ADVENT from a source-only warm start, on a small network.
 
-    On CamVid -> IDD-Lite at 240 pixels it is hardly better than source-only (docs/figures.md).
+    On CamVid -> IDD-Lite at 240 pixels it gains two points over source-only, `classwise` four (docs/figures.md).
     """
     stage = replace(
         dacs_small().stages[1],
@@ -60,7 +60,7 @@ def advent_small() -> Recipe:
 def minent_small() -> Recipe:
     """MinEnt from a source-only warm start, on a small network.
 
-    On CamVid -> IDD-Lite at 240 pixels it is hardly better than source-only (docs/figures.md).
+    On CamVid -> IDD-Lite at 240 pixels it gains two points over source-only, `classwise` four (docs/figures.md).
     """
     warm, stage = advent_small().stages
     return small("minent_small", warm, replace(stage, name="minent", method=replace(stage.method, variant="minent")))

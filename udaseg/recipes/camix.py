@@ -72,7 +72,7 @@ def camix_daformer_synthia() -> Recipe:
 def camix_small() -> Recipe:
     """CAMix from a source-only warm start, on a small network, its mask contextual from the start.
 
-    On CamVid -> IDD-Lite at 240 pixels it is hardly better than source-only (docs/figures.md).
+    On CamVid -> IDD-Lite at 240 pixels it is no better than source-only (docs/figures.md).
     """
     base = dacs_small().stages[1]
     method = CAMix.Config(threshold=0.9, context_from=0, companions=(), passes=2, ramp_steps=base.steps)
