@@ -29,8 +29,11 @@ from typing import Any
 
 import psutil
 import tyro
-from tests.ray_cluster import BIN, ROOT, RayCluster, ray_cluster
-from tests.tiny import make_dataset
+
+SUPPORT = Path(__file__).parents[1] / "tests" / "support"
+sys.path.insert(0, str(SUPPORT))  # clusters of several nodes on one machine are the tests'
+from ray_cluster import BIN, RayCluster, ray_cluster  # noqa: E402
+from tiny import make_dataset  # noqa: E402
 
 FAULTS = (
     "killed worker",
@@ -104,7 +107,7 @@ def _start(cluster: RayCluster, source: str, folder: Path, a: Arguments, *more: 
         *("--data.batch-size", "4", "--data.short-side", "40", "--data.crop", "32", "32", "--source", source),
         *("--cluster.no-gpu", "--cluster.threads", "1", "--cluster.workers", "2", "--cluster.cpus-per-worker", "2"),
     )
-    recorded = (str(ROOT / "tests" / "recorded_train.py"), str(folder / "notes"), str(a.pause))
+    recorded = (str(SUPPORT / "recorded_train.py"), str(folder / "notes"), str(a.pause))
     with (folder / "log").open("ab") as log:
         return subprocess.Popen(
             [sys.executable, *recorded, *words, "--out", str(folder / "run"), *more],

@@ -212,6 +212,7 @@ def test_a_space_that_does_not_fit_is_refused(no_ray: None, pair: dict[str, str]
         (space("method.temprature", tune.uniform(0, 1)), "did you mean method.temperature"),
         (space("method.temperature", tune.choice(["hot"])), "must be float"),
         (space("method.teacher_momentum", tune.choice([1.0])), "teacher momentum is 1.0"),
+        (space("method.temperature", tune.choice([*[0.1] * 20, "hot"])), "must be float"),  # whichever is drawn first
     ):
         with pytest.raises(ConfigError, match=match):
             job.sweep(wrong, arguments(pair, tmp_path / "out"))
@@ -219,6 +220,15 @@ def test_a_space_that_does_not_fit_is_refused(no_ray: None, pair: dict[str, str]
         a = replace(arguments(pair, tmp_path / "out", metric="miou"), target=pair["unlabelled"])
         job.sweep(load_space("temperature"), a)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_range_in_steps_is_told_by_its_numbers(pair: dict[str, str], tmp_path: Path) -> None:
+    """Ray's own text has an address of memory, so that no such sweep could be resumed."""
+    found = set()
+    for step in (0.05, 0.05, 0.1):
+        space = Space("mine", "bcl_demo", "entropy", {"method.temperature": tune.quniform(0.1, 0.9, step)})
+        found.add(job._settings(space, arguments(pair, tmp_path / "out"), str(tmp_path / "out")))
+    assert len(found) == 2 and all(" at 0x" not in text for text in found)
 
 
 def test_other_directories_are_refused(no_ray: None, pair: dict[str, str], tmp_path: Path) -> None:

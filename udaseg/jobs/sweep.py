@@ -18,9 +18,10 @@ import dataclasses
 import io
 import json
 import math
+from typing import Any
 
 import ray
-from ray.tune.search.sample import Float, LogUniform
+from ray.tune.search.sample import Categorical, Float, LogUniform, Quantized
 
 from udaseg.data.manifest import digest, read_manifest
 from udaseg.data.storage import absolute, exists, join, read_bytes, write_bytes
@@ -91,6 +92,9 @@ def _check(space: Space, a: Sweep, data: dict[str, str | None]) -> None:
     """Find, before anything runs, what would stop the sweep later."""
     a.check()
     values = {name: domain.sample(random_state=0) for name, domain in space.values.items()}
+    for name, domain in space.values.items():
+        for one in domain.categories if isinstance(domain, Categorical) else ():
+            override(a.recipe, values | {name: one})
     check(override(a.recipe, values), data, a.cluster)
     rows = read_manifest(a.target, a.split)
     if a.metric == "miou" and rows["label_uri"].null_count:
@@ -104,7 +108,7 @@ def _settings(space: Space, a: Sweep, out: str) -> str:
     """What `out`/sweep.json is to hold. Raises ConfigError unless it is new, or resumed with the same settings."""
     chosen = ("metric", "trials", "search", "scheduler", "split", "images", "window")
     mine = {
-        "space": {name: f"{domain.domain_str} {domain.sampler}" for name, domain in space.values.items()},
+        "space": {name: f"{domain.domain_str} {_told(domain.sampler)}" for name, domain in space.values.items()},
         "recipe": dataclasses.asdict(a.recipe),
         **{name: getattr(a, name) for name in chosen},
         "manifests": [digest(directory) for directory in (a.source, a.target) if directory is not None],
@@ -118,6 +122,11 @@ def _settings(space: Space, a: Sweep, out: str) -> str:
         if changed := [name for name in mine if theirs.get(name) != mine[name]]:
             raise ConfigError(f"{out}: was begun with other settings ({', '.join(changed)}); choose another --out")
     return dump_json(mine, indent=1)
+
+
+def _told(sampler: Any) -> str:
+    """A sampler in words that are the same in every process."""
+    return f"{_told(sampler.sampler)} in steps of {sampler.q}" if isinstance(sampler, Quantized) else str(sampler)
 
 
 def _report(space: Space, a: Sweep, out: str, trials: list[Trial]) -> list[Trial]:
