@@ -208,8 +208,10 @@ def test_the_image_installs_what_there_is() -> None:
     """What can be told of the Dockerfile without building it: its files, its Python and its extras."""
     lines = (ROOT / "docs/cluster/Dockerfile").read_text().replace("\\\n", " ").splitlines()
     steps = [line.split(maxsplit=1) for line in lines if line and not line.startswith("#")]
-    assert [name for name, _ in steps[:3]] == ["FROM", "ENV", "WORKDIR"]
-    assert {name for name, _ in steps} == {"FROM", "ENV", "WORKDIR", "COPY", "RUN"}
+    assert [name for name, _ in steps[:4]] == ["FROM", "ENV", "RUN", "WORKDIR"]
+    assert {name for name, _ in steps} == {"FROM", "ENV", "RUN", "WORKDIR", "COPY"}
+    # WORKDIR would create it as root, where pip, which runs as `ray`, builds the package.
+    assert shlex.split(steps[2][1]) == ["mkdir", "-p", steps[3][1]]
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     for _, words in (step for step in steps if step[0] == "COPY"):
         *local, there = [word for word in shlex.split(words) if not word.startswith("--")]
@@ -218,7 +220,7 @@ def test_the_image_installs_what_there_is() -> None:
     major, minor = re.findall(r"-py(\d)(\d+)$", steps[0][1])[0]
     assert SpecifierSet(project["requires-python"]).contains(f"{major}.{minor}.0")
     assert (int(major), int(minor)) >= (3, 11)  # which the pinned versions need
-    (command,) = [words for name, words in steps if name == "RUN"]
+    (command,) = [words for name, words in steps[4:] if name == "RUN"]
     subprocess.run(["bash", "-n", "-c", command], check=True)
     extras = re.findall(r"'\.\[(.+)\]'", command)[0].split(",")
     assert extras and set(extras) <= project["optional-dependencies"].keys()
