@@ -16,7 +16,7 @@ from PIL import Image
 
 from udaseg.data.classes import Classes, read_classes
 from udaseg.data.folders import sort_out
-from udaseg.data.images import decode_label, inspect
+from udaseg.data.images import decode_label, inspect, read_raw_label
 from udaseg.data.index import open_index
 from udaseg.data.layouts import LAYOUTS
 from udaseg.data.manifest import read_manifest
@@ -110,6 +110,13 @@ class Mini:
     def counts(self, label: np.ndarray) -> list[int]:
         """Pixels per train id."""
         return [0 if raw is None else int((label == raw).sum()) for raw in self.raw_ids]
+
+    def train_ids(self, label: np.ndarray) -> np.ndarray:
+        """Its pixels' train ids, 255 = ignored."""
+        train_ids = np.full(SIZE, 255)
+        for train, raw in enumerate(self.raw_ids):
+            train_ids[label == raw] = train
+        return train_ids
 
 
 CITY = [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33]
@@ -270,6 +277,9 @@ def test_layout(tmp_path: Path, name: str) -> None:
         assert (facts.height, facts.width) == SIZE
         counts = None if facts.class_pixels is None else facts.class_pixels.tolist()
         assert counts == (None if label is None else mini.counts(label))
+        if label is not None:  # ids occur about equally often: numbers do not tell them apart
+            read = classes.lookup()[read_raw_label(str(pair.label_uri), classes)]
+            assert np.array_equal(read, mini.train_ids(label))
 
 
 def test_idd_part_2_has_jpeg(tmp_path: Path) -> None:
@@ -288,8 +298,27 @@ def test_cityscapes_test_labels_are_all_ignored(tmp_path: Path) -> None:
 def test_palette_is_that_of_cityscapes() -> None:
     palettes = {layout.classes.palette for name in MINIS if (layout := LAYOUTS[name]).classes}
     assert len(palettes) == 1
-    colours = dict(zip(CITYSCAPES_CLASSES.names, palettes.pop(), strict=True))
-    assert (colours["road"], colours["sky"], colours["bicycle"]) == ((128, 64, 128), (70, 130, 180), (119, 11, 32))
+    assert dict(zip(CITYSCAPES_CLASSES.names, palettes.pop(), strict=True)) == {
+        "road": (128, 64, 128),
+        "sidewalk": (244, 35, 232),
+        "building": (70, 70, 70),
+        "wall": (102, 102, 156),
+        "fence": (190, 153, 153),
+        "pole": (153, 153, 153),
+        "traffic light": (250, 170, 30),
+        "traffic sign": (220, 220, 0),
+        "vegetation": (107, 142, 35),
+        "terrain": (152, 251, 152),
+        "sky": (70, 130, 180),
+        "person": (220, 20, 60),
+        "rider": (255, 0, 0),
+        "car": (0, 0, 142),
+        "truck": (0, 0, 70),
+        "bus": (0, 60, 100),
+        "train": (0, 80, 100),
+        "motorcycle": (0, 0, 230),
+        "bicycle": (119, 11, 32),
+    }
 
 
 @pytest.mark.parametrize(
@@ -356,11 +385,7 @@ def test_synthia_streams(tmp_path: Path) -> None:
     prepare(layout="synthia", root=str(tmp_path / "synthia"), out=out)
     index = open_index(out)
     for row, label in enumerate(labels.values()):  # sorted by id, as the rows are
-        assert label is not None
-        expected = np.full(SIZE, 255)
-        for train, raw in enumerate(mini.raw_ids):
-            expected[label == raw] = train
-        assert np.array_equal(index.train_ids(row), expected)
+        assert label is not None and np.array_equal(index.train_ids(row), mini.train_ids(label))
     stream = StreamPlan(directory=out, labelled=True)
     plan = Plan(seed=0, batch_size=1, steps=1, crop=SIZE, short_side=12, scale=(1, 1), streams={"source": stream})
     seen = plan.load(0)["source_label"]  # the crop is the whole image

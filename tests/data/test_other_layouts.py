@@ -12,7 +12,7 @@ from PIL import Image
 from udaseg.data.classes import Classes
 from udaseg.data.dataset_input import find_classes
 from udaseg.data.folders import Pair, sort_out
-from udaseg.data.images import inspect, read_label
+from udaseg.data.images import inspect, read_label, read_raw_label
 from udaseg.data.index import open_index
 from udaseg.data.layouts import LAYOUTS
 from udaseg.data.manifest import read_manifest
@@ -43,6 +43,12 @@ def counts(pair: Pair, classes: Classes) -> list[int]:
     facts = inspect(str(pair.image_uri), pair.label_uri, classes, classes.lookup())
     assert facts.class_pixels is not None
     return [int(n) for n in facts.class_pixels]
+
+
+def train_ids(pair: Pair, classes: Classes) -> np.ndarray:
+    """(H, W), 255 = ignored."""
+    found: np.ndarray = classes.lookup()[read_raw_label(str(pair.label_uri), classes)]
+    return found
 
 
 def cycle(values: list[int] | list[tuple[int, int, int]]) -> np.ndarray:
@@ -166,7 +172,9 @@ def test_loveda(tmp_path: Path) -> None:
     assert {p.image_id for p in pairs_of("loveda_rural", tmp_path)} == {"rural/1366", "rural/2522", "rural/4191"}
     assert {p.image_id for p in pairs_of("loveda_urban", tmp_path)} == {"urban/1366", "urban/2522", "urban/4191"}
     classes = classes_of("loveda", tmp_path)
-    assert counts(pairs[0], classes) == [6] * 7 and classes.names[0] == "background"
+    assert counts(pairs[0], classes) == [6] * 7
+    assert np.array_equal(train_ids(pairs[0], classes), np.where(label == 0, 255, label - 1))
+    assert classes.names == ("background", "building", "road", "water", "barren", "forest", "agriculture")
     with pytest.raises(DatasetError, match="no folder Train, Val or Test"):
         list(LAYOUTS["loveda"].pairs(str(tmp_path / "Train")))
 
@@ -189,7 +197,9 @@ def test_isprs(tmp_path: Path, layout: str) -> None:
     put(tmp_path / labels[1].format(train), cycle(ISPRS))
     of = {p.image_id: p for p in pairs_of(layout, tmp_path)}
     assert {tile: pair.split for tile, pair in of.items()} == {train: "train", judged: "val"}
-    assert counts(of[judged], classes_of(layout, tmp_path)) == [6, 12, 6, 6, 6, 6]
+    classes = classes_of(layout, tmp_path)
+    assert counts(of[judged], classes) == [6, 12, 6, 6, 6, 6]
+    assert np.array_equal(train_ids(of[judged], classes), cycle([0, 1, 2, 3, 4, 5, 255, 1]))
     (tmp_path / labels[0].partition("/")[0]).rename(tmp_path / "gone")
     unlabelled = {p.image_id: p.label_uri is None for p in pairs_of(layout, tmp_path)}
     assert unlabelled == {train: False, judged: True}
