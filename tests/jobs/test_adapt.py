@@ -326,6 +326,32 @@ def test_a_run_that_fails_stops_no_other(
     assert model_of(out, "dacs_small") == f"{run_directory(out, 'dacs_small')}/model"
 
 
+def test_a_run_whose_node_is_lost_is_taken_up_again_and_no_candidate_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_session: None
+) -> None:
+    """Side by side: what is not the run's own fault is tried again, and stops `adapt` where it lasts."""
+    lasts = tmp_path / "lasts"
+
+    def train_run(recipe: Recipe, inputs: Inputs, out: str, cluster: Cluster, track: Sequence[str]) -> None:
+        tries = Path(out).with_suffix(".tries")
+        tries.parent.mkdir(parents=True, exist_ok=True)
+        with tries.open("a") as file:
+            file.write("x")
+        if Path(out).name == "lost" and (lasts.exists() or len(tries.read_text()) == 1):
+            raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(runs_module, "train_run", train_run)
+    monkeypatch.setattr(runs_module.ray, "cluster_resources", lambda: {"CPU": 8.0})
+    recipes = dict.fromkeys(("source_only", "lost"), RECIPES["dacs_small"]())
+    cluster, inputs = replace(TOLD.cluster, max_failures=1), Inputs("source", "target")
+    lasts.touch()
+    with pytest.raises(OSError, match="Input/output error"):
+        train_all(recipes, inputs, str(tmp_path / "a"), cluster)
+    lasts.unlink()
+    assert train_all(recipes, inputs, str(tmp_path / "b"), cluster) == {}
+    assert Path(run_directory(str(tmp_path / "b"), "lost")).with_suffix(".tries").read_text() == "xx"
+
+
 def test_the_look_of_target_images_and_labels_that_nobody_reads(tmp_path: Path) -> None:
     source, target = (make_dataset(tmp_path / name, name, train=2, val=3) for name in ("source", "target"))
     unlabelled = make_dataset(tmp_path / "unlabelled", "target", train=2, val=3, labelled=False)
