@@ -60,9 +60,12 @@ OWN_NETWORK: dict[str, dict[str, object]] = {
     "clan": {"model.head_pair": True},
 }
 """Of rows whose network has parts that learn with the rest: they begin from a warm start of their own."""
+LABELLED = ("oracle", "pne")
+"""Rows that learn from the target's labels alone, without a warm start."""
 RECIPE_OF = {
     "source_only": "source_only_small",
     "oracle": "supervised_small",
+    "pne": "pne_small",
     "adabn": "adabn_small",
     "classwise": "classwise_small",
     "dacs": "dacs_small",
@@ -115,7 +118,7 @@ class Arguments:
 def recipe_for(name: str, seed: int, weights: Path, warm: str | None) -> Recipe:
     """A row's recipe at this benchmark's settings; `warm` is the model directory of the seed's warm start."""
     recipe = override(RECIPES[RECIPE_OF[name]](), SETTINGS | {"model.weights": str(weights), "seed": seed})
-    if name == "oracle":
+    if name in LABELLED:
         return override(recipe, {"steps": WARM_STEPS + ADAPT_STEPS})
     recipe = override(recipe, {k: v for k, v in RARE.items() if name not in ("ldbe", "stvm")})  # which read no source
     if name == "source_only":
@@ -146,7 +149,7 @@ def run(name: str, seed: int, a: Arguments, commit: str) -> dict[str, object]:
     began = time.monotonic()
     out = a.work / commit / f"{name}-seed{seed}"
     warm = None
-    if name != "oracle":
+    if name not in LABELLED:
         warm_out = a.work / commit / (f"warm-{name}" if name in OWN_NETWORK else "warm") / f"seed{seed}"
         warm = str((warm_out / "model").resolve())
         if not exists(f"{warm}/model.json"):
