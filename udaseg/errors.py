@@ -11,6 +11,10 @@ class TrainingError(RuntimeError):
     """Training, or other work of many processes, that cannot go on."""
 
 
+class LostWorkError(TrainingError):
+    """Training that ended with its workers, or by an error that is none of these: it may go on another time."""
+
+
 class CheckpointError(ValueError):
     """A checkpoint that cannot be used; the message says what is wrong and what to do."""
 

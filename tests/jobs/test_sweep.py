@@ -22,11 +22,15 @@ from tiny import make_dataset, tiny_recipe
 
 from pipelines.sweep import Arguments, main
 from pipelines.train import parse
+from udaseg.checkpoints.directory import CARD_FILE
+from udaseg.config import Recipe
 from udaseg.data.strict_json import parse_json
-from udaseg.errors import ConfigError, DatasetError
+from udaseg.errors import ConfigError, DatasetError, LostWorkError, TrainingError
+from udaseg.evaluation.checkpoint_scores import Scoring
 from udaseg.evaluation.model_selection import SCORES
 from udaseg.job_config import Cluster
 from udaseg.jobs import sweep as job
+from udaseg.jobs import trials as trials_module
 from udaseg.jobs.monitor import Monitor
 from udaseg.jobs.spaces import Space, load_space, shared_stages, spaces
 from udaseg.jobs.trials import concurrency, read_curve, trial_resources
@@ -216,6 +220,11 @@ def test_a_space_that_does_not_fit_is_refused(no_ray: None, pair: dict[str, str]
     ):
         with pytest.raises(ConfigError, match=match):
             job.sweep(wrong, arguments(pair, tmp_path / "out"))
+    normal = space("method.temperature", tune.randn(0.5, 0.1))
+    with pytest.raises(ConfigError, match=r"space mine: .*_Normal.*choose --search random"):
+        job.sweep(normal, arguments(pair, tmp_path / "out"))
+    with pytest.raises(AssertionError, match="work has begun"):
+        job.sweep(normal, arguments(pair, tmp_path / "out", search="random"))
     with pytest.raises(DatasetError, match="needs labels"):
         a = replace(arguments(pair, tmp_path / "out", metric="miou"), target=pair["unlabelled"])
         job.sweep(load_space("temperature"), a)
@@ -227,7 +236,7 @@ def test_a_range_in_steps_is_told_by_its_numbers(pair: dict[str, str], tmp_path:
     found = set()
     for step in (0.05, 0.05, 0.1):
         space = Space("mine", "bcl_demo", "entropy", {"method.temperature": tune.quniform(0.1, 0.9, step)})
-        found.add(job._settings(space, arguments(pair, tmp_path / "out"), str(tmp_path / "out")))
+        found.add(str(job._settings(space, arguments(pair, tmp_path / "out"), str(tmp_path / "out"))))
     assert len(found) == 2 and all(" at 0x" not in text for text in found)
 
 
@@ -242,11 +251,78 @@ def test_other_directories_are_refused(no_ray: None, pair: dict[str, str], tmp_p
         job.sweep(space, arguments(pair, tmp_path / "out"))
     a = arguments(pair, tmp_path / "out")
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "sweep.json").write_text(job._settings(space, a, a.out))
+    (tmp_path / "out" / "sweep.json").write_text(json.dumps(job._settings(space, a, a.out)))
     with pytest.raises(ConfigError, match="--resume"):
         job.sweep(space, arguments(pair, tmp_path / "out"))
     with pytest.raises(ConfigError, match=r"other settings \(metric, trials\)"):
         job.sweep(space, arguments(pair, tmp_path / "out", resume=True, metric="snd", trials=3))
+
+
+def test_a_sweep_goes_on_with_as_many_trials_at_a_time_as_it_began_with(
+    pair: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Tune keeps the number; more trials than fit would hold what their workers wait for."""
+    space, has = load_space("temperature"), {"CPU": 9.0}
+    monkeypatch.setattr(job, "ensure_ray", lambda num_cpus, **_: has.update(asked=float(num_cpus)))
+    monkeypatch.setattr(job.ray, "cluster_resources", lambda: has)
+    monkeypatch.setattr(job, "train", lambda *_, **__: pytest.fail("work has begun"))
+    began = arguments(pair, tmp_path / "out", concurrent=3)
+    with pytest.raises(pytest.fail.Exception, match="work has begun"):
+        job.sweep(space, began)
+    assert json.loads((tmp_path / "out" / "sweep.json").read_text())["concurrent"] == 3
+    with pytest.raises(pytest.fail.Exception, match="work has begun"):
+        job.sweep(space, replace(began, concurrent=2, resume=True))
+    assert has["asked"] >= 9 and "--concurrent 2: it was begun with 3 trials" in capsys.readouterr().out
+    has["CPU"] = 8.0
+    with pytest.raises(ConfigError, match="begun with 3 trials at a time, each of which takes 3 CPU, and there are 8"):
+        job.sweep(space, replace(began, resume=True))
+
+
+def test_trials_that_fail_and_trials_whose_workers_are_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_session: None
+) -> None:
+    """On Ray Tune: its own fault ends a trial for good, that of its workers until it is resumed."""
+
+    def run_of_one_step(recipe: Recipe, *, out: str, **_: object) -> None:
+        folder, lr = Path(out), recipe.stages[0].optim.lr
+        with (folder / "tries").open("a") as file:
+            file.write("x")
+        if lr == 2.0:
+            raise TrainingError("a loss is not finite")
+        if lr == 3.0 and len((folder / "tries").read_text()) < 3:
+            raise LostWorkError("stage 0-source failed: its workers were lost")
+        (folder / "model").mkdir()
+        (folder / "model" / CARD_FILE).write_text("{}")
+        (folder / "metrics.jsonl").write_text(json.dumps({"stage": 0, "step": 4, "entropy": lr}))
+
+    monkeypatch.setattr(trials_module, "train", run_of_one_step)
+    recipe = tiny_recipe("source_only_small", steps=4)
+    domain = tune.grid_search([1.0, 2.0, 3.0, "hot"])
+    space = Space("mine", "source_only_small", "entropy", {"optim.lr": domain})  # type: ignore[dict-item]
+    cluster = Cluster(gpu=False, threads=1, max_failures=1)
+    a = Arguments(recipe=recipe, out=str(tmp_path), target="", metric="entropy", trials=1, search="random")
+    a = replace(a, scheduler="none", cluster=cluster)
+    scoring = Scoring(directory="", split="val", images=1, window=None)
+    trial = trials_module.trainable(recipe, 0, {"source": "", "target": ""}, a.out, cluster, scoring, a.metric)
+
+    def run(again: bool) -> tuple[dict[object, tuple[str, str | None]], dict[object, int]]:
+        trials_module.run_trials(trial, space, replace(a, resume=again), a.out, 2, 0)
+        trials = trials_module.read_trials(a.out, recipe, 0)
+        tries = {t.values["optim.lr"]: tmp_path / "trials" / t.id / "tries" for t in trials}
+        how = {t.values["optim.lr"]: (t.state, t.error) for t in trials}
+        return how, {lr: len(path.read_text()) for lr, path in tries.items() if path.exists()}
+
+    how, tries = run(again=False)
+    assert how[1.0] == ("finished", None) and how[2.0] == ("failed", "a loss is not finite")
+    assert how[3.0] == ("failed", "stage 0-source failed: its workers were lost")
+    assert how["hot"][0] == "failed" and "must be float" in str(how["hot"][1])
+    assert tries == {1.0: 1, 2.0: 1, 3.0: 2}
+    newest = tmp_path / "tune" / "experiment_state-9999-01-01_00-00-00.json"  # of a sweep that was killed as it wrote
+    newest.write_text('{"trial_data": [')
+    how, tries = run(again=True)
+    assert tries == {1.0: 1, 2.0: 1, 3.0: 3} and len(how) == 4
+    assert how[3.0] == ("finished", None) and how[2.0][0] == how["hot"][0] == "failed"
+    assert not newest.exists()
 
 
 # --- whole sweeps ---------------------------------------------------------------------------------------------------

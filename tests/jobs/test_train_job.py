@@ -20,7 +20,7 @@ from pipelines.evaluate import main as evaluate_main
 from pipelines.train import main as train_main
 from udaseg.checkpoints.directory import load_model
 from udaseg.config import Recipe
-from udaseg.errors import CheckpointError, ConfigError, DatasetError, TrainingError
+from udaseg.errors import CheckpointError, ConfigError, DatasetError, LostWorkError, TrainingError
 from udaseg.evaluation.metrics import mean_iou
 from udaseg.job_config import Cluster
 from udaseg.jobs import train as job
@@ -229,7 +229,7 @@ def test_a_run_cut_off_in_a_stage_resumes_to_the_uninterrupted_result(
             return original(run, number, stage)
 
     monkeypatch.setattr(job, "run_stage", cut_off)
-    with pytest.raises(TrainingError, match="cut off"):
+    with pytest.raises(LostWorkError, match="cut off"):
         train(
             recipe, **data, out=str(cut), cluster=Cluster(workers=cluster.workers, gpu=False, threads=1, max_failures=0)
         )

@@ -21,6 +21,7 @@ import math
 from typing import Any
 
 import ray
+from ray.tune.search.optuna import OptunaSearch
 from ray.tune.search.sample import Categorical, Float, LogUniform, Quantized
 
 from udaseg.data.manifest import digest, read_manifest
@@ -33,7 +34,7 @@ from udaseg.job_config import Sweep
 from udaseg.jobs.output import own_directory, require_own
 from udaseg.jobs.preflight import check
 from udaseg.jobs.ray_session import ensure_ray, plain_errors
-from udaseg.jobs.resources import usable_cores, waits_told
+from udaseg.jobs.resources import described, usable_cores, waits_told
 from udaseg.jobs.spaces import MODES, Space, shared_stages
 from udaseg.jobs.trackers import end_stopped
 from udaseg.jobs.train import train
@@ -61,13 +62,23 @@ def sweep(space: Space, a: Sweep) -> list[Trial]:
         return _sweep(space, a, out, data, settings)
 
 
-def _sweep(space: Space, a: Sweep, out: str, data: dict[str, str | None], settings: str) -> list[Trial]:
+def _sweep(space: Space, a: Sweep, out: str, data: dict[str, str | None], settings: dict[str, Any]) -> list[Trial]:
     """The sweep's work, in a directory that is its own."""
     need = trial_resources(a.cluster)
     atexit.register(clear_scratch)  # when the trials' workers have ended with Ray
-    ensure_ray(num_cpus=max(usable_cores(), math.ceil(need["CPU"])), dashboard=True)
-    concurrent = concurrency(ray.cluster_resources(), need, a.concurrent)
-    write_bytes(join(out, "sweep.json"), settings.encode())
+    uri = join(out, "sweep.json")
+    begun = json.loads(read_bytes(uri)).get("concurrent", 0) if exists(uri) else 0  # which Tune does not change
+    ensure_ray(num_cpus=max(usable_cores(), math.ceil(need["CPU"] * max(1, begun))), dashboard=True)
+    resources = ray.cluster_resources()
+    concurrent = concurrency(resources, need, begun or a.concurrent)
+    if begun and concurrent != begun:
+        raise ConfigError(
+            f"{out}: was begun with {begun} trials at a time, each of which takes {described(need)}, and there are "
+            f"{described(resources)}; go on where as many fit"
+        )
+    if begun and a.concurrent not in (0, begun):
+        print(f"--concurrent {a.concurrent}: it was begun with {begun} trials at a time, and goes on so", flush=True)
+    write_bytes(uri, dump_json(settings | {"concurrent": concurrent}, indent=1).encode())
     threads = a.cluster.threads or max(1, usable_cores() // (a.cluster.workers * concurrent))
     cluster = dataclasses.replace(a.cluster, threads=threads)
     shared = shared_stages(a.recipe, space.values)
@@ -95,6 +106,11 @@ def _check(space: Space, a: Sweep, data: dict[str, str | None]) -> None:
     for name, domain in space.values.items():
         for one in domain.categories if isinstance(domain, Categorical) else ():
             override(a.recipe, values | {name: one})
+    if a.search == "optuna":
+        try:
+            OptunaSearch.convert_search_space(dict(space.values))
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"space {space.name}: {error}; choose --search random") from None
     check(override(a.recipe, values), data, a.cluster)
     rows = read_manifest(a.target, a.split)
     if a.metric == "miou" and rows["label_uri"].null_count:
@@ -104,7 +120,7 @@ def _check(space: Space, a: Sweep, data: dict[str, str | None]) -> None:
         )
 
 
-def _settings(space: Space, a: Sweep, out: str) -> str:
+def _settings(space: Space, a: Sweep, out: str) -> dict[str, Any]:
     """What `out`/sweep.json is to hold. Raises ConfigError unless it is new, or resumed with the same settings."""
     chosen = ("metric", "trials", "search", "scheduler", "split", "images", "window")
     mine = {
@@ -113,7 +129,7 @@ def _settings(space: Space, a: Sweep, out: str) -> str:
         **{name: getattr(a, name) for name in chosen},
         "manifests": [digest(directory) for directory in (a.source, a.target) if directory is not None],
     }
-    mine = json.loads(json.dumps(mine))
+    mine = dict(json.loads(json.dumps(mine)))
     uri = join(out, "sweep.json")
     if exists(uri):
         if not a.resume:
@@ -121,7 +137,7 @@ def _settings(space: Space, a: Sweep, out: str) -> str:
         theirs = json.loads(read_bytes(uri))
         if changed := [name for name in mine if theirs.get(name) != mine[name]]:
             raise ConfigError(f"{out}: was begun with other settings ({', '.join(changed)}); choose another --out")
-    return dump_json(mine, indent=1)
+    return mine
 
 
 def _told(sampler: Any) -> str:
@@ -137,6 +153,13 @@ def _report(space: Space, a: Sweep, out: str, trials: list[Trial]) -> list[Trial
         key=lambda t: t.last(a.metric),
         reverse=mode == "max",
     )
+    rows = [{"trial": t.id, "state": t.state, **t.values, "step": t.step, **t.scores} for t in trials]
+    write_bytes(join(out, "trials.json"), dump_json([dataclasses.asdict(t) for t in trials], indent=1).encode())
+    table = io.StringIO()
+    writer = csv.DictWriter(table, list(dict.fromkeys(name for row in rows for name in row)))
+    writer.writeheader()
+    writer.writerows(rows)
+    write_bytes(join(out, "trials.csv"), table.getvalue().encode())
     if not ranked:
         why = "; ".join(sorted({t.error for t in trials if t.error})) or "none was begun"
         raise TrainingError(f"no trial came to its end: {why}")
@@ -145,13 +168,6 @@ def _report(space: Space, a: Sweep, out: str, trials: list[Trial]) -> list[Trial
     correlations = rank_correlations(trials, MODES)
     found = {"trial": best.id, a.metric: best.last(a.metric), "recipe": dataclasses.asdict(recipe)}
     write_bytes(join(out, "best.json"), dump_json(found, indent=1).encode())
-    rows = [{"trial": t.id, "state": t.state, **t.values, "step": t.step, **t.scores} for t in trials]
-    write_bytes(join(out, "trials.json"), dump_json([dataclasses.asdict(t) for t in trials], indent=1).encode())
-    table = io.StringIO()
-    writer = csv.DictWriter(table, list(dict.fromkeys(name for row in rows for name in row)))
-    writer.writeheader()
-    writer.writerows(rows)
-    write_bytes(join(out, "trials.csv"), table.getvalue().encode())
     logarithmic = {n for n, d in space.values.items() if isinstance(d, Float) and isinstance(d.sampler, LogUniform)}
     page = sweep_page(
         title=f"{space.name}: {a.recipe.name}",

@@ -25,7 +25,7 @@ from udaseg.data.manifest import digest
 from udaseg.data.plan import Plan, StreamPlan
 from udaseg.data.storage import absolute, exists, join, to_uri, write_bytes
 from udaseg.data.strict_json import dump_json
-from udaseg.errors import TrainingError, UnreachableError
+from udaseg.errors import LostWorkError, TrainingError, UnreachableError
 from udaseg.evaluation.checkpoint_scores import Scoring
 from udaseg.job_config import Cluster, Inference, TrackerName, check_trackers
 from udaseg.jobs.monitor import Monitor
@@ -72,7 +72,7 @@ def train(
 
     Raises:
         ConfigError, DatasetError, CheckpointError: before anything runs, where something does not fit together.
-        TrainingError: training cannot go on.
+        TrainingError: training cannot go on; LostWorkError where it can another time.
     """
     cluster = cluster or Cluster()
     check_trackers(track)
@@ -223,10 +223,10 @@ def run_stage(run: _Run, number: int, stage: Stage) -> None:
     if (told := ray.get(progress.error.remote())) is not None:
         raise type(told)(f"stage {name}: {told}") from failure
     if failure is not None:
-        raise TrainingError(f"stage {name} failed: {failure}{shortage(cluster)}") from failure
+        raise LostWorkError(f"stage {name} failed: {failure}{shortage(cluster)}") from failure
     step, last = read_registered(directory)[-1]
     if step != stage.steps:  # the report of the last was lost with its worker
-        raise TrainingError(f"stage {name}: its last checkpoint is of step {step} of {stage.steps}; go on by --resume")
+        raise LostWorkError(f"stage {name}: its last checkpoint is of step {step} of {stage.steps}; go on by --resume")
     copy_model(last, join(directory, "model"))
 
 

@@ -19,9 +19,9 @@ from ray.tune.search.optuna import OptunaSearch
 
 from udaseg.checkpoints.directory import CARD_FILE, copy_model
 from udaseg.config import Recipe
-from udaseg.data.storage import children, exists, join, read_bytes, write_bytes
+from udaseg.data.storage import children, exists, join, read_bytes, remove, write_bytes
 from udaseg.data.strict_json import dump_json
-from udaseg.errors import CheckpointError, ConfigError, TrainingError
+from udaseg.errors import CheckpointError, ConfigError, LostWorkError, TrainingError
 from udaseg.evaluation.checkpoint_scores import Scoring
 from udaseg.job_config import Cluster, Sweep, TrackerName
 from udaseg.jobs.output import mark
@@ -75,24 +75,22 @@ def trainable(
 
     def trial(values: dict[str, Any]) -> None:
         ray.data.DataContext.get_current().enable_progress_bars = False
-        run, own = override(recipe, values), join(out, "trials", tune.get_context().get_trial_id())
-        uri = join(own, "trial.json")  # without it the trial has not begun, whatever else is there
-        if exists(uri):
-            note = json.loads(read_bytes(uri)) | {"error": None}
-        else:
-            note = {"began": time.time(), "values": values, "error": None}
-            mark(own, "train")
-            for number in range(shared):
-                come_from = stage_directory(join(out, "shared"), run, number)
-                copy_model(join(come_from, "model"), join(stage_directory(own, run, number), "model"))
-
-        write_bytes(uri, dump_json(note).encode())
+        own = join(out, "trials", tune.get_context().get_trial_id())
+        uri = join(own, "trial.json")
+        note = json.loads(read_bytes(uri)) if exists(uri) else {"began": time.time(), "values": values}
+        write_bytes(uri, dump_json(note | {"error": None}).encode())
+        mark(own, "train")
 
         def report(row: dict[str, Any]) -> None:
             if (done := begins[row["stage"]] + row["step"]) < begins[-1]:
                 tune.report({"step": done, **_scores(row)})
 
         try:
+            run = override(recipe, values)
+            for number in range(shared):
+                model = join(stage_directory(own, run, number), "model")
+                if not exists(join(model, CARD_FILE)):
+                    copy_model(join(stage_directory(join(out, "shared"), run, number), "model"), model)
             train(
                 run,
                 source=data["source"],
@@ -106,7 +104,8 @@ def trainable(
             )
         except Exception as error:
             write_bytes(uri, dump_json(note | {"error": str(error)}).encode())
-            if not isinstance(error, TrainingError | ConfigError | CheckpointError):
+            own_fault = isinstance(error, TrainingError | ConfigError | CheckpointError)
+            if isinstance(error, LostWorkError) or not own_fault:
                 raise  # another try may end otherwise
             tune.report({"step": begins[-1], metric: math.nan})
             return
@@ -139,7 +138,7 @@ def read_trials(out: str, recipe: Recipe, shared: int) -> list[Trial]:
     begins, trials = stage_begins(recipe, shared), []
     folders = [info.base_name for info in children(join(out, "trials"))]
     uris = {name: join(out, "trials", name, "trial.json") for name in folders}
-    notes = {name: json.loads(read_bytes(uri)) for name, uri in uris.items() if exists(uri)}  # else not begun
+    notes = {name: json.loads(read_bytes(uri)) for name, uri in uris.items() if exists(uri)}
     for name, note in sorted(notes.items(), key=lambda item: item[1]["began"]):
         own = join(out, "trials", name)
         finished = exists(join(own, "model", CARD_FILE))
@@ -158,7 +157,7 @@ def run_trials(trial: Callable, space: Space, a: Sweep, out: str, concurrent: in
     mode, steps = MODES[a.metric], stage_begins(a.recipe, shared)[-1]
     trainable = tune.with_resources(trial, {"CPU": 1})
     directory = join(out, "tune")
-    if a.resume and tune.Tuner.can_restore(directory):
+    if a.resume and _restorable(directory):
         tune.Tuner.restore(directory, trainable=trainable, resume_errored=True).fit()
         return
     search = (
@@ -191,6 +190,19 @@ def run_trials(trial: Callable, space: Space, a: Sweep, out: str, concurrent: in
             verbose=0,
         ),
     ).fit()
+
+
+def _restorable(directory: str) -> bool:
+    """Whether Tune has noted its trials. What a kill cut off is removed: Tune would begin anew, without a space."""
+    names = (info.base_name for info in children(directory))
+    for name in sorted((n for n in names if n.startswith("experiment_state-")), reverse=True):  # newest first
+        try:
+            json.loads(read_bytes(join(directory, name)))
+        except ValueError:
+            remove(join(directory, name))
+        else:
+            return tune.Tuner.can_restore(directory)
+    return False
 
 
 class _Lines(tune.Callback):
