@@ -129,6 +129,7 @@ MINIS = {
             "lindau/lindau_000000_000019": "val",
             "bonn/bonn_000000_000019": "test",
         },
+        unlabelled=("test",),
         ids=34,
         raw_ids=CITY,
         left_alone=(
@@ -257,7 +258,7 @@ MINIS = {
 
 def test_every_dataset_has_a_miniature() -> None:
     elsewhere = {"folders", "voc", "cvat", "mapillary", "carla", "loveda", "loveda_rural", "loveda_urban"}
-    elsewhere |= {"potsdam", "vaihingen", "coco_panoptic", "coco_stuff"}
+    elsewhere |= {"potsdam", "potsdam_irrg", "vaihingen", "coco_panoptic", "coco_stuff"}
     assert elsewhere | set(MINIS) == set(LAYOUTS)  # elsewhere: test_voc_layouts.py, test_other_layouts.py
 
 
@@ -287,12 +288,15 @@ def test_idd_part_2_has_jpeg(tmp_path: Path) -> None:
     assert {pair.image_id for pair in LAYOUTS["idd"].pairs(str(tmp_path))} == set(MINIS["idd"].rows)
 
 
-def test_cityscapes_test_labels_are_all_ignored(tmp_path: Path) -> None:
+def test_dummy_labels_of_cityscapes_are_left_out(tmp_path: Path) -> None:
     MINIS["cityscapes"].build(tmp_path)
     test = next(pair for pair in LAYOUTS["cityscapes"].pairs(str(tmp_path)) if pair.split == "test")
-    put(Path(str(test.label_uri)), grey_png(np.random.default_rng(0).integers(0, 4, SIZE)))
-    facts = inspect(str(test.image_uri), test.label_uri, CITYSCAPES_CLASSES, CITYSCAPES_CLASSES.lookup())
-    assert facts.class_pixels is not None and facts.class_pixels.tolist() == [0] * 19
+    dummy = tmp_path / "gtFine/test" / f"{test.image_id}_gtFine_labelIds.png"
+    put(dummy, grey_png(np.random.default_rng(0).integers(0, 4, SIZE)))
+    put(dummy.with_name("alone_gtFine_labelIds.png"), dummy.read_bytes())
+    pairs = list(LAYOUTS["cityscapes"].pairs(str(tmp_path)))
+    assert {pair.split: pair.label_uri is None for pair in pairs} == {"train": False, "val": False, "test": True}
+    assert sort_out(pairs) == (pairs, []) and test in pairs
 
 
 def test_palette_is_that_of_cityscapes() -> None:

@@ -105,6 +105,8 @@ def test_eight_bits_stay_as_they_are_and_labels_are_no_depths() -> None:
         assert (decode_image(encoded(pixels), RANGE) == decode_image(encoded(pixels))).all()
     with pytest.raises(DatasetError, match="convert the image to 8-bit RGB"):
         decode_colours(encoded(raw()))
+    red, green, blue = np.moveaxis(colours.astype(int), -1, 0)
+    assert (decode_colours(encoded(colours)) == red * 65536 + green * 256 + blue).all()
 
 
 def test_orientation_is_honoured_too() -> None:

@@ -43,6 +43,14 @@ def test_what_cannot_be_read_is_among_the_images(tmp_path: Path) -> None:
     assert len(list(list_images(str(tmp_path)))) == 5
 
 
+def test_hidden_folders_are_no_splits(tmp_path: Path) -> None:
+    for split in ("train", ".cache"):
+        (tmp_path / split / "images").mkdir(parents=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / split / "images" / "a.png")
+    (tmp_path / ".gone").symlink_to("/mnt/nowhere")
+    assert [(p.image_id, p.split) for p in LAYOUTS["folders"].pairs(str(tmp_path))] == [("a", "train")]
+
+
 def test_a_folder_of_a_layout_that_is_a_link_to_nothing_is_told(tmp_path: Path) -> None:
     (tmp_path / "train" / "images").mkdir(parents=True)
     Image.new("RGB", (4, 4)).save(tmp_path / "train" / "images" / "a.png")

@@ -53,6 +53,15 @@ def test_images_without_a_labelled_pixel_are_named() -> None:
     assert found[1:] == ["split 'train': 100.00 % of the pixels of its labels are ignored"]
 
 
+def test_pixels_of_several_classes_are_not_called_ignored() -> None:
+    several = Classes(names=PAIR.names, palette=PAIR.palette, raw_to_train={0: 0, 1: 1, 2: 2}, unions=((0, 1),))
+    labels = manifest([4, 0], [4, 0], [4, 4], [0, 0])
+    assert label_warnings(labels, several) == [
+        "split 'train': 60.00 % of the pixels of its labels are ignored, or of several classes",
+        "split 'train': 1 of 4 images (25.00 %) have not one pixel of one class alone: 'train3'",
+    ]
+
+
 @pytest.mark.parametrize("raw_to_train", [{}, {0: 0, 1: 1, 255: 255}])
 def test_a_mask_of_0_and_255_is_told_the_line_that_mends_it(raw_to_train: dict[int, int]) -> None:
     mask = np.repeat([0, 255], [7, 3])

@@ -182,10 +182,12 @@ def test_loveda(tmp_path: Path) -> None:
 ISPRS = [(255, 255, 255), (0, 0, 255), (0, 255, 255), (0, 255, 0), (255, 255, 0), (255, 0, 0), (0, 0, 0), (0, 0, 255)]
 
 
-@pytest.mark.parametrize("layout", ["potsdam", "vaihingen"])
+@pytest.mark.parametrize("layout", ["potsdam", "potsdam_irrg", "vaihingen"])
 def test_isprs(tmp_path: Path, layout: str) -> None:
-    potsdam = layout == "potsdam"
+    potsdam = layout.startswith("potsdam")
     image = "2_Ortho_RGB/top_potsdam_{}_RGB.tif" if potsdam else "top/top_mosaic_09cm_area{}.tif"
+    if layout == "potsdam_irrg":
+        image = "3_Ortho_IRRG/top_potsdam_{}_IRRG.tif"
     labels = ("5_Labels_all/top_potsdam_{}_label.tif", "5_Labels_for_participants/top_potsdam_{}_label.tif")
     if not potsdam:
         complete = "ISPRS_semantic_labeling_Vaihingen_ground_truth_COMPLETE"

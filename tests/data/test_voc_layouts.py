@@ -87,6 +87,16 @@ def test_what_trainval_alone_lists_is_the_split_that_has_no_list(tmp_path: Path,
     assert [pair.split for pair in pairs] == ["test", "trainval", "trainval"]
 
 
+def test_lists_that_name_the_same_images_are_refused(tmp_path: Path) -> None:
+    """Beside train.txt a longer one is in use, which holds it: none would be left of what both name."""
+    make_voc(tmp_path)
+    lists = tmp_path / "ImageSets/Segmentation"
+    put(lists / "train_aug.txt", "2007_000032\n2008_000001\n")
+    message = f"{lists}/train.txt and {lists}/train_aug.txt: both name '2007_000032'; remove one of the lists"
+    with pytest.raises(DatasetError, match=message):
+        list(LAYOUTS["voc"].pairs(str(tmp_path)))
+
+
 @pytest.mark.parametrize(
     ("folder", "kinds"), [("JPEGImages", (".jpg", ".png")), ("SegmentationClass", (".PNG", ".png"))]
 )

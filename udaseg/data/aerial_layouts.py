@@ -54,14 +54,15 @@ def loveda(root: str, domains: Sequence[str] = ("Rural", "Urban")) -> Iterator[P
                 yield pair._replace(image_id=f"{domain.lower()}/{pair.image_id}")
 
 
-def potsdam(root: str) -> Iterator[Pair]:
+def potsdam(root: str, images: str = "2_Ortho_RGB") -> Iterator[Pair]:
     """2_Ortho_RGB/top_potsdam_<tile>_RGB.tif, 5_Labels_all/top_potsdam_<tile>_label.tif in colours.
 
+    `images` may be 3_Ortho_IRRG too, whose bands are Vaihingen's: infrared, red and green.
     The 24 tiles that participants were given are train, the 14 that judged them val; without 5_Labels_all the latter
     have no labels, and the former those of 5_Labels_for_participants.
     """
     folder = _first(root, ("5_Labels_all", "5_Labels_for_participants"))
-    found = files(join(root, "2_Ortho_RGB"), ["_RGB.tif"]), files(folder, ["_label.tif"])
+    found = files(join(root, images), [f"_{images.rpartition('_')[2]}.tif"]), files(folder, ["_label.tif"])
     yield from _of_tiles(*found, "top_potsdam_", _POTSDAM_TRAIN)
 
 

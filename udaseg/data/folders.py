@@ -149,11 +149,11 @@ def passed_over(folder: str) -> list[str]:
 
 
 def folders(folder: str) -> list[str]:
-    """The sorted names of the folders in `folder`.
+    """The sorted names of the folders in `folder`, less those of hidden ones, as in `walk`.
 
     Raises DatasetError where it is missing, or holds what may be a folder but cannot be read, see `walk`.
     """
-    found = sorted(_entries(folder))
+    found = sorted(entry for entry in _entries(folder) if not entry.name.startswith("."))
     if wrong := [name for name, kind in found if kind == "unreadable" and not os.path.splitext(name)[1]]:
         raise DatasetError(f"{join(folder, wrong[0])}: {why_missing(filesystem(join(folder, wrong[0]))[1])}")
     return [name for name, kind in found if kind == "folder"]

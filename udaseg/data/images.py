@@ -170,8 +170,12 @@ def decode_colours(data: bytes) -> np.ndarray:
 
     Raises DatasetError, without the file's name, where it is broken or has no 8-bit colours.
     """
-    red, green, blue = np.moveaxis(_colours(_open(data)).astype(np.int32), -1, 0)
-    return red << 16 | green << 8 | blue
+    pixels = _colours(_open(data))
+    code = pixels[..., 0].astype(np.int32)
+    for channel in (1, 2):  # in place: aerial tiles have tens of millions of pixels
+        code <<= 8
+        code |= pixels[..., channel]
+    return code
 
 
 def _read(uri: str, decode: Callable[[bytes], np.ndarray]) -> np.ndarray:

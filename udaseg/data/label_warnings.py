@@ -30,17 +30,19 @@ def label_warnings(manifest: pa.Table, classes: Classes, raw_ids: Collection[int
         share = f"0.00 % of the pixels of {labelled.num_rows} labels"
         found.append(f"{len(never)} of {len(classes)} classes never occur, {share}: {_listed(never)}")
     area = np.multiply(labelled["height"].to_numpy(), labelled["width"].to_numpy(), dtype=np.int64)
+    nothing = "ignored, or of several classes" if classes.unions else "ignored"
     known, split = class_pixels.sum(1), np.array(labelled["split"].to_pylist(), object)
     ids = np.array(labelled["image_id"].to_pylist(), object)
     for name in dict.fromkeys(split.tolist()):
         here = split == name
         ignored = 1 - known[here].sum() / area[here].sum()
         if ignored > 0.5:
-            found.append(f"split {name!r}: {100 * ignored:.2f} % of the pixels of its labels are ignored")
+            found.append(f"split {name!r}: {100 * ignored:.2f} % of the pixels of its labels are {nothing}")
         empty = here & (known == 0)
         if empty.any() and ignored < 1:
             share = f"{empty.sum()} of {here.sum()} images ({100 * empty.sum() / here.sum():.2f} %)"
-            found.append(f"split {name!r}: {share} have not one labelled pixel: {_listed(ids[empty].tolist(), _NAMED)}")
+            pixel = "pixel of one class alone" if classes.unions else "labelled pixel"
+            found.append(f"split {name!r}: {share} have not one {pixel}: {_listed(ids[empty].tolist(), _NAMED)}")
     return found
 
 

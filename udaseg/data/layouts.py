@@ -82,9 +82,15 @@ def _by_split(
 def _cityscapes(root: str) -> Iterator[Pair]:
     """leftImg8bit/<split>/<city>/*_leftImg8bit.png, gtFine/<split>/<city>/*_gtFine_labelIds.png.
 
-    The labels of the test split are dummies, in which everything is ignored.
+    The labels of the test split, dummies in which everything is ignored, are left out.
     """
-    return _by_split(root, ("leftImg8bit", ["_leftImg8bit.png"]), ("gtFine", ["_gtFine_labelIds.png"]))
+    return _no_dummies(_by_split(root, ("leftImg8bit", ["_leftImg8bit.png"]), ("gtFine", ["_gtFine_labelIds.png"])))
+
+
+def _no_dummies(pairs: Iterator[Pair]) -> Iterator[Pair]:
+    """Cityscapes' pairs without its labels of the test split."""
+    labelled = (pair for pair in pairs if pair.split != "test" or pair.image_uri is not None)
+    return (pair._replace(label_uri=None) if pair.split == "test" else pair for pair in labelled)
 
 
 def _gta5(root: str) -> Iterator[Pair]:
@@ -219,7 +225,7 @@ def _foggy_cityscapes(root: str) -> Iterator[Pair]:
     """
     there = has_folder(join(root, "leftImg8bit_foggy"))
     images = "leftImg8bit_foggy" if there else "leftImg8bit_foggyDBF", ["_leftImg8bit_foggy_beta_0.02.png"]
-    return _by_split(root, images, ("gtFine", ["_gtFine_labelIds.png"]))
+    return _no_dummies(_by_split(root, images, ("gtFine", ["_gtFine_labelIds.png"])))
 
 
 def _rainy_cityscapes(root: str) -> Iterator[Pair]:
@@ -265,6 +271,7 @@ LAYOUTS: dict[str, Layout] = {
     "loveda_rural": Layout(pairs=partial(aerial.loveda, domains=["Rural"]), classes=aerial.LOVEDA_CLASSES),
     "loveda_urban": Layout(pairs=partial(aerial.loveda, domains=["Urban"]), classes=aerial.LOVEDA_CLASSES),
     "potsdam": Layout(pairs=aerial.potsdam, classes=aerial.ISPRS_CLASSES),
+    "potsdam_irrg": Layout(pairs=partial(aerial.potsdam, images="3_Ortho_IRRG"), classes=aerial.ISPRS_CLASSES),
     "vaihingen": Layout(pairs=aerial.vaihingen, classes=aerial.ISPRS_CLASSES),
     "coco_panoptic": Layout(
         pairs=coco.panoptic_pairs, read_classes=coco.panoptic_classes, segments=coco.panoptic_segments

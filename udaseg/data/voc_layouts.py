@@ -19,7 +19,7 @@ def voc(root: str) -> Iterator[Pair]:
     """JPEGImages/<id>.jpg, SegmentationClass/<id>.png; ImageSets/Segmentation/<split>.txt has the ids of a split.
 
     Images that no list names have no segmentation. trainval.txt is train and val; beside one of them alone, the rest of
-    it is the other.
+    it is the other. Raises DatasetError where two lists name one image, as train.txt and a longer train_aug.txt do.
     """
     images, labels = _of_ids(root, "JPEGImages", IMAGE_SUFFIXES), _of_ids(root, "SegmentationClass", [".png"])
     found = files(join(root, "ImageSets", "Segmentation"), [".txt"])
@@ -30,9 +30,12 @@ def voc(root: str) -> Iterator[Pair]:
         if len(known) == 1:
             other = set(lists[known[0]][1])
             lists["val" if known == ["train"] else "train"] = uri, [i for i in both if i not in other]
+    taken: dict[str, str] = {}
     for name, (uri, ids) in sorted(lists.items()):
         for image_id in ids:
             key = composed(image_id)
+            if (first := taken.setdefault(key, uri)) != uri:
+                raise DatasetError(f"{first} and {uri}: both name {image_id!r}; remove one of the lists")
             if key not in images:
                 raise DatasetError(f"{uri}: {image_id!r} is not in {join(root, 'JPEGImages')}")
             yield Pair(image_id, images[key], labels.get(key), "train" if name == "default" else name)
