@@ -200,7 +200,10 @@ def table(rows: list[dict[str, object]]) -> Table:
     """Mean and spread (sample standard deviation over seeds) of mIoU, and of the gap closed seed by seed."""
     by = {(str(r["recipe"]), int(str(r["seed"]))): 100 * float(str(r["miou"])) for r in rows}
     seeds = sorted({seed for _, seed in by})
-    cost = {str(r["recipe"]): (r.get("step_seconds", "-"), r.get("memory_mib", "-"), r["commit"]) for r in rows}
+    cost = {str(r["recipe"]): (r.get("step_seconds", "-"), r.get("memory_mib", "-")) for r in rows}
+    commits: dict[str, set[str]] = {}
+    for r in rows:
+        commits.setdefault(str(r["recipe"]), set()).add(str(r["commit"]))
     out = Table("recipe", "mIoU mean", "spread", "seeds", "gap closed", "spread", "s/step", "MiB", "commit")
     for name in dict.fromkeys(name for name, _ in by):
         scores = [by[name, seed] for seed in seeds if (name, seed) in by]
@@ -208,7 +211,12 @@ def table(rows: list[dict[str, object]]) -> Table:
         closed = [gap_closed(by["source_only", s], by[name, s], by["oracle", s]) for s in both]
         shown = ("-", "-") if name in ("source_only", "oracle") or not closed else _mean_spread(closed, "{:.2f}")
         out.add_row(
-            name, *_mean_spread(scores, "{:.1f}"), " ".join(f"{s:.1f}" for s in scores), *shown, *map(str, cost[name])
+            name,
+            *_mean_spread(scores, "{:.1f}"),
+            " ".join(f"{s:.1f}" for s in scores),
+            *shown,
+            *map(str, cost[name]),
+            " ".join(sorted(commits[name])),
         )
     return out
 
@@ -227,6 +235,10 @@ def class_table(rows: list[dict[str, object]]) -> Table:
 
 def _mean_spread(values: list[float], form: str) -> tuple[str, str]:
     return form.format(np.mean(values)), form.format(np.std(values, ddof=1)) if len(values) > 1 else "-"
+
+
+def _git(*words: str) -> str:
+    return subprocess.run(["git", *words], capture_output=True, text=True, check=True).stdout.strip()
 
 
 def make_datasets(a: Arguments) -> None:
@@ -255,8 +267,11 @@ def main() -> int:
     if unknown := set(a.recipes) - set(RECIPE_OF):
         print(f"error: no recipe {sorted(unknown)[0]!r}; there are {', '.join(RECIPE_OF)}", file=sys.stderr)
         return 2
-    last_change = ["git", "log", "-1", "--format=%h", "--", "udaseg", "pipelines", "benchmarks/accuracy.py"]
-    commit = subprocess.run(last_change, capture_output=True, text=True, check=True).stdout.strip()
+    code = ("--", "udaseg", "pipelines", "benchmarks/accuracy.py")
+    if changed := _git("status", "--porcelain", *code):
+        print(f"error: {changed.split()[1]}: rows are filed under a commit; commit it first", file=sys.stderr)
+        return 2
+    commit = _git("log", "-1", "--format=%h", *code)
     ensure_ray()
     make_datasets(a)
     rows = []

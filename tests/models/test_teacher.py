@@ -166,3 +166,14 @@ def test_what_is_frozen_stays_as_it_was() -> None:
         for parameter in student.parameters():
             parameter.add_(1)
     assert torch.equal(frozen.levels(image, "source")[-1], levels[-1])
+
+
+def test_levels_are_those_of_the_output_and_the_head_is_not_run() -> None:
+    frozen = FrozenNetwork(make_state(STAGE).method.student)
+    image = torch.rand(2, 3, 64, 64)
+    whole = frozen(image, "target").features
+    frozen.network.net.head.register_forward_pre_hook(lambda *_: pytest.fail("the head was run"))
+    for level, expected in zip(frozen.levels(image, "target"), whole, strict=True):
+        assert torch.equal(level, expected)
+    with pytest.raises(pytest.fail.Exception, match="the head was run"):
+        frozen(image, "target")

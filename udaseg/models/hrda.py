@@ -60,7 +60,7 @@ class HRDA(Segmenter):
         return None if only is None else (2 * only[0], 2 * only[1])
 
     def levels(self, image: Tensor, domain: Domain) -> tuple[Tensor, ...]:
-        return self.run(_half(self._padded(image)), domain)[0]
+        return super().levels(_half(self._padded(image)), domain)
 
     def forward(
         self,

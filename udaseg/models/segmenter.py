@@ -96,7 +96,14 @@ class Segmenter(nn.Module):
         return SegOutput(logits=self.upsampled(coarse, image), embedding=embedding, features=features, aux=aux)
 
     def run(self, image: Tensor, domain: Domain) -> tuple[tuple[Tensor, ...], Tensor, Tensor, Tensor | None]:
-        """(levels, logits, embedding, attention) at their own resolutions.
+        """(levels, logits, embedding, attention) at their own resolutions."""
+        maps = self._maps(image, domain)
+        attention = None if self.net.attention is None else maps.pop()
+        *levels, logits, embedding = maps
+        return tuple(levels), logits, embedding, attention
+
+    def _maps(self, image: Tensor, domain: Domain, *, levels_alone: bool = False) -> list[Tensor]:
+        """What `_Net` makes of images, in single precision.
 
         Images of sizes that the backbone does not take are padded in its mean colour, and the padding's cells cut off.
         """
@@ -108,16 +115,10 @@ class Segmenter(nn.Module):
         with torch.autocast(image.device.type, torch.bfloat16, enabled=self.bf16):
             x = (image - self.mean) / self.std
             x = x.flip(1) if self.bgr else x
-            features, logits, embedding, attention = torch.func.functional_call(self.net, replaced, (x,))
+            maps: list[Tensor] = torch.func.functional_call(self.net, replaced, (x, levels_alone))
         if self.bf16:
-            features = [level.float() for level in features]
-            logits, embedding = logits.float(), embedding.float()
-            attention = None if attention is None else attention.float()
-        if padded != size:
-            features = [crop(level, padded, size) for level in features]
-            logits, embedding = crop(logits, padded, size), crop(embedding, padded, size)
-            attention = None if attention is None else crop(attention, padded, size)
-        return tuple(features), logits, embedding, attention
+            maps = [one.float() for one in maps]
+        return maps if padded == size else [crop(one, padded, size) for one in maps]
 
     def upsampled(self, coarse: Tensor, image: Tensor) -> Tensor:
         """Logits of `run` at the size of the image."""
@@ -132,8 +133,8 @@ class Segmenter(nn.Module):
         return self.image_sizes.only
 
     def levels(self, image: Tensor, domain: Domain) -> tuple[Tensor, ...]:
-        """What `features` of the output is, without the rest."""
-        return self.run(image, domain)[0]
+        """What `features` of the output is; the head is not run."""
+        return tuple(self._maps(image, domain, levels_alone=True))
 
     def source_buffers(self) -> set[str]:
         """Names of the buffers that are the source's alone, as the target has its own."""
@@ -200,11 +201,14 @@ class _Net(nn.Module):
         self.backbone, self.head, self.projection, self.attention = backbone, head, projection, attention
         self.skip_levels = skip_levels
 
-    def forward(self, x: Tensor) -> tuple[list[Tensor], Tensor, Tensor, Tensor | None]:
-        features = list(self.backbone(x))[self.skip_levels :]
-        logits, embedding = self.head(features)
-        attention = None if self.attention is None else self.attention(features)[0]
-        return features, logits, embedding if self.projection is None else self.projection(embedding), attention
+    def forward(self, x: Tensor, levels_alone: bool = False) -> list[Tensor]:
+        """Levels, logits, embedding and, where there is one, attention; or the levels alone."""
+        levels = list(self.backbone(x))[self.skip_levels :]
+        if levels_alone:
+            return levels
+        logits, embedding = self.head(levels)
+        attention = [] if self.attention is None else [self.attention(levels)[0]]
+        return [*levels, logits, embedding if self.projection is None else self.projection(embedding), *attention]
 
 
 class _BufferDict(nn.Module):
