@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,8 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from udaseg.checkpoints.directory import read_card
+from udaseg.data.manifest import digest
 from udaseg.data.storage import absolute
 from udaseg.evaluation.model_selection import spearman
 from udaseg.evaluation.verdict import Judged, Verdict, verdict
@@ -42,7 +45,8 @@ class Arguments:
 
 
 def judged(model: Path, a: Arguments) -> Judged:
-    file = a.cache / f"{model.name}.npz"
+    of = read_card(str(model)).weights_sha256, digest(absolute(a.source)), digest(absolute(a.target)), a.images
+    file = a.cache / f"{model.name}_{sha256(repr(of).encode()).hexdigest()[:12]}.npz"
     if not file.exists():
         a.cache.mkdir(parents=True, exist_ok=True)
         inputs = Inputs(absolute(a.source), absolute(a.target))

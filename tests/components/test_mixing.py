@@ -88,6 +88,7 @@ def test_one_rare_class_that_the_image_has_is_drawn_whole() -> None:
     assert {frozenset(classes) for classes in drawn} == {frozenset({2}), frozenset({4})}
     for sample, m in zip(label[1:], mask[1:], strict=True):
         assert torch.equal(m, sample == sample[m][0])
+    assert not rare_mask(label, torch.arange(64), classes=(), seed=0).any()
     again = rare_mask(label[5:7], torch.arange(5, 7), classes=(2, 4, 7), seed=0)
     assert torch.equal(again, mask[5:7])
 

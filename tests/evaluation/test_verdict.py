@@ -71,6 +71,29 @@ def test_a_network_that_forgets_a_class_does_not_win_by_it() -> None:
     assert change(before, forgetful, labelled=False).high < 0
 
 
+def test_names_that_occur_nowhere_do_not_weigh_the_figures_differently() -> None:
+    """With three classes in use likeness falls by less than steadiness gains, however many more the class list has."""
+
+    def widened(narrow: np.ndarray, classes: int) -> np.ndarray:
+        out = np.zeros((len(narrow), classes, classes), np.int64)
+        out[:, :K, :K] = narrow
+        return out
+
+    found = []
+    for classes in (K, 2 * K, 40):
+        before, after = (
+            Judged(views=widened(counts(views, seed=1), classes), styled=widened(counts(styled), classes))
+            for views, styled in ((0.5, 0.5), (0.8, 0.4))
+        )
+        found.append(verdict(before, after))
+    assert found[0] == found[1] == found[2] and found[0].word == "helped"
+    only_after = widened(counts(0.5), 4)
+    only_after[:, 3, 3] = 50  # a class that one of the two predicts counts for both
+    assert change(widened(counts(0.5), 4), only_after, labelled=False).mean == pytest.approx(
+        (3 * mean_iou(counts(0.5).sum(0)) + 1) / 4 - 3 * mean_iou(counts(0.5).sum(0)) / 4
+    )
+
+
 def test_classes_without_a_label_do_not_count() -> None:
     before, after = counts(0.5), counts(0.5)
     before[:, 2], after[:, 2] = 0, 0

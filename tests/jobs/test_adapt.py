@@ -24,7 +24,7 @@ from pipelines.adapt import main
 from udaseg.config import Model, Recipe
 from udaseg.data.index import open_index
 from udaseg.data.manifest import read_manifest, write_dataset
-from udaseg.errors import ConfigError, DatasetError, TrainingError
+from udaseg.errors import CheckpointError, ConfigError, DatasetError, LostWorkError, TrainingError
 from udaseg.evaluation.verdict import verdict
 from udaseg.job_config import Adapt, Cluster, Inference
 from udaseg.jobs.adapt import inputs, job, judging
@@ -35,7 +35,9 @@ from udaseg.jobs.adapt.inputs import Inputs, check_inputs, hold_out, make_inputs
 from udaseg.jobs.adapt.job import adapt
 from udaseg.jobs.adapt.judging import judged_here
 from udaseg.jobs.adapt.runs import model_of, run_directory, train_all
+from udaseg.models.build import build_segmenter
 from udaseg.recipes import RECIPES
+from udaseg.recipes.common import SMALL
 
 ROOT = Path(__file__).parents[2]
 TOLD = Adapt(out="out", source="source", target="target", cluster=Cluster(gpu=False))
@@ -70,6 +72,19 @@ def test_no_crop_is_larger_than_an_image() -> None:
             c = chosen(machine=machine, images=Images(short_side=short, long_side=long, count=9))
             assert c.short_side <= short and c.crop[0] <= c.short_side
             assert all(side % 16 == 0 for side in c.crop)
+
+
+def test_crops_of_images_that_are_higher_than_wide_are_so_too() -> None:
+    portrait = replace(IMAGES, portrait=True)
+    assert chosen(images=portrait).crop == chosen().crop[::-1] and chosen().crop[0] < chosen().crop[1]
+
+
+def test_a_backbone_that_is_told_fits_every_machine() -> None:
+    for memory in (None, 15.8, 80.0):
+        c = chosen(replace(TOLD, backbone="mit_b2"), Machine(memory=memory, cores=8, hub=True))
+        assert c.model == Model(backbone="mit_b2", pretrained=True)
+    known = chosen(replace(TOLD, backbone="resnet50"), Machine(memory=80.0, cores=8, hub=True)).model
+    assert (known.head, known.output_stride) == ("aspp", 8)
 
 
 def test_few_images_take_fewer_steps() -> None:
@@ -154,6 +169,20 @@ def test_a_candidate_is_its_recipe_at_the_chosen_size(name: str, checkpoint: str
         assert chosen().steps - len(own) < sum(stage.steps for stage in own) <= chosen().steps
 
 
+@pytest.mark.parametrize("name", ["dsp_small", "ucda_small"])
+@pytest.mark.parametrize(
+    ("pixels", "rare"), [([9, 0, 5, 0, 1, 0, 0], (4,)), ([5, 5, 5], ()), ([9, 5, 1, 2, 7], (2, 3)), ([0, 0], ())]
+)
+def test_rare_classes_are_of_those_that_the_source_has(name: str, pixels: list[int], rare: tuple[int, ...]) -> None:
+    recipe = candidate(name, replace(chosen(), model=SMALL), np.array(pixels), 0, None)
+    (method,) = {
+        getattr(stage.method, {"dsp_small": "long_tail", "ucda_small": "hard"}[name]) for stage in recipe.stages[1:]
+    }
+    assert method == rare
+    for stage in recipe.stages[1:]:
+        stage.method.build(build_segmenter(len(pixels), **vars(SMALL)), seed=0)
+
+
 def test_source_only_trains_as_long() -> None:
     c = chosen()
     warm, more = source_only(c, 0, None).stages
@@ -199,7 +228,10 @@ def test_bare_folders_are_prepared(tmp_path: Path, no_prepare: list[dict[str, An
     )
     assert of_target["images"] == f"{target}/images" and "labels" not in of_target
     assert {"train", "val"} <= open_index(inputs.target).splits.keys()
-    assert make_inputs(told, out) == inputs and len(no_prepare) == 2, "what is made is not made again"
+    other = bare(tmp_path / "other", labelled=True)
+    (other / "classes.json").write_text(CLASSES.to_json())
+    make_inputs(replace(told, source=str(other)), out)  # after one that failed later on, of the wrong folder, say
+    assert no_prepare[2]["images"] == f"{other}/images" and no_prepare[2]["overwrite"]
 
 
 def test_what_prepare_refuses_of_a_bare_folder_says_whose_options_mend_it(
@@ -324,6 +356,28 @@ def test_a_run_that_fails_stops_no_other(
     train_all(recipes, inputs, out, TOLD.cluster)
     assert trained[3:] == ["bad"], "what is done is not done again"
     assert model_of(out, "dacs_small") == f"{run_directory(out, 'dacs_small')}/model"
+
+
+@pytest.mark.parametrize(
+    "error", [LostWorkError("its workers were lost"), CheckpointError("cannot be read; remove it")]
+)
+def test_a_candidate_that_may_go_on_is_not_given_up(
+    error: Exception, trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake, faults = runs_module.train_run, [error]
+
+    def train_run(recipe: Recipe, inputs: Inputs, out: str, cluster: Cluster, track: Sequence[str]) -> None:
+        if Path(out).name == "lost" and faults:
+            trained.append("lost")
+            raise faults.pop()
+        fake(recipe, inputs, out, cluster, track)
+
+    monkeypatch.setattr(runs_module, "train_run", train_run)
+    recipes, inputs = dict.fromkeys(("source_only", "lost", "dacs_small"), RECIPES["dacs_small"]()), Inputs("s", "t")
+    with pytest.raises(type(error), match=str(error)):
+        train_all(recipes, inputs, str(tmp_path), TOLD.cluster)
+    assert trained == ["source_only", "lost", "dacs_small"]
+    assert train_all(recipes, inputs, str(tmp_path), TOLD.cluster) == {} and trained[3:] == ["lost"]
 
 
 def test_a_run_whose_node_is_lost_is_taken_up_again_and_no_candidate_is_given_up(

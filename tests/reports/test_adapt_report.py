@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from udaseg.data.classes import Classes
-from udaseg.evaluation.verdict import Change, Verdict
+from udaseg.evaluation.verdict import Change, Verdict, together
 from udaseg.reports.adapt import ToLabel, adapt_page, frequency_rows, points, right_text, verdict_lines
 from udaseg.reports.adaptation import Example
 
@@ -33,6 +35,10 @@ def test_points_have_their_range() -> None:
 )
 def test_labels_say_how_right_it_was(verdict: Verdict, said: str) -> None:
     assert said in right_text(verdict)
+    nothing = Change(float("nan"), float("nan"), float("nan"))  # labels of which all is ignored
+    assert right_text(replace(verdict, truth=nothing)) == ""
+    even = right_text(replace(verdict, truth=Change(0.0, -0.1, 0.1)))
+    assert ("left open" if verdict.word == "unclear" else "tells neither") in even
     assert right_text(HELPED) == ""
 
 
@@ -70,5 +76,7 @@ def test_page_is_whole(word: str) -> None:
     sections = ("verdict", "examples", "frequencies", "losses", "label-next", "choice", "time")
     assert all(f'id="{section}"' in page for section in sections)
     assert f"<h1>{word}</h1>" in page and 'src="http' not in page
+    assert f"<td>{points(together(UP, DOWN))}</td>" in page and page.count("source-only trained for as many steps") == 1
+    assert page.count("{") == page.count("}"), "its style sheet is whole"
     assert all(text in page for text in ("&lt;finite&gt;", "a/&lt;b&gt;", "&lt;x&gt;", "&lt;b&gt;sky"))
     assert page.count("data:image/png;base64,") == 3

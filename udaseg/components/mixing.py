@@ -167,6 +167,8 @@ def rare_mask(label: Tensor, index: Tensor, *, classes: Sequence[int], seed: int
     Returns:
         (B, H, W) bool.
     """
+    if not classes:
+        return torch.zeros_like(label, dtype=torch.bool)
     ids = torch.tensor(classes).to(label.device, non_blocking=True)
     present = present_classes(label)[:, ids]
     drawn = np.zeros((len(label), len(classes) + 1, len(classes)), bool)

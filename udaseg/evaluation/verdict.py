@@ -112,22 +112,25 @@ def change(before: np.ndarray, after: np.ndarray, *, labelled: bool) -> Change:
     Args:
         before: (N, K, K) counts of each image.
         after: the same.
-        labelled: whether rows are true classes; then those without a pixel are left out. Else all classes count, a
-            class that is never predicted as 0: a network that forgets a class must not win by it.
+        labelled: whether rows are true classes; then those without a pixel are left out. Else all classes count that
+            either network predicts at all, as 0 where one never does: a network that forgets a class must not win by
+            it, and names of a class list that occur nowhere must not make the figure small.
     """
     weights = keyed(0, "bootstrap").multinomial(len(before), np.full(len(before), 1 / len(before)), _DRAWS)
     weights = np.concatenate([np.ones((1, len(before)), np.int64), weights])
     first, last = (np.tensordot(weights, counts, 1) for counts in (before, after))
-    gains = _mean_iou(last, labelled) - _mean_iou(first, labelled)
+    seen = sum(counts.sum((0, axis)) for counts in (before, after) for axis in (1, 2)) > 0
+    of = None if labelled else seen
+    gains = _mean_iou(last, of) - _mean_iou(first, of)
     low, high = np.nanquantile(gains[1:], (_TAIL, 1 - _TAIL)) if len(before) >= _FEWEST else (-1.0, 1.0)
     return Change(float(gains[0]), float(low), float(high))
 
 
-def _mean_iou(counts: np.ndarray, labelled: bool) -> np.ndarray:
-    """(D,) of (D, K, K) counts."""
+def _mean_iou(counts: np.ndarray, of: np.ndarray | None) -> np.ndarray:
+    """(D,) of (D, K, K) counts, over classes `of` (K,); None = those with a pixel among the true ones, the rows."""
     hit = np.einsum("dii->di", counts).astype(np.float64)
     union = counts.sum(1) + counts.sum(2) - hit
-    counted = counts.sum(2) > 0 if labelled else np.ones(hit.shape, bool)
+    counted = counts.sum(2) > 0 if of is None else np.broadcast_to(of, hit.shape)
     values = hit / np.maximum(union, 1)
     return np.divide((values * counted).sum(1), counted.sum(1), out=np.full(len(hit), np.nan), where=counted.any(1))
 

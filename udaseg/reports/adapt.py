@@ -37,12 +37,14 @@ def points(change: Change | None) -> str:
 
 
 def right_text(verdict: Verdict) -> str:
-    """How right a word was, by the labels that the held-out target images have; "" without any."""
-    if verdict.truth is None:
+    """How right a word was, by the labels that the held-out target images have; "" without any, or without a pixel."""
+    if verdict.truth is None or np.isnan(verdict.truth.mean):
         return ""
     truth = verdict.truth.mean
     if verdict.word == "unclear":
         how = "which the verdict left open"
+    elif truth == 0:
+        how = "which tells neither from the other"
     else:
         how = "the verdict is right" if (truth > 0) == (verdict.word == "helped") else "THE VERDICT IS WRONG"
     return f"by the target's labels the change of mIoU is {points(verdict.truth)}: {how}"
@@ -116,8 +118,10 @@ def adapt_page(
         winner=winner,
         meaning=MEANING[word],
         rows=[
-            (name, v.word, points(v.likeness), points(v.steadiness), points(v.truth)) for name, v in verdicts.items()
+            (name, v.word, *map(points, (v.likeness, v.steadiness, together(v.likeness, v.steadiness), v.truth)))
+            for name, v in verdicts.items()
         ],
+        sourceless=verdicts[winner].likeness is None,
         right=right_text(verdicts[winner]),
         failed=failed,
         palette=dict(zip(classes.names, classes.palette, strict=True)),

@@ -100,8 +100,9 @@ def candidate(name: str, choice: Choice, class_pixels: np.ndarray | None, seed: 
     """
     recipe = RECIPES[name]()
     stages = _adapting(recipe)
-    rare = () if class_pixels is None else tuple(np.flatnonzero(class_pixels < np.median(class_pixels)).tolist())
-    own = {"things": rare, "long_tail": rare, "mix_jitter": 0.25}  # a milder view than from nothing
+    rare = () if class_pixels is None else _rare(class_pixels)
+    # of the recipe's own classes there may be none here; a milder view than from nothing
+    own = {"things": rare, "long_tail": rare, "hard": rare, "mix_jitter": 0.25}
     fitted = []
     for i, stage in enumerate(stages):
         earlier = [other.name for other in stages[:i]]
@@ -130,6 +131,14 @@ def candidate(name: str, choice: Choice, class_pixels: np.ndarray | None, seed: 
             )
         )
     return _recipe(name, (*([] if checkpoint else [_warm_stage(choice)]), *fitted), seed)
+
+
+def _rare(class_pixels: np.ndarray) -> tuple[int, ...]:
+    """Classes that have fewer pixels than the median one, of those that have any."""
+    present = class_pixels > 0
+    if not present.any():
+        return ()
+    return tuple(np.flatnonzero(present & (class_pixels < np.median(class_pixels[present]))).tolist())
 
 
 def _recipe(name: str, stages: tuple[Stage, ...], seed: int) -> Recipe:

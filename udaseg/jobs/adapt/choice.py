@@ -41,6 +41,8 @@ class Images:
     """Median of a domain's short sides, in pixels."""
     long_side: int
     """Median of its long sides."""
+    portrait: bool = False
+    """Whether both domains' images are higher than wide."""
     count: int
     """Training images."""
 
@@ -120,7 +122,9 @@ def choose(told: Adapt, machine: Machine, images: Images, begun: tuple[Model, in
         fetched = told.pretrained and machine.hub and told.weights is None
         if machine.memory is None and not fetched and told.weights is None and told.backbone is None:
             row = _FROM_NOTHING
-        model = replace(row.model, pretrained=fetched, weights=told.weights, same_padding=told.same_padding)
+        own = told.backbone in (None, row.model.backbone) or str(told.backbone).startswith("resnet")
+        model = row.model if own else Model()  # not all backbones take DeepLab's stride
+        model = replace(model, pretrained=fetched, weights=told.weights, same_padding=told.same_padding)
         small = "without weights and GPU, one that learns from nothing within minutes"
         why = small if row is _FROM_NOTHING else f"for {machine}"
         model = replace(model, backbone=pick("backbone", told.backbone, model.backbone, why))
@@ -134,7 +138,9 @@ def choose(told: Adapt, machine: Machine, images: Images, begun: tuple[Model, in
     if begun is not None:
         side, why = begun[1], "what the checkpoint was trained at"
     short_side = pick("short_side", told.short_side, side, why)
-    sides = short_side, round(short_side * images.long_side / images.short_side)
+    sides = [short_side, round(short_side * images.long_side / images.short_side)]
+    if images.portrait:
+        sides.reverse()
     height, width = (_crop_side(min(row.crop, 3 * side // 4)) for side in sides)
     crop = pick("crop", told.crop, (height, width), f"three quarters of an image's sides, {row.crop} at most")
     batch_size = pick("batch_size", told.batch_size, row.batch, f"crops of that size, on {machine}")

@@ -75,7 +75,10 @@ def check_inputs(told: Adapt) -> None:
 
 
 def make_inputs(told: Adapt, out: str) -> Inputs:
-    """The datasets, in `out`/data where they are not prepared or have no split that is held out."""
+    """The datasets, in `out`/data where they are not prepared or have no split that is held out.
+
+    What a call before left there is made anew: it may have been of other folders, classes or images.
+    """
     source = None if told.source is None else _dataset(told.source, "source", told, out, None)
     if source is not None:
         classes = join(source, "classes.json")
@@ -90,16 +93,13 @@ def _dataset(directory: str, domain: str, told: Adapt, out: str, classes: str | 
     """A dataset directory that has images held out. `classes`: the file of a bare folder that has none."""
     directory, own = absolute(directory), join(out, "data", domain)
     if not is_dataset(directory):
-        if not is_dataset(own):
-            given = _class_file(directory, told) or classes
-            arguments = _arguments(directory, domain)
-            try:
-                prepare(out=own, classes=given, depth_range=_depth_range(told), **arguments)
-            except DatasetError as error:
-                raise DatasetError(f"{error}. {_another_way(directory, domain, 'labels' in arguments)}") from None
+        given = _class_file(directory, told) or classes
+        arguments = _arguments(directory, domain)
+        try:
+            prepare(out=own, classes=given, depth_range=_depth_range(told), overwrite=True, **arguments)
+        except DatasetError as error:
+            raise DatasetError(f"{error}. {_another_way(directory, domain, 'labels' in arguments)}") from None
         directory = own
-    if directory != own and is_dataset(own):  # made when this adaptation began
-        return own
     index = open_index(directory)
     if HELD_OUT in index.splits:
         return directory
@@ -142,16 +142,17 @@ def measure(inputs: Inputs) -> Images:
 
     The smaller domain's sizes, but the larger's where they are nearly alike, so that neither loses detail.
     """
-    sizes, counts = [], []
+    sizes, counts, portrait = [], [], True
     for directory in filter(None, inputs):
         index = open_index(directory)
         start, stop = index.rows("train")
         counts.append(stop - start)
         sides = np.stack([index.table[name].slice(start, stop - start) for name in ("height", "width")], 1)
         sizes.append((int(np.median(sides.min(1))), int(np.median(sides.max(1)))))
+        portrait &= bool(np.median(sides[:, 0]) > np.median(sides[:, 1]))
     smaller, larger = min(sizes), max(sizes)
     short, long = larger if larger[0] <= _NEARLY_ALIKE * smaller[0] else smaller
-    return Images(short_side=short, long_side=long, count=max(counts))
+    return Images(short_side=short, long_side=long, portrait=portrait, count=max(counts))
 
 
 def class_pixels(source: str) -> np.ndarray:

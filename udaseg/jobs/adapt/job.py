@@ -139,7 +139,9 @@ def _settings(told: Adapt) -> dict[str, Any]:
     for name in ("out", "resume", "cluster", "track"):
         del settings[name]
     given = [directory for directory in (told.source, told.target) if directory is not None]
-    return settings | {"manifests": [digest(directory) if is_dataset(directory) else None for directory in given]}
+    weights = None if told.checkpoint is None else read_card(told.checkpoint).weights_sha256
+    manifests = [digest(directory) if is_dataset(directory) else None for directory in given]
+    return settings | {"manifests": manifests, "weights_sha256": weights}
 
 
 def _start_ray(cluster: Cluster) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,13 +43,13 @@ class _Networks:
         """Of one image, arrays whose first axis is the networks'."""
         raise NotImplementedError
 
-    def predicted(self, image: torch.Tensor) -> list[np.ndarray]:
-        """(K, H, W) probabilities of an image, (1, 3, H, W) in [0, 1], by each network."""
-        views = self.inference.views()
-        found = [predict(network, image, **card.size(), **views) for network, card in self.networks]
-        return [probability[0].cpu().numpy() for probability in found]
+    def predicted(self, image: torch.Tensor) -> Iterator[np.ndarray]:
+        """(K, H, W) probabilities of an image, (1, 3, H, W) in [0, 1], by one network after the other."""
+        for network, card in self.networks:
+            yield predict(network, image, **card.size(), **self.inference.views())[0].cpu().numpy()
 
     def classes(self, image: torch.Tensor) -> list[np.ndarray]:
+        """(H, W) of each network, the probabilities of one of them held at a time."""
         return [probability.argmax(0).astype(np.uint8) for probability in self.predicted(image)]
 
     def pixels(self, image: np.ndarray) -> torch.Tensor:

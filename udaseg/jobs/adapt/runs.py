@@ -14,7 +14,7 @@ from ray import tune
 from udaseg.checkpoints.directory import CARD_FILE, copy_model
 from udaseg.config import Recipe
 from udaseg.data.storage import exists, join
-from udaseg.errors import CheckpointError, ConfigError, TrainingError
+from udaseg.errors import CheckpointError, ConfigError, LostWorkError, TrainingError
 from udaseg.job_config import Cluster, TrackerName
 from udaseg.jobs.adapt.inputs import Inputs
 from udaseg.jobs.output import mark
@@ -53,9 +53,11 @@ def train_all(
 ) -> dict[str, str]:
     """Train runs side by side where the cluster holds two or more, else one after the other; why some failed, by name.
 
-    Raises ConfigError and what else would stop all of them; a TrainingError stops its own run alone.
+    A TrainingError stops its own run alone, and for good. What may pass (workers that were lost, a node, a checkpoint
+    that cannot be read) is raised when the others have ended: then no run is given up, and all go on another time.
     """
     failed: dict[str, str] = {}
+    passing: list[Exception] = []
     left = [name for name in runs if not exists(join(model_of(out, name), CARD_FILE))]
     need, has = trial_resources(cluster), ray.cluster_resources()
     fits = min(int(has.get(name, 0) // amount) for name, amount in need.items() if amount)
@@ -64,8 +66,14 @@ def train_all(
             print(f"one run after the other: each takes {described(need)}, there are {described(has)}", flush=True)
         for name in left:
             print(f"-- {name}", flush=True)
-            with _noted(failed, name):
-                train_run(runs[name], inputs, run_directory(out, name), cluster, track)
+            try:
+                with _noted(failed, name):
+                    train_run(runs[name], inputs, run_directory(out, name), cluster, track)
+            except (LostWorkError, CheckpointError) as error:
+                print(f"{name} was cut off: {error}", flush=True)
+                passing.append(error)
+        if passing:
+            raise passing[0]
         return failed
     at_once = min(fits, len(left))
     print(f"{len(left)} runs, {at_once} side by side: {', '.join(left)}", flush=True)
@@ -94,7 +102,7 @@ def train_all(
             ),
         ).fit()
     for result in results:
-        if result.error is not None:  # not of the run itself, which `_noted` tells: it may go on another time
+        if result.error is not None:  # not what `_noted` tells
             raise plain_error(result.error)
         failed |= (result.metrics or {}).get("failed", {})
     return failed
@@ -105,6 +113,8 @@ def _noted(failed: dict[str, str], name: str) -> Any:
     """Note why a run cannot go on, in place of ending the others."""
     try:
         yield
-    except (TrainingError, ConfigError, CheckpointError) as error:
+    except LostWorkError:
+        raise
+    except (TrainingError, ConfigError) as error:
         print(f"{name} failed: {error}", flush=True)
         failed[name] = str(error)
