@@ -47,6 +47,7 @@ def main(argv: Sequence[str]) -> None:
     for note in found.notes:
         print(note)
     window = "" if found.window is None else " --inference.window {} {}".format(*found.window)
+    window += " --inference.overlap 0.25" if found.format == "segformer" else ""  # its authors slide by 768
     print(f"model: {arguments.out}; evaluate with --checkpoint {arguments.out}{window}")
 
 

@@ -97,7 +97,7 @@ def test_no_part_ends_the_others(tmp_path: Path) -> None:
     script = f"from test_gpu_benchmark import *; sys.exit({call})"
     env = os.environ | {"PYTHONPATH": f"{ROOT}:{Path(__file__).parent}"}
     done = subprocess.run([sys.executable, "-c", script], env=env)
-    assert done.returncode == 4 and time.monotonic() - began < 20
+    assert done.returncode == 4 and time.monotonic() - began < 120
     lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     ends = {line["part"]: line["end"] for line in lines if "end" in line}
     assert ends == {

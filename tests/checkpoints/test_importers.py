@@ -21,6 +21,7 @@ from torchvision.models.segmentation import deeplabv3_resnet50, deeplabv3_resnet
 
 from pipelines.import_ import main
 from udaseg.checkpoints.directory import load_model, read_card, read_weights
+from udaseg.checkpoints.formats import FORMATS
 from udaseg.checkpoints.importers import import_checkpoint, read_network
 from udaseg.data.taxonomies import CITYSCAPES_CLASSES
 from udaseg.errors import CheckpointError
@@ -135,6 +136,21 @@ def test_hrda_on_deeplabv2(tmp_path: Path) -> None:
     assert_like(with_detail_crop(out, (128, 128))(picture, detail="everywhere").logits, case["eval/logits"])
 
 
+def test_branches_that_were_never_trained_take_no_part() -> None:
+    """AdaptSegNet's, by ADVENT's names: its heads return within their loop over the branches."""
+    generator = torch.Generator().manual_seed(0)
+    shape, drawn = (19, 2048, 3, 3), {}
+    for branch, scale in enumerate((0.013, 0.008, 0.01, 0.01)):
+        drawn[f"layer6.conv2d_list.{branch}.weight"] = scale * torch.randn(shape, generator=generator)
+        drawn[f"layer6.conv2d_list.{branch}.bias"] = torch.zeros(19)
+    drawn |= {"layer5.conv2d_list.0.weight": torch.zeros(19, 1024, 3, 3), "conv1.weight": torch.zeros(64, 3, 7, 7)}
+    arrange = FORMATS["deeplabv2"].arrange
+    two = {f"layer5.conv2d_list.{n}.{part}" for n in (0, 1) for part in ("weight", "bias")}
+    assert set(arrange(drawn)) == {"conv1.weight", *two}
+    drawn["layer6.conv2d_list.3.weight"] = 1.02 * drawn["layer6.conv2d_list.3.weight"]
+    assert len(arrange(drawn)) == 9, "ADVENT's, all of which learn"
+
+
 @torch.no_grad()
 def test_deeplabv2_of_advent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A plain state of before torch 1.6, with the auxiliary head on the third stage."""
@@ -158,7 +174,8 @@ def test_deeplabv2_of_dass_has_a_stem_per_domain(tmp_path: Path) -> None:
     picture, case = golden("DASS")
     state = theirs(CAFFE | {"per_domain": "stem"}, lambda key: deeplab_name(key, "layer5"))
     state |= {f"layer6.conv2d_list.{i}.weight": torch.zeros(19, 2048, 3, 3) for i in range(4)}
-    network, _ = load_model(str(imported(tmp_path, state)))
+    network, card = load_model(str(imported(tmp_path, state)))
+    assert card.short_side == 730  # as its authors evaluate
     for domain in ("source", "target"):
         assert_like(network(picture, domain).logits, case[f"eval/{domain}/logits"])
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
+from pathlib import Path
 
+import numpy as np
+import pytest
+from PIL import Image
+
+from udaseg.data import images
 from udaseg.data.confidence import (
     HISTOGRAM_BINS,
     confidence_histogram,
@@ -13,6 +18,7 @@ from udaseg.data.confidence import (
     encode_confidence,
     encode_distribution,
 )
+from udaseg.errors import DatasetError
 
 
 def _prediction(shape: tuple[int, int], classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -62,3 +68,17 @@ def test_histograms_count_and_add_up() -> None:
     labels, confidences = zip(*(_prediction((8, 9), 4, seed) for seed in range(3)), strict=True)
     whole = confidence_histogram(np.stack(labels), encode_confidence(np.stack(confidences)), 4)
     assert np.array_equal(sum(parts), whole)
+
+
+def test_a_distribution_may_have_more_cells_than_an_image_pixels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """182 classes at an eighth of 48 megapixels are 68 million."""
+    codes = np.random.default_rng(0).integers(0, 1 << 16, (40, 6), np.uint16)
+    file = tmp_path / "a.png"
+    Image.fromarray(codes).save(file)
+    monkeypatch.setattr(images, "MAX_PIXELS", 100)
+    assert np.array_equal(images.read_codes(str(file), (40, 6)), codes)
+    for shape in ((20, 6), (2, 2)):
+        with pytest.raises(DatasetError, match=r"a\.png: 6 x 40 pixels; more than 1[02]0 are not decoded"):
+            images.read_codes(str(file), shape)

@@ -15,7 +15,7 @@ from PIL import Image
 from tiny import CLASSES, make_checkpoint, make_dataset
 
 from udaseg.checkpoints.directory import copy_model, read_card
-from udaseg.checkpoints.predictor import load
+from udaseg.checkpoints.predictor import _pixels, load
 from udaseg.data.depth import other_range, scaled
 from udaseg.data.images import decode_colours, decode_image, inspect, read_image
 from udaseg.data.index import open_index
@@ -97,6 +97,8 @@ def test_sixteen_bits_beside_alpha_are_refused_rather_than_halved() -> None:
     for depth_range in (None, RANGE):
         with pytest.raises(DatasetError, match=r"16 bits beside an alpha channel.*leave alpha out"):
             decode_image(png, depth_range)
+        with pytest.raises(DatasetError, match=r"16 bits beside an alpha channel.*leave alpha out"):
+            _pixels(Image.open(io.BytesIO(png)), depth_range)
 
 
 def test_eight_bits_stay_as_they_are_and_labels_are_no_depths() -> None:

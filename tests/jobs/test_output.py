@@ -352,6 +352,28 @@ def test_a_driver_that_was_taken_over_ends(tmp_path: Path, monkeypatch: pytest.M
     assert exists(str(tmp_path / LEASE)), "the lease is the other's"
 
 
+def test_a_driver_whose_lease_is_gone_has_slept_through_another_s_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there are no locks: the other ended, and took its lease away. A lock says that there was no other."""
+    monkeypatch.setattr(output, "HEARTBEAT", 0.05)
+    with exclusive_driver(str(tmp_path)):
+        (tmp_path / LEASE).unlink()
+        time.sleep(0.3)
+        assert (tmp_path / LEASE).exists()
+    monkeypatch.setattr(fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError("no locks here")))
+    with pytest.raises(ConfigError, match="another process took over"), exclusive_driver(str(tmp_path)):
+        (tmp_path / LEASE).unlink()
+        time.sleep(30)
+
+
+def test_a_lease_that_is_another_s_is_left_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output, "HEARTBEAT", 60.0)
+    with exclusive_driver(str(tmp_path)):
+        (tmp_path / LEASE).write_text('{"token": "other"}')
+    assert "other" in (tmp_path / LEASE).read_text()
+
+
 def test_an_error_of_the_work_is_told_as_it_is(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No space left"), own_directory(str(tmp_path / "out"), "train"):
         raise OSError(28, "No space left on device")

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -24,6 +25,7 @@ from udaseg.checkpoints.predictor import Predictor
 from udaseg.data.folders import IMAGE_SUFFIXES
 from udaseg.data.pictures import overlay
 from udaseg.errors import CheckpointError, DatasetError
+from udaseg.jobs import predict as predict_module
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +146,22 @@ def test_what_cannot_be_read_is_told_when_the_rest_is_done(
     error = capsys.readouterr().err.splitlines()
     assert error[0] == "error: 1 of 2 images were not predicted"
     assert error[1].startswith(f"  {files}/text.png: not an image in a known format")
+
+
+def test_an_image_that_a_gpu_cannot_hold_stops_no_other(
+    model: str, files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = predict_module._predict_image
+
+    def predict(predictor: Predictor, image_id: str, *rest: Any) -> None:
+        if image_id == "a":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        real(predictor, image_id, *rest)
+
+    monkeypatch.setattr(predict_module, "_predict_image", predict)
+    assert main([model, f"{files}/folder", "--out", f"{files}/out"]) == 2
+    assert (files / "out/labels/b/c d.png").exists() and not (files / "out/labels/a.png").exists()
+    assert f"{files}/folder/a.jpg: too large for the GPU's memory" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -284,6 +302,13 @@ def test_a_video_is_predicted_frame_by_frame(
         assert found.shape == pixels.shape
         assert np.abs(found - np.asarray(overlay(pixels, label, CLASSES)).astype(int)).mean() < 8  # H.264 loses some
     assert (out / "labels" / "a.png").exists() and (out / "overlays" / "a.png").exists()
+
+
+def test_a_transport_stream_by_an_mpeg_s_name_is_predicted(model: str, tmp_path: Path) -> None:
+    film(tmp_path / "camera.ts")
+    (tmp_path / "camera.ts").rename(tmp_path / "camera.mpg")
+    assert main([model, f"{tmp_path}/camera.mpg", "--out", f"{tmp_path}/out"]) == 0
+    assert len(list((tmp_path / "out/labels/camera").iterdir())) == 6
 
 
 def test_a_video_that_is_stored_turned_is_predicted_as_it_is_shown(

@@ -10,6 +10,7 @@ import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +23,8 @@ from udaseg.data.classes import Classes, read_classes
 from udaseg.data.images import decode_label
 from udaseg.data.manifest import read_manifest
 from udaseg.data.storage import filesystem, join, resolve
-from udaseg.errors import DatasetError
+from udaseg.errors import DatasetError, UnreachableError
+from udaseg.jobs import prepare as prepare_module
 from udaseg.jobs.output import mark
 from udaseg.jobs.prepare import prepare
 
@@ -390,6 +392,24 @@ def test_skip(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (tree / name).unlink()
     assert run(tree, on_error="skip", overwrite=True) == []
     assert not (tree / "out/skipped.json").exists()
+
+
+@pytest.mark.parametrize("on_error", ["refuse", "skip"])
+def test_what_cannot_be_reached_is_not_left_out(tree: Path, on_error: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mount or a store that is away for a minute is no fault of its images."""
+    block = pa.Table.from_pylist([{"row": 0, "image_uri": f"{tree}/gone/a.png", "label_uri": None}])
+    with pytest.raises(UnreachableError, match=r"gone/a\.png: could not be reached"):
+        prepare_module._inspect_block(block, CLASSES, None)
+    inspect_all = prepare_module._inspect_all
+
+    def away(pairs: Any, *rest: Any) -> Any:
+        (tree / "images/b").rename(tree / "away")
+        return inspect_all(pairs, *rest)
+
+    monkeypatch.setattr(prepare_module, "_inspect_all", away)
+    with pytest.raises(UnreachableError, match="could not be reached"):
+        run(tree, on_error=on_error)
+    assert not (tree / "out").exists()
 
 
 def test_skip_refuses_to_skip_everything(tree: Path) -> None:

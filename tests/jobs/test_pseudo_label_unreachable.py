@@ -14,6 +14,7 @@ from tiny import CLASSES, digests, draw, make_checkpoint
 
 from pipelines.pseudo_label import main
 from udaseg.data.manifest import MANIFEST, read_manifest, write_dataset
+from udaseg.jobs.pseudo_label import job
 
 
 def failures(out: Path) -> dict[str, tuple[str, str]]:
@@ -55,6 +56,15 @@ def test_a_store_that_comes_back(tmp_path: Path, ray_session: None, capsys: pyte
 
 
 @pytest.mark.full
+def test_an_image_that_nobody_answers_for_is_not_the_one_that_all_nodes_are_asked_about(tmp_path: Path) -> None:
+    (tmp_path / "a.png").touch()
+    of_no_store = f"{tmp_path}/{'x' * 300}.png"  # asking for it is an error, as of a store that is down
+    with pytest.raises(OSError, match="too long"):
+        job.exists(of_no_store)
+    assert job._first_there([of_no_store, f"{tmp_path}/gone.png", f"{tmp_path}/a.png"]) == [f"{tmp_path}/a.png"]
+    assert job._first_there([of_no_store]) == []
+
+
 def test_names_and_links_of_strangers_do_not_stop_the_rest(tmp_path: Path, ray_session: None) -> None:
     images, out = tmp_path / "images", tmp_path / "out"
     images.mkdir()

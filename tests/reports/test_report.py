@@ -53,6 +53,13 @@ def examples(count: int = 2, height: int = 24, width: int = 48) -> list[Example]
     return [Example(i, *label, rng.random((height, width))) for i, label in zip(images, labels, strict=True)]
 
 
+def test_images_of_a_sheet_keep_their_shapes() -> None:
+    wide, high = examples(1), examples(1, height=48, width=24)
+    heights = [(picture := sheet_picture(rows, CLASSES)).height / picture.width for rows in (wide, high, wide + high)]
+    cells, rest = 5, 0.75 / 12  # columns; title and scale
+    assert heights == pytest.approx([0.5 / cells + rest, 2 / cells + rest, 2.5 / cells + rest], rel=0.02)
+
+
 @pytest.fixture(scope="module")
 def page() -> str:
     return html_report(

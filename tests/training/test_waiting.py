@@ -17,7 +17,7 @@ from udaseg.config import Stage
 from udaseg.errors import TrainingError
 from udaseg.models.teacher import EMATeacher
 from udaseg.training.batches import to_batches
-from udaseg.training.step import RunState, queue_step, train_step
+from udaseg.training.step import RunState, begin_momentum, queue_step, train_step
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if n == "dacs" else pytest.mark.full) for n in METHODS])
@@ -85,6 +85,21 @@ def test_what_is_not_finite_keeps_fused_optimisers_from_stepping_until_it_is_rea
     with pytest.raises(TrainingError, match=r"step 2.*not finite.*optim\.lr"):
         state.save(tmp_path / "state.pt")
     assert state.step == 2 and not (tmp_path / "state.pt").exists()
+
+
+def test_fused_sgd_takes_a_parameter_whose_first_gradient_comes_later(tmp_path: Path) -> None:
+    """As those of a loss that joins at some step do: torch's kernel would be given no momentum for it."""
+    found = []
+    for fused in (True, False):
+        first, later = (torch.nn.Parameter(torch.tensor([value])) for value in (1.0, 2.0))
+        optimizer = torch.optim.SGD([first, later], lr=0.1, momentum=0.9, weight_decay=0.01, fused=fused)
+        for step in range(4):
+            optimizer.zero_grad()
+            (first.square().sum() + (later.square().sum() if step >= 2 else 0.0)).backward()
+            begin_momentum(optimizer)
+            optimizer.step()
+        found.append([first.item(), later.item()])
+    assert found[0] == pytest.approx(found[1], rel=1e-6) and found[0][1] < 2
 
 
 def test_a_reading_has_the_values_of_the_last_step() -> None:

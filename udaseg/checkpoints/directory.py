@@ -139,7 +139,10 @@ def read_weights(uri: str, part: NetworkRole = "predictor") -> dict[str, Tensor]
             raise CheckpointError(
                 f"{file}: missing; student and teacher are in a run's checkpoints, stages/<stage>/checkpoint_*"
             )
-        prefix = {"student": "student.", "teacher": "teacher.network."}[part]
+        prefixes = {"student": "student.", "teacher": "teacher.network."}
+        if part not in prefixes:
+            raise CheckpointError(f"no network {part!r}; there are predictor, {', '.join(prefixes)}")
+        prefix = prefixes[part]
         state = read_state(file)["method"]
         tensors = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
         if not tensors:

@@ -17,7 +17,8 @@ from udaseg.checkpoints.formats import FORMATS
 from udaseg.checkpoints.tensor_files import read_safetensors, read_torch, require_finite
 from udaseg.config import Model
 from udaseg.data.classes import Classes
-from udaseg.errors import CheckpointError
+from udaseg.data.storage import filesystem
+from udaseg.errors import CheckpointError, ConfigError
 from udaseg.models.build import build_segmenter
 from udaseg.models.segmenter import Segmenter
 
@@ -58,6 +59,8 @@ def import_checkpoint(
             raise CheckpointError(f"{uri}: its tensors ({first} ...) are of none of the formats {', '.join(FORMATS)}")
         format = likely[0]
         notes.append(f"format: {' or '.join(likely)}, by the names of its tensors")
+    if format not in FORMATS:
+        raise ConfigError(f"no format {format!r}; there are {', '.join(FORMATS)}")
     form = FORMATS[format]
     try:
         if format not in likely:
@@ -65,7 +68,7 @@ def import_checkpoint(
             raise Misfit(f"it has no tensor like {_readable(wanted)}")
         dropped = [name for name in state if re.search(form.dropped, name)]
         network, model, left_out = _network({k: v for k, v in state.items() if k not in dropped}, form, classes)
-    except Misfit as error:
+    except ValueError as error:  # a Misfit, or of a backbone that cannot be built
         hint = "" if format in likely or not likely else f"; this looks like {' or '.join(likely)}"
         reason = " ".join(str(error).split())  # names in a file may hold anything
         raise CheckpointError(f"{uri}: no checkpoint of {format}: {reason}{hint}") from None
@@ -107,7 +110,7 @@ def read_network(uri: str) -> dict[str, Tensor]:
 
     Raises CheckpointError where it cannot be read, or has no tensors.
     """
-    content: Any = read_safetensors(uri) if uri.endswith(".safetensors") else read_torch(uri)
+    content: Any = read_safetensors(uri) if filesystem(uri)[1].endswith(".safetensors") else read_torch(uri)
     while isinstance(content, Mapping):
         inner = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None)
         if inner is None:

@@ -82,6 +82,8 @@ def _pixels(image: Location | Image.Image | np.ndarray, depth_range: DepthRange 
             raise DatasetError(f"an array of {image.dtype} of shape {image.shape}; give (H, W, 3) uint8 RGB")
         return "the image", image
     if isinstance(image, Image.Image):
+        if any(str(tile[3]).startswith("LA;16") for tile in getattr(image, "tile", ())):  # as of files
+            raise DatasetError("grey of 16 bits beside an alpha channel, of which half would be lost; leave alpha out")
         try:
             image.load()  # it may have been opened only
         except Exception as error:  # Pillow's decoders raise a dozen types on broken files

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from udaseg.components.drawn import on_device
 from udaseg.rng import uniforms
 from udaseg.types import IGNORE
 
@@ -65,7 +66,7 @@ def hard_anchors(
     shown = of_class.sum(2).unflatten(0, (groups, group_size)) > per_class
     count = (most // shown.sum((1, 2)).clamp_min(1)).clamp_max(views)
 
-    drawn = torch.from_numpy(uniforms(seed, index.numpy(), "anchors", cells)).to(label.device, non_blocking=True)
+    drawn = on_device(uniforms(seed, index.numpy(), "anchors", cells), label.device)
     wrong = (predicted != label)[:, None]
     hard, easy = (_drawn_first(of_class & kind, drawn, views) for kind in (wrong, ~wrong))
     hard_count, easy_count = ((of_class & kind).sum(2) for kind in (wrong, ~wrong))

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from udaseg.components.drawn import on_device
 from udaseg.distributed import all_samples
 from udaseg.rng import uniforms
 from udaseg.types import IGNORE
@@ -29,9 +30,9 @@ def draw_cells(
         the class; where a class has fewer, other places fill up its row.
     """
     cells = label.flatten(1)
-    order = torch.from_numpy(uniforms(seed, index.cpu().numpy(), purpose, cells.shape[1]))
+    order = on_device(uniforms(seed, index.cpu().numpy(), purpose, cells.shape[1]), label.device)
     classes = torch.arange(num_classes, device=label.device)[:, None]
-    score = order.to(label.device, non_blocking=True)[:, None].where(cells[:, None] == classes, -1.0)
+    score = order[:, None].where(cells[:, None] == classes, -1.0)
     best = score.topk(min(count, cells.shape[1]), 2)
     return best.indices, best.values >= 0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from udaseg.components.drawn import on_device
 from udaseg.rng import uniforms
 from udaseg.types import IGNORE
 
@@ -40,8 +41,7 @@ def relabel(
     count = candidates.sum(2).gather(1, row)
     result = label.flatten(1)
     if unions:
-        uniform = uniforms(seed, index.numpy(), "relabel", row.shape[1])
-        drawn = torch.from_numpy(uniform).to(label.device, non_blocking=True)
+        drawn = on_device(uniforms(seed, index.numpy(), "relabel", row.shape[1]), label.device)
         place = (drawn * count).long()
         if guess is not None:
             at = row * classes + guess.flatten(1)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from udaseg.components.drawn import on_device
 from udaseg.models.teacher import EMATeacher
 from udaseg.rng import keyed
 from udaseg.types import Batch
@@ -32,7 +33,7 @@ def noisy_entropy(teacher: EMATeacher, target: Batch, *, passes: int, noise: flo
         if noise:
             shape = tuple(image.shape[1:])
             drawn = [keyed(seed, i, number, "noise").standard_normal(shape, np.float32) for i in target.index.tolist()]
-            moved = torch.from_numpy(noise * np.stack(drawn).clip(-2, 2)).to(image.device, non_blocking=True)
+            moved = on_device(noise * np.stack(drawn).clip(-2, 2), image.device)
             image = image + moved.to(image.dtype)
         total = total + teacher(image).aux["coarse_logits"].softmax(1)
     mean = torch.as_tensor(total) / passes

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from udaseg.data.classes import Classes
+from udaseg.data.storage import filesystem
 from udaseg.data.taxonomies import CITYSCAPES_CLASSES
 from udaseg.errors import DatasetError
 
@@ -80,7 +81,7 @@ def require_unique_names(
 
 def suffix_of(uri: str) -> str:
     """ ".jpg" of an image's address."""
-    return posixpath.splitext(uri.partition("?")[0])[1]
+    return posixpath.splitext(filesystem(uri)[1])[1]
 
 
 def _cityscapes_ids(classes: Classes) -> np.ndarray | None:

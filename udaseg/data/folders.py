@@ -143,7 +143,7 @@ def files(folder: str, suffixes: Sequence[str]) -> list[tuple[str, str]]:
 
 def passed_over(folder: str) -> list[str]:
     """A warning of the pictures in or below a folder of images that are in no format that is read, or none."""
-    found = Counter(posixpath.splitext(uri.partition("?")[0])[1].lower() for _, uri in walk(folder, UNREAD_SUFFIXES))
+    found = Counter(posixpath.splitext(filesystem(uri)[1])[1].lower() for _, uri in walk(folder, UNREAD_SUFFIXES))
     counts = ", ".join(f"{count} of {suffix}" for suffix, count in found.items())
     return [f"{folder}: passed over, as images end in {' or '.join(IMAGE_SUFFIXES)}: {counts}"] if found else []
 

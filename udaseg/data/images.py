@@ -47,7 +47,7 @@ class Facts(NamedTuple):
     """uint8 train ids of the label `at_places`, None where unlabelled."""
 
 
-def _open(data: bytes, raw_mode: str | None = None) -> Image.Image:
+def _open(data: bytes, raw_mode: str | None = None, most: int = MAX_PIXELS) -> Image.Image:
     """Decode all pixels of an encoded image, turned as its EXIF orientation says. Raises DatasetError with the reason.
 
     Cameras store pixels as the sensor lies, and whoever draws labels sees the image turned.
@@ -55,8 +55,8 @@ def _open(data: bytes, raw_mode: str | None = None) -> Image.Image:
     """
     try:
         image = Image.open(io.BytesIO(data), formats=_FORMATS)
-        if image.width * image.height > MAX_PIXELS:
-            raise DatasetError(f"{image.width} x {image.height} pixels; more than {MAX_PIXELS:,} are not decoded")
+        if image.width * image.height > most:
+            raise DatasetError(f"{image.width} x {image.height} pixels; more than {most:,} are not decoded")
         if raw_mode is not None:
             image.tile = [tile._replace(args=raw_mode) for tile in image.tile]
         image.load()  # open() reads headers only; a truncated file is noticed here
@@ -208,6 +208,14 @@ def read_image(uri: str, depth_range: DepthRange | None = None) -> np.ndarray:
     Raises UnreachableError, naming it, where it cannot be reached, and DatasetError where it cannot be decoded.
     """
     return _read(uri, partial(decode_image, depth_range=depth_range))
+
+
+def read_codes(uri: str, shape: tuple[int, int]) -> np.ndarray:
+    """(H, W) uint16 of a map that was made here and may be larger than any image, up to `shape`.
+
+    Raises as `read_label` does.
+    """
+    return _read(uri, lambda data: np.asarray(_open(data, most=max(MAX_PIXELS, shape[0] * shape[1]))).astype(np.uint16))
 
 
 def read_label(uri: str) -> np.ndarray:

@@ -18,7 +18,7 @@ import pyarrow.fs as pafs
 from udaseg.data.classes import read_classes
 from udaseg.data.confidence import distribution_size
 from udaseg.data.depth import depth_range_of
-from udaseg.data.images import read_image, read_label, read_raw_label, unknown_text
+from udaseg.data.images import read_codes, read_image, read_label, read_raw_label, unknown_text
 from udaseg.data.manifest import (
     ANEW,
     BROKEN,
@@ -124,8 +124,10 @@ class DatasetIndex:
         Raises DatasetError as `image` does.
         """
         uri = self.uri(row, "distribution_uri")
-        codes, size = read_label(uri), distribution_size(*self._size(row))
-        if codes.shape != (len(self.classes) * size[0], size[1]):
+        size = distribution_size(*self._size(row))
+        shape = len(self.classes) * size[0], size[1]
+        codes = read_codes(uri, shape)
+        if codes.shape != shape:
             raise DatasetError(
                 f"{uri}: {codes.shape[1]} x {codes.shape[0]} (width x height), not {len(self.classes)} classes of "
                 f"{size[1]} x {size[0]}; label the images anew"

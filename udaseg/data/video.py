@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg")
 
 
-_FORMATS = "mov,matroska,webm,avi,mpeg"  # FFmpeg's others include lists of files and addresses that it would open
+_FORMATS = "mov,matroska,webm,avi,mpeg,mpegts,mpegvideo"
+"""FFmpeg's others include lists of files and addresses that it would open."""
 
 
 def is_video(uri: str) -> bool:

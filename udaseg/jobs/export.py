@@ -28,6 +28,8 @@ def export_model(
     """
     if size is not None and not all(1 <= side <= 1 << 14 for side in size):
         raise ConfigError(f"--size is {size[0]} {size[1]}; 1 to {1 << 14} pixels are possible")
+    if format not in FILES:
+        raise ConfigError(f"no format {format!r}; there are {', '.join(FILES)}")
     model, out = to_uri(model), to_uri(out)
     file = join(absolute(out), FILES[format])
     with own_directory(out, "export"):

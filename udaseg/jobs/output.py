@@ -194,12 +194,16 @@ def exclusive_driver(directory: str) -> Iterator[None]:
         with fs.open_output_stream(path) as stream:  # in place: a kill leaves no half of a second file
             stream.write(dump_json(content).encode())
 
+    def mine(*, gone: bool) -> bool:
+        """Whether the lease is this process's. One that is `gone` was another's, which ended, while this one slept."""
+        return _json(uri).get("token", token) == token and not (gone and not exists(uri))
+
     def sign_on() -> None:
         for beat in count(1):
             if ended.wait(HEARTBEAT):
                 return
             with contextlib.suppress(OSError):  # the store may answer again at the next one
-                if _json(uri).get("token", token) != token:
+                if not mine(gone=not locked):
                     lost.set()
                     if main:
                         signal.pthread_kill(me, signal.SIGINT)
@@ -227,8 +231,8 @@ def exclusive_driver(directory: str) -> Iterator[None]:
             finally:
                 ended.set()
                 thread.join()
-                if not lost.is_set():
-                    with contextlib.suppress(OSError):
+                with contextlib.suppress(OSError):
+                    if not lost.is_set() and mine(gone=False):
                         remove(uri)
     except OSError as error:
         if ended.is_set():  # it is the block's

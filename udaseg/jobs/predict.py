@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import torch
 
 from udaseg.checkpoints.predictor import Predictor, load
 from udaseg.data.classes import Classes
@@ -66,6 +67,8 @@ def predict_to(out: str, model: str, images: Sequence[str], *, overlays: bool = 
                     _predict_image(predictor, image_id, read_image(uri, depth_range), out, overlays)
             except DatasetError as error:
                 failed.append(error if uri in str(error) else DatasetError(f"{uri}: {error}"))
+            except torch.OutOfMemoryError:
+                failed.append(DatasetError(f"{uri}: too large for the GPU's memory; predict it on a CPU"))
     if failed:
         kind = UnreachableError if any(isinstance(error, UnreachableError) for error in failed) else DatasetError
         if len(found) == 1:
@@ -98,7 +101,7 @@ def _predict_video(predictor: Predictor, video_id: str, uri: str, out: str, over
                 if time.monotonic() - told > _SECONDS_BETWEEN_LINES:
                     print(f"{printable(uri)}: frame {number}{f' of {video.count}' if video.count else ''}", flush=True)
                     told = time.monotonic()
-        for later in itertools.count(number):  # of an earlier, longer video
+        for later in itertools.count(number) if number else ():  # of an earlier, longer video
             if not exists(frame := join(folder, f"{later:06d}.png")):
                 break
             remove(frame)

@@ -29,7 +29,7 @@ from udaseg.data.manifest import DATASET_FILES, MANIFEST, write_dataset
 from udaseg.data.places import GRID, count_places
 from udaseg.data.storage import exists, filesystem, join, read_bytes, remove, to_uri, write_bytes
 from udaseg.data.strict_json import dump_json
-from udaseg.errors import DatasetError
+from udaseg.errors import DatasetError, UnreachableError
 from udaseg.jobs.output import keep_apart, own_directory, require_own
 from udaseg.jobs.ray_session import ensure_ray, track
 from udaseg.reports.tables import cell, show
@@ -196,6 +196,8 @@ def _inspect_block(block: pa.Table, classes: Classes, depth_range: DepthRange | 
         try:
             found = inspect(row["image_uri"], row["label_uri"], classes, lookup, depth_range)
             return {"row": row["row"], **found._asdict()}
+        except UnreachableError:
+            raise  # nothing is wrong with the image: it must not be left out, now or for good
         except DatasetError as error:
             return {"row": row["row"], "problem": str(error)}
 

@@ -100,7 +100,8 @@ class Watch:
         with contextlib.closing(board) if board else contextlib.nullcontext(), live or contextlib.nullcontext():
             while True:
                 if board is not None:
-                    board.update(look.rows)
+                    with contextlib.suppress(UnreachableError):
+                        board.update(look.rows)
                 ended, state = self._state(look, eyes)
                 line = _line(look)
                 if live is not None:

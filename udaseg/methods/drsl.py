@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from udaseg.components.drawn import on_device
 from udaseg.config import Optim
 from udaseg.losses.contrastive import downscale_label
 from udaseg.losses.metric import mode_alignment, multimodal_loss
@@ -99,7 +99,7 @@ class DRSL(Method):
         log_probability = cosine.gather(1, at)[:, 0] / self.config.sigma**2
         size = log_probability.shape[1:]
         noise = np.stack([keyed(self.seed, i, f"modes.{domain}").gumbel(size=size) for i in index.tolist()])
-        drawn = (log_probability + torch.from_numpy(noise).to(label.device, non_blocking=True)).argmax(1)
+        drawn = (log_probability + on_device(noise, label.device)).argmax(1)
         return (own * modes + drawn).where(labelled, classes * modes)
 
     def optimizers(self, optim: Optim) -> list[Optimizer]:

@@ -213,12 +213,13 @@ def sheet_picture(examples: Sequence[Example], classes: Classes) -> Figure:
     colours[: len(classes)] = classes.palette
     labelled = any((example.truth != IGNORE).any() for example in examples)
     titles = ("image", *(["truth"] if labelled else []), "before", "after", "confidence")
-    height, width = examples[0].truth.shape
-    head, row, foot, cell = 0.3, 2.4 * height / width, 0.45, 2.4  # inches
-    inches = head + row * len(examples) + foot
+    head, foot, cell = 0.3, 0.45, 2.4  # inches
+    rows = [cell * example.truth.shape[0] / example.truth.shape[1] for example in examples]
+    inches = head + sum(rows) + foot
     figure = Figure(figsize=(cell * len(titles), inches))
     spaces = {"left": 0, "right": 1, "top": 1 - head / inches, "bottom": foot / inches, "wspace": 0.02, "hspace": 0.04}
-    grid = figure.subplots(len(examples), len(titles), squeeze=False, gridspec_kw=spaces)
+    spaced = spaces | {"height_ratios": rows}
+    grid = figure.subplots(len(examples), len(titles), squeeze=False, gridspec_kw=spaced)
     for axes, example in zip(grid, examples, strict=True):
         truth = [example.truth] if labelled else []
         labels = (colours[label] for label in (*truth, example.before, example.after))

@@ -73,8 +73,8 @@ class Board:
             self._written[stage] = own
         for stage, step in _sheets(self._run):
             if (stage, step) not in self._pictured:
-                self._pictured.add((stage, step))
                 self._add_pictures(stage, step)
+                self._pictured.add((stage, step))
         for writer in self._writers.values():
             writer.flush()
 

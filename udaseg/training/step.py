@@ -231,10 +231,26 @@ def queue_step(state: RunState, batches: Mapping[str, Batch], stage: Stage, *, s
     for optimizer in state.optimizers:
         if _asks(optimizer):
             optimizer.grad_scale, optimizer.found_inf = None, unsound  # type: ignore[attr-defined]
+        begin_momentum(optimizer)
         optimizer.step()
     average_batch_norm(method)
     method.after_step()
     state.step += 1
+
+
+def begin_momentum(optimizer: Optimizer) -> None:
+    """Give parameters that have their first gradient the momentum of nothing before it.
+
+    Fused SGD makes the buffers of a group all at once, in the first step, and fails where a parameter comes later.
+    """
+    if not isinstance(optimizer, torch.optim.SGD):
+        return
+    for group in optimizer.param_groups:
+        if group["fused"] and group["momentum"]:
+            for parameter in group["params"]:
+                state = optimizer.state[parameter]
+                if parameter.grad is not None and state.get("momentum_buffer") is None:
+                    state["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def _asks(optimizer: Optimizer) -> bool:

@@ -102,14 +102,15 @@ class _IsolatedReader:
 
     def __call__(self, uri: str, depth_range: DepthRange | None) -> np.ndarray:
         with self.lock:
-            if self.process is None:
-                spawn = multiprocessing.get_context("spawn")
-                self.process = ProcessPoolExecutor(1, spawn, initializer=_end_with, initargs=(os.getpid(),))
-            try:
-                return self.process.submit(read_image, uri, depth_range).result()
-            except BrokenProcessPool:
-                self.process = None
-                raise DatasetError(f"{uri}: crashes the process that decodes it") from None
+            for _ in range(2):  # once it may be for want of memory, say
+                if self.process is None:
+                    spawn = multiprocessing.get_context("spawn")
+                    self.process = ProcessPoolExecutor(1, spawn, initializer=_end_with, initargs=(os.getpid(),))
+                try:
+                    return self.process.submit(read_image, uri, depth_range).result()
+                except BrokenProcessPool:
+                    self.process = None
+            raise DatasetError(f"{uri}: crashes the process that decodes it, twice")
 
 
 def _end_with(parent: int) -> None:

@@ -20,11 +20,12 @@ A job that was killed, at whatever moment, goes on when the same command is run 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -168,7 +169,7 @@ def _do(work: Work, source: str | None, max_failed: float | None) -> None:
     """Both passes, as far as they are not done, and what is made of them."""
     ledger, rules, inference, out = work.ledger, work.rules, work.inference, work.out
     ensure_ray()
-    check_nodes([row["image_uri"] for row in ledger.rows(0) if exists(row["image_uri"])][:1], out)
+    check_nodes(_first_there(row["image_uri"] for row in ledger.rows(0)), out)
     lost: list[tuple[str, str, str]] = []  # of the source
     if rules.measure == "prototype":
         assert source is not None
@@ -254,6 +255,15 @@ def _truth(images: str, classes: Classes) -> Classes:
     true_classes = read_classes(images)
     require_same_classes(classes, true_classes, images, of="the checkpoint")
     return true_classes
+
+
+def _first_there(uris: Iterable[str]) -> list[str]:
+    """The first that can be reached, if any: one that cannot, for now, is listed later on and stops no other."""
+    for uri in uris:
+        with contextlib.suppress(OSError):
+            if exists(uri):
+                return [uri]
+    return []
 
 
 def _label_table(
