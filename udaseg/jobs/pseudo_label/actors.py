@@ -243,11 +243,10 @@ class PredictActor(Networks):
         if entropy is not None:
             code = encode_confidence(entropy)
             write_png(join(out, "entropy", f"{image_id}.png"), Image.fromarray(code), scratch)
-        return {
-            "size": label.shape,
-            "certainty": float(decode_confidence(code).mean(dtype=np.float64)),
-            "histogram": confidence_histogram(label, code, len(self.work.classes)),
-        }
+        histogram = confidence_histogram(label, code, len(self.work.classes)).ravel()
+        slot = np.flatnonzero(histogram)  # of many classes nearly all is empty, and a block's images are held at once
+        certainty = float(decode_confidence(code).mean(dtype=np.float64))
+        return {"size": label.shape, "certainty": certainty, "slot": slot, "count": histogram[slot]}
 
     def _any_class(self, row: dict[str, Any], probability: np.ndarray) -> dict[str, Any]:
         """Label an image by the rule "any_class"; its part of the block's entry."""

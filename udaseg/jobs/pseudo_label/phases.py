@@ -129,11 +129,11 @@ def source_prototypes(work: Work, source: str) -> tuple[Prototypes, list[tuple[s
     require_same_classes(work.classes, classes, source, of="the checkpoint")
 
     def labelled() -> Iterator[dict[str, Any]]:
-        rows = [row for row in list_images(source, "train") if row["label_uri"] is not None]
-        for i in (
-            sorted({*np.linspace(0, len(rows) - 1, PROTOTYPE_IMAGES).round().astype(int).tolist()}) if rows else ()
-        ):
-            yield rows[i]
+        """Some rows at even distances, none of the others held."""
+        count = sum(row["label_uri"] is not None for row in list_images(source, "train"))
+        chosen = {*np.linspace(0, count - 1, PROTOTYPE_IMAGES).round().astype(int).tolist()}
+        rows = (row for row in list_images(source, "train") if row["label_uri"] is not None)
+        yield from (row for i, row in enumerate(rows) if i in chosen)
 
     ledger = open_ledger(join(work.out, "job", "source"), labelled, block_size=work.ledger.block_size, job={})
     here = dataclasses.replace(work, ledger=ledger, truth=classes, depth_range=open_index(source).depth_range)

@@ -210,7 +210,9 @@ def predict_entry(rows: list[dict[str, Any]], done: dict[str, dict[str, Any]], c
     """A block's entry of phase "predict", from what was done of each image that could be read."""
     good = [row for row in rows if "error" not in row]
     parts = [done[row["image_id"]] for row in good]
-    histogram = sum((p["histogram"] for p in parts), np.zeros((classes, HISTOGRAM_BINS), np.int64)).ravel()
+    histogram = np.zeros(classes * HISTOGRAM_BINS, np.int64)
+    for part in parts:
+        histogram[part["slot"]] += part["count"]
     slot = np.flatnonzero(histogram)
     return {
         "image_id": [row["image_id"] for row in good],
