@@ -87,6 +87,16 @@ def test_a_backbone_that_is_told_fits_every_machine() -> None:
     assert (known.head, known.output_stride) == ("aspp", 8)
 
 
+def test_a_class_that_an_image_is_drawn_for_has_a_share_of_the_crop() -> None:
+    c = chosen()
+    (stage,) = warm_start(c, 0).stages
+    assert stage.data.source is not None
+    assert (stage.data.source.rare_min_pixels, stage.data.source.rare_min_crop_pixels) == (
+        c.crop[0] * c.crop[1] // 140,
+        c.crop[0] * c.crop[1] // 420,
+    )
+
+
 def test_few_images_take_fewer_steps() -> None:
     few = chosen(machine=Machine(memory=80.0, cores=8), images=Images(short_side=720, long_side=1280, count=10))
     assert few.steps == few.warm_steps == 100 * 10 // few.batch_size
@@ -263,7 +273,9 @@ def test_datasets_with_held_out_images_are_taken_as_they_are(tmp_path: Path) -> 
     told = replace(TOLD, source=make_dataset(tmp_path / "s", "source"), target=make_dataset(tmp_path / "t", "target"))
     before = digests(tmp_path)
     assert make_inputs(told, str(tmp_path / "out")) == (told.source, told.target)
-    assert measure(Inputs(told.source, told.target)) == Images(short_side=40, long_side=56, count=10)
+    found = measure(Inputs(told.source, told.target))
+    commonest = np.median([np.bincount(draw("source", n)[1].ravel()).max() for n in range(10)])
+    assert found == Images(short_side=40, long_side=56, count=10, class_pixels=int(commonest))
     assert digests(tmp_path) == before
 
 
@@ -288,7 +300,10 @@ def test_sizes_are_the_larger_domain_s_where_they_are_nearly_alike(
 
     indices = {"s": Index(source), "t": Index(target)}
     monkeypatch.setattr(inputs, "open_index", indices.get)
-    assert measure(Inputs("s", "t")) == Images(short_side=expected[0], long_side=expected[1], count=4)
+    monkeypatch.setattr(inputs, "_class_pixels", lambda source: np.array([[9, 0], [5, 6], [0, 7]]))
+    found = measure(Inputs("s", "t"))
+    assert found == Images(short_side=expected[0], long_side=expected[1], count=4, class_pixels=7)
+    assert chosen(images=found).rare_min_pixels == 7, "labels are scribbles"
     assert measure(Inputs(None, "t")).short_side == target[0]
 
 

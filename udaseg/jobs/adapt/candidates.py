@@ -160,11 +160,10 @@ def _rare_source(choice: Choice, stream: Stream | None) -> Stream | None:
     """A stream whose images are drawn by rare classes, which need a share of the crop's pixels."""
     if stream is None:
         return None
-    pixels = choice.crop[0] * choice.crop[1]
     return replace(
         stream,
         sampling="rare_class",
         rare_temperature=0.1,
-        rare_min_pixels=pixels // 140,  # as many in the whole image ...
-        rare_min_crop_pixels=pixels // 420,  # ... and in the crop
+        rare_min_pixels=choice.rare_min_pixels,
+        rare_min_crop_pixels=choice.rare_min_pixels // 3,
     )

@@ -45,6 +45,8 @@ class Images:
     """Whether both domains' images are higher than wide."""
     count: int
     """Training images."""
+    class_pixels: int = 1 << 30
+    """Of the source's training images the median of their commonest class's pixels: few where labels are scribbles."""
 
 
 class _Row(NamedTuple):
@@ -86,6 +88,8 @@ class Choice:
     warm_steps: int
     """Of the warm start; 0 = there is none."""
     steps: int
+    rare_min_pixels: int
+    """Of a class in an image of the source that is drawn for it; a third of them must be in the crop."""
     reasons: dict[str, tuple[str, str]]
     """What was chosen, and why, by name."""
 
@@ -157,5 +161,6 @@ def choose(told: Adapt, machine: Machine, images: Images, begun: tuple[Model, in
         optim=replace(row.optim, lr=lr),
         warm_steps=warm_steps,
         steps=steps,
+        rare_min_pixels=min(crop[0] * crop[1] // 140, images.class_pixels),
         reasons=reasons,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -152,13 +153,21 @@ def measure(inputs: Inputs) -> Images:
         portrait &= bool(np.median(sides[:, 0]) > np.median(sides[:, 1]))
     smaller, larger = min(sizes), max(sizes)
     short, long = larger if larger[0] <= _NEARLY_ALIKE * smaller[0] else smaller
-    return Images(short_side=short, long_side=long, portrait=portrait, count=max(counts))
+    images = Images(short_side=short, long_side=long, portrait=portrait, count=max(counts))
+    if inputs.source is None:
+        return images
+    return replace(images, class_pixels=max(1, int(np.median(_class_pixels(inputs.source).max(1)))))
 
 
 def class_pixels(source: str) -> np.ndarray:
     """(K,) pixels of each class in the source's training images."""
+    return _class_pixels(source).sum(0)
+
+
+def _class_pixels(source: str) -> np.ndarray:
+    """(N, K) pixels of each class in each of the source's training images."""
     rows = read_manifest(source, "train")["class_pixels"].combine_chunks()
-    return np.asarray(rows.flatten()).reshape(len(rows), -1).sum(0)
+    return np.asarray(rows.flatten()).reshape(len(rows), -1)
 
 
 def is_dataset(directory: str) -> bool:
