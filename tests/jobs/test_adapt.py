@@ -395,6 +395,7 @@ def test_a_candidate_that_may_go_on_is_not_given_up(
     assert train_all(recipes, inputs, str(tmp_path), TOLD.cluster) == {} and trained[3:] == ["lost"]
 
 
+@pytest.mark.full  # half a minute; runs one after the other are tested above, trials of a sweep on Ray Tune elsewhere
 def test_a_run_whose_node_is_lost_is_taken_up_again_and_no_candidate_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_session: None
 ) -> None:
