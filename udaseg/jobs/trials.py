@@ -21,7 +21,7 @@ from udaseg.checkpoints.directory import CARD_FILE, copy_model
 from udaseg.config import Recipe
 from udaseg.data.storage import children, exists, join, read_bytes, remove, write_bytes
 from udaseg.data.strict_json import dump_json
-from udaseg.errors import CheckpointError, ConfigError, LostWorkError, TrainingError
+from udaseg.errors import ConfigError, LostWorkError, TrainingError
 from udaseg.evaluation.checkpoint_scores import Scoring
 from udaseg.job_config import Cluster, Sweep, TrackerName
 from udaseg.jobs.output import mark
@@ -104,8 +104,7 @@ def trainable(
             )
         except Exception as error:
             write_bytes(uri, dump_json(note | {"error": str(error)}).encode())
-            own_fault = isinstance(error, TrainingError | ConfigError | CheckpointError)
-            if isinstance(error, LostWorkError) or not own_fault:
+            if isinstance(error, LostWorkError) or not isinstance(error, TrainingError | ConfigError):
                 raise  # another try may end otherwise
             tune.report({"step": begins[-1], metric: math.nan})
             return
