@@ -87,7 +87,7 @@ def test_what_is_not_finite_keeps_fused_optimisers_from_stepping_until_it_is_rea
     assert state.step == 2 and not (tmp_path / "state.pt").exists()
 
 
-def test_fused_sgd_takes_a_parameter_whose_first_gradient_comes_later(tmp_path: Path) -> None:
+def test_fused_sgd_takes_a_parameter_whose_first_gradient_comes_later() -> None:
     """As those of a loss that joins at some step do: torch's kernel would be given no momentum for it."""
     found = []
     for fused in (True, False):
@@ -100,6 +100,12 @@ def test_fused_sgd_takes_a_parameter_whose_first_gradient_comes_later(tmp_path: 
             optimizer.step()
         found.append([first.item(), later.item()])
     assert found[0] == pytest.approx(found[1], rel=1e-6) and found[0][1] < 2
+    stage = make_stage("rccr", name="sgd", fused=True)
+    stage = replace(stage, method=replace(stage.method, contrast_from=1))
+    state = make_state(stage)
+    for step in range(2):
+        queue_step(state, make_batches(stage, step), stage, seed=SEED)
+    state.read()
 
 
 def test_a_reading_has_the_values_of_the_last_step() -> None:
