@@ -275,7 +275,7 @@ def test_datasets_with_held_out_images_are_taken_as_they_are(tmp_path: Path) -> 
     assert make_inputs(told, str(tmp_path / "out")) == (told.source, told.target)
     found = measure(Inputs(told.source, told.target))
     commonest = np.median([np.bincount(draw("source", n)[1].ravel()).max() for n in range(10)])
-    assert found == Images(short_side=40, long_side=56, count=10, class_pixels=int(commonest))
+    assert found == Images(short_side=40, long_side=56, count=10, commonest_class_pixels=int(commonest))
     assert digests(tmp_path) == before
 
 
@@ -302,7 +302,7 @@ def test_sizes_are_the_larger_domain_s_where_they_are_nearly_alike(
     monkeypatch.setattr(inputs, "open_index", indices.get)
     monkeypatch.setattr(inputs, "_class_pixels", lambda source: np.array([[9, 0], [5, 6], [0, 7]]))
     found = measure(Inputs("s", "t"))
-    assert found == Images(short_side=expected[0], long_side=expected[1], count=4, class_pixels=7)
+    assert found == Images(short_side=expected[0], long_side=expected[1], count=4, commonest_class_pixels=7)
     assert chosen(images=found).rare_min_pixels == 7, "labels are scribbles"
     assert measure(Inputs(None, "t")).short_side == target[0]
 

@@ -89,8 +89,11 @@ def _cityscapes(root: str) -> Iterator[Pair]:
 
 def _no_dummies(pairs: Iterator[Pair]) -> Iterator[Pair]:
     """Cityscapes' pairs without its labels of the test split."""
-    labelled = (pair for pair in pairs if pair.split != "test" or pair.image_uri is not None)
-    return (pair._replace(label_uri=None) if pair.split == "test" else pair for pair in labelled)
+    for pair in pairs:
+        if pair.split != "test":
+            yield pair
+        elif pair.image_uri is not None:
+            yield pair._replace(label_uri=None)
 
 
 def _gta5(root: str) -> Iterator[Pair]:

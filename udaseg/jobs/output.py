@@ -194,16 +194,16 @@ def exclusive_driver(directory: str) -> Iterator[None]:
         with fs.open_output_stream(path) as stream:  # in place: a kill leaves no half of a second file
             stream.write(dump_json(content).encode())
 
-    def mine(*, gone: bool) -> bool:
-        """Whether the lease is this process's. One that is `gone` was another's, which ended, while this one slept."""
-        return _json(uri).get("token", token) == token and not (gone and not exists(uri))
+    def mine() -> bool:
+        return _json(uri).get("token", token) == token
 
     def sign_on() -> None:
         for beat in count(1):
             if ended.wait(HEARTBEAT):
                 return
             with contextlib.suppress(OSError):  # the store may answer again at the next one
-                if not mine(gone=not locked):
+                # gone where there is no lock: another took over and ended, while this process slept
+                if not mine() or not (locked or exists(uri)):
                     lost.set()
                     if main:
                         signal.pthread_kill(me, signal.SIGINT)
@@ -232,7 +232,7 @@ def exclusive_driver(directory: str) -> Iterator[None]:
                 ended.set()
                 thread.join()
                 with contextlib.suppress(OSError):
-                    if not lost.is_set() and mine(gone=False):
+                    if not lost.is_set() and mine():
                         remove(uri)
     except OSError as error:
         if ended.is_set():  # it is the block's

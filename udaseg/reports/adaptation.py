@@ -218,8 +218,7 @@ def sheet_picture(examples: Sequence[Example], classes: Classes) -> Figure:
     inches = head + sum(rows) + foot
     figure = Figure(figsize=(cell * len(titles), inches))
     spaces = {"left": 0, "right": 1, "top": 1 - head / inches, "bottom": foot / inches, "wspace": 0.02, "hspace": 0.04}
-    spaced = spaces | {"height_ratios": rows}
-    grid = figure.subplots(len(examples), len(titles), squeeze=False, gridspec_kw=spaced)
+    grid = figure.subplots(len(examples), len(titles), squeeze=False, gridspec_kw=spaces | {"height_ratios": rows})
     for axes, example in zip(grid, examples, strict=True):
         truth = [example.truth] if labelled else []
         labels = (colours[label] for label in (*truth, example.before, example.after))

@@ -45,7 +45,7 @@ class Images:
     """Whether both domains' images are higher than wide."""
     count: int
     """Training images."""
-    class_pixels: int = 1 << 30
+    commonest_class_pixels: int = 1 << 30
     """Of the source's training images the median of their commonest class's pixels: few where labels are scribbles."""
 
 
@@ -126,8 +126,8 @@ def choose(told: Adapt, machine: Machine, images: Images, begun: tuple[Model, in
         fetched = told.pretrained and machine.hub and told.weights is None
         if machine.memory is None and not fetched and told.weights is None and told.backbone is None:
             row = _FROM_NOTHING
-        own = told.backbone in (None, row.model.backbone) or str(told.backbone).startswith("resnet")
-        model = row.model if own else Model()  # not all backbones take DeepLab's stride
+        fits = told.backbone in (None, row.model.backbone) or str(told.backbone).startswith("resnet")
+        model = row.model if fits else Model()  # not all backbones take DeepLab's stride
         model = replace(model, pretrained=fetched, weights=told.weights, same_padding=told.same_padding)
         small = "without weights and GPU, one that learns from nothing within minutes"
         why = small if row is _FROM_NOTHING else f"for {machine}"
@@ -161,6 +161,6 @@ def choose(told: Adapt, machine: Machine, images: Images, begun: tuple[Model, in
         optim=replace(row.optim, lr=lr),
         warm_steps=warm_steps,
         steps=steps,
-        rare_min_pixels=min(crop[0] * crop[1] // 140, images.class_pixels),
+        rare_min_pixels=min(crop[0] * crop[1] // 140, images.commonest_class_pixels),
         reasons=reasons,
     )

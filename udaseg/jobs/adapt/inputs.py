@@ -156,7 +156,7 @@ def measure(inputs: Inputs) -> Images:
     images = Images(short_side=short, long_side=long, portrait=portrait, count=max(counts))
     if inputs.source is None:
         return images
-    return replace(images, class_pixels=max(1, int(np.median(_class_pixels(inputs.source).max(1)))))
+    return replace(images, commonest_class_pixels=max(1, int(np.median(_class_pixels(inputs.source).max(1)))))
 
 
 def class_pixels(source: str) -> np.ndarray:

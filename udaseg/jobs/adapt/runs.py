@@ -57,7 +57,7 @@ def train_all(
     that cannot be read) is raised when the others have ended: then no run is given up, and all go on another time.
     """
     failed: dict[str, str] = {}
-    passing: list[Exception] = []
+    cut_off: list[Exception] = []
     left = [name for name in runs if not exists(join(model_of(out, name), CARD_FILE))]
     need, has = trial_resources(cluster), ray.cluster_resources()
     fits = min(int(has.get(name, 0) // amount) for name, amount in need.items() if amount)
@@ -71,9 +71,9 @@ def train_all(
                     train_run(runs[name], inputs, run_directory(out, name), cluster, track)
             except (LostWorkError, CheckpointError) as error:
                 print(f"{name} was cut off: {error}", flush=True)
-                passing.append(error)
-        if passing:
-            raise passing[0]
+                cut_off.append(error)
+        if cut_off:
+            raise cut_off[0]
         return failed
     at_once = min(fits, len(left))
     print(f"{len(left)} runs, {at_once} side by side: {', '.join(left)}", flush=True)
@@ -114,7 +114,7 @@ def _noted(failed: dict[str, str], name: str) -> Any:
     try:
         yield
     except LostWorkError:
-        raise
+        raise  # it may go on another time
     except (TrainingError, ConfigError) as error:
         print(f"{name} failed: {error}", flush=True)
         failed[name] = str(error)
