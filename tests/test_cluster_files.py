@@ -105,8 +105,9 @@ def test_a_job_finds_the_venv_and_the_token(config: dict[str, Any], tmp_path: Pa
 
     for command in lines * 2:
         shell(command)
-    found = shell("command -v python; echo $RAY_AUTH_MODE $RAY_AUTH_TOKEN_PATH").split()
-    assert found == [f"{tmp_path}/venv/bin/python", "token", f"{tmp_path}/.ray/auth_token"]
+    grows = f"RAY_DATA_DEFAULT_CLUSTER_SCALING_UP_{'OBJECT_STORE_MEMORY_UTIL_THRESHOLD'}"
+    found = shell(f"command -v python; echo $RAY_AUTH_MODE $RAY_AUTH_TOKEN_PATH ${grows}").split()
+    assert found == [f"{tmp_path}/venv/bin/python", "token", f"{tmp_path}/.ray/auth_token", "10"]
     assert (tmp_path / ".bashrc").read_text().count("env.sh") == 1
     assert (tmp_path / ".ray" / "auth_token").stat().st_mode & 0o777 == 0o600
 

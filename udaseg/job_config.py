@@ -87,8 +87,8 @@ class Cluster:
     cpus_per_worker: Positive = 1.0
     """CPUs that Ray sets aside for a worker; data tasks need some beside them."""
     threads: CountOrZero = 0
-    """Threads of torch in a worker on the CPU; 0 = the cores of the machine that the command runs on shared among all
-    workers, which is too few where they are on machines of their own."""
+    """Threads of torch in a worker on the CPU; 0 = the cores of its machine, shared with the run's others there. Side
+    by side, in sweeps and `udaseg adapt`, it is the cores of the machine that the command runs on that all share."""
     tf32: bool = True
     """On a GPU, single-precision matrix products and convolutions keep 10 bits of their factors' mantissas and add up
     in 23, several times as fast from Ampere on; off where a GPU is to be compared with a CPU."""

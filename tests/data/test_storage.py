@@ -9,7 +9,7 @@ import pytest
 
 from udaseg.data import storage
 from udaseg.data.images import read_image
-from udaseg.data.storage import reach, read_bytes, to_uri, to_uris, write_bytes
+from udaseg.data.storage import reach, read_bytes, to_uri, to_uris, write_bytes, writer
 from udaseg.errors import DatasetError, UnreachableError
 
 
@@ -61,3 +61,20 @@ def test_paths_of_pathlib_are_taken_and_broken_uris_are_not() -> None:
 def test_a_file_may_have_the_longest_name(tmp_path: Path) -> None:
     write_bytes(str(tmp_path / ("x" * 255)), b"all of it")
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"all of it"]
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_file_is_there_whole_or_as_it_was(apart: bool, tmp_path: Path) -> None:
+    file, scratch = tmp_path / "folder" / "a.json", tmp_path / "scratch"
+    where = {"scratch": str(scratch)} if apart else {}
+    write_bytes(str(file), b"before")
+    with pytest.raises(RuntimeError, match="cut off"), writer(str(file), **where) as stream:
+        stream.write(b"aft")
+        stream.flush()
+        assert file.read_bytes() == b"before"
+        raise RuntimeError("cut off")
+    assert file.read_bytes() == b"before" and list(file.parent.iterdir()) == [file]
+    assert not scratch.exists() or not list(scratch.iterdir())
+    with writer(str(file), **where) as stream:
+        stream.write(b"after")
+    assert file.read_bytes() == b"after" and list(file.parent.iterdir()) == [file]

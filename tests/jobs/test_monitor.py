@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def follow(out: Path, monkeypatch: pytest.MonkeyPatch, *, failing: int) -> list[
     progress = Progress(rows)
     with Monitor(str(out), told.append).stage(0, STAGE, progress):
         while rows:
-            pass
+            time.sleep(0.01)
     return told
 
 
@@ -59,3 +60,21 @@ def test_a_write_that_fails_is_made_good_by_the_next(tmp_path: Path, monkeypatch
 def test_one_that_fails_to_the_end_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(OSError, match="Input/output error"):
         follow(tmp_path, monkeypatch, failing=99)
+
+
+def test_it_is_told_when_workers_were_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def start(step: int) -> dict[str, Any]:
+        return {"event": "start", "step": step, "workers": 2, "history": []}
+
+    words = {"event": "failed", "text": "rank 1 at step 7: RuntimeError: peer is gone (on node 10.0.0.3)"}
+    rows = [start(0), words, start(4), start(4)]
+    monkeypatch.setattr(module.ray, "get", lambda found: found)
+    progress = Progress(rows)
+    with Monitor(str(tmp_path)).stage(0, STAGE, progress):
+        while rows:
+            time.sleep(0.01)
+    again = f"stage {STAGE.name}: 2 workers begin again at step 4"
+    told = [line for line in capsys.readouterr().out.splitlines() if "again" in line]
+    assert told == [f"{again}: {words['text']}", again]

@@ -32,6 +32,7 @@ from udaseg.job_config import Cluster
 from udaseg.jobs import sweep as job
 from udaseg.jobs import trials as trials_module
 from udaseg.jobs.monitor import Monitor
+from udaseg.jobs.resources import ray_address
 from udaseg.jobs.spaces import Space, load_space, shared_stages, spaces
 from udaseg.jobs.trials import concurrency, read_curve, trial_resources
 from udaseg.overrides import full_names, override
@@ -122,12 +123,13 @@ def test_rankings_are_compared_at_the_last_step_that_all_reached() -> None:
 
 def test_a_score_that_could_not_be_taken_is_null_in_the_file(tmp_path: Path) -> None:
     monitor = Monitor(str(tmp_path), None)
-    scores = {"entropy": math.nan, "agreement": 0.25}
+    scores = {"entropy": math.nan, "information": 0.5, "agreement": 0.25, "snd": 0.1}
     of = {"stage": 1, "name": "adapt"}
-    monitor._rows = [{**of, "step": 2, "loss": 0.5}, {**of, "step": 4, **scores}]
+    ldbe = {"loss": 0.5, "entropy": 0.7}  # a loss of this name is no score
+    monitor._rows = [{**of, "step": 2, **ldbe}, {**of, "step": 4, **scores}, {**of, "step": 5, **ldbe}]
     monitor._write()
     rows = [parse_json(line, "") for line in (tmp_path / "metrics.jsonl").read_bytes().splitlines()]
-    assert [row.get("entropy", "none") for row in rows] == ["none", None]
+    assert [row["entropy"] for row in rows] == [0.7, None, 0.7]
     ((step, found),) = read_curve(str(tmp_path), [0, 10])
     assert step == 14 and math.isnan(found["entropy"]) and found["agreement"] == 0.25
 
@@ -215,7 +217,7 @@ def test_a_space_that_does_not_fit_is_refused(no_ray: None, pair: dict[str, str]
     for wrong, match in (
         (space("method.temprature", tune.uniform(0, 1)), "did you mean method.temperature"),
         (space("method.temperature", tune.choice(["hot"])), "must be float"),
-        (space("method.teacher_momentum", tune.choice([1.0])), "teacher momentum is 1.0"),
+        (space("method.teacher_momentum", tune.choice([1.0])), r"teacher_momentum is 1\.0; it must lie in \[0, 1\)"),
         (space("method.temperature", tune.choice([*[0.1] * 20, "hot"])), "must be float"),  # whichever is drawn first
     ):
         with pytest.raises(ConfigError, match=match):
@@ -293,7 +295,8 @@ def test_trials_that_fail_and_trials_whose_workers_are_lost(
             raise LostWorkError("stage 0-source failed: its workers were lost")
         (folder / "model").mkdir()
         (folder / "model" / CARD_FILE).write_text("{}")
-        (folder / "metrics.jsonl").write_text(json.dumps({"stage": 0, "step": 4, "entropy": lr}))
+        (folder / "metrics.jsonl").write_text(json.dumps({"stage": 0, "step": 4, **dict.fromkeys(SCORES, lr)}))
+        (folder / "address").write_text(ray_address())
 
     monkeypatch.setattr(trials_module, "train", run_of_one_step)
     recipe = tiny_recipe("source_only_small", steps=4)
@@ -303,7 +306,9 @@ def test_trials_that_fail_and_trials_whose_workers_are_lost(
     a = Arguments(recipe=recipe, out=str(tmp_path), target="", metric="entropy", trials=1, search="random")
     a = replace(a, scheduler="none", cluster=cluster)
     scoring = Scoring(directory="", split="val", images=1, window=None)
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")  # which `ray job submit` sets in the driver's environment alone
     trial = trials_module.trainable(recipe, 0, {"source": "", "target": ""}, a.out, cluster, scoring, a.metric)
+    monkeypatch.delenv("RAY_ADDRESS")
 
     def run(again: bool) -> tuple[dict[object, tuple[str, str | None]], dict[object, int]]:
         trials_module.run_trials(trial, space, replace(a, resume=again), a.out, 2, 0)
@@ -323,6 +328,7 @@ def test_trials_that_fail_and_trials_whose_workers_are_lost(
     assert tries == {1.0: 1, 2.0: 1, 3.0: 3} and len(how) == 4
     assert how[3.0] == ("finished", None) and how[2.0][0] == how["hot"][0] == "failed"
     assert not newest.exists()
+    assert {path.read_text() for path in tmp_path.glob("trials/*/address")} == {"10.0.0.1:6379"}
 
 
 # --- whole sweeps ---------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What a worker does before it trains, and a stage before its workers: no Ray runs."""
+"""What a worker does before it trains, and what becomes of its errors; and a stage before its workers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tiny import CLASSES, make_checkpoint, make_dataset, tiny_recipe
 
 from udaseg.config import Model
 from udaseg.data.storage import write_bytes
-from udaseg.errors import UnreachableError
+from udaseg.errors import TrainingError, UnreachableError
 from udaseg.job_config import Cluster
 from udaseg.jobs import train as train_module
 from udaseg.jobs import worker
@@ -52,7 +52,9 @@ def test_no_weights_are_fetched_where_a_state_replaces_them(
     (tmp_path / worker.HISTORY_FILE).write_text("")
     monkeypatch.setattr(ray.train, "get_checkpoint", lambda: Checkpoint(tmp_path) if resumed else None)
     monkeypatch.setattr(
-        ray.train, "get_context", lambda: SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1)
+        ray.train,
+        "get_context",
+        lambda: SimpleNamespace(get_world_rank=int, get_world_size=lambda: 1, get_local_world_size=lambda: 1),
     )
     monkeypatch.setattr(ray.train.torch, "get_device", lambda: CPU)
     built: list[Model] = []
@@ -76,9 +78,43 @@ def test_no_weights_are_fetched_where_a_state_replaces_them(
         bf16=False,
         cluster=Cluster(workers=1, gpu=False, threads=1),
     )
-    worker._train({"job": ray.cloudpickle.dumps(job)}, None)
+    worker._train({"job": ray.cloudpickle.dumps(job)}, None, [])
     assert built[0].pretrained == (not resumed and not begins)
     assert ended == [2 if resumed else 0]
+
+
+def test_what_fails_three_times_at_one_step_ends_the_stage(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else each of `--cluster.max-failures` tries would end in it, and the workers' machines be paid for meanwhile."""
+    at = {"step": 0, "error": RuntimeError("kernel launch\nfailed")}
+
+    def fail(config: Any, progress: Any, states: list[Any]) -> None:
+        if at["step"]:
+            states.append(SimpleNamespace(step=at["step"]))
+        raise at["error"]  # type: ignore[misc]
+
+    monkeypatch.setattr(worker, "_train", fail)
+    monkeypatch.setattr(ray.train, "get_context", lambda: SimpleNamespace(get_world_rank=int))
+
+    def tries(*steps: int) -> tuple[Exception | None, list[str]]:
+        progress = worker.ProgressLog.remote()  # type: ignore[attr-defined]
+        for at["step"] in steps:
+            with pytest.raises(type(at["error"])):
+                worker.train_worker({"progress": progress})
+        told = [row["text"] for row in ray.get(progress.take.remote())]
+        if (error := ray.get(progress.error.remote())) is not None:
+            worker.train_worker({"progress": progress})  # returns at once
+        return error, told
+
+    error, told = tries(7, 7)
+    assert error is None and told == ["rank 0 at step 7: RuntimeError: kernel launch"] * 2
+    assert tries(7, 7, 9, 7, 7)[0] is None
+    error, _ = tries(9, 7, 7, 7)
+    assert isinstance(error, TrainingError) and str(error) == "3 times on end at step 7: RuntimeError: kernel launch"
+    assert "at step 0" in str(tries(0, 0, 0)[0])
+    at["error"] = torch.OutOfMemoryError("CUDA out of memory.")
+    assert "CUDA out of memory.; use a smaller data.crop or data.batch_size" in str(tries(1, 1, 1)[0])
+    at["error"] = UnreachableError("s3://b/a: could not be reached")  # which may pass
+    assert tries(1, 1, 1, 1) == (None, [])
 
 
 def test_a_stage_waits_for_labels_of_all_that_its_target_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

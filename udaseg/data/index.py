@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import hashlib
 import os
@@ -29,7 +30,7 @@ from udaseg.data.manifest import (
     reason_of,
 )
 from udaseg.data.places import GRID, spatial_prior
-from udaseg.data.storage import absolute, exists, filesystem, join, reach, read_bytes, resolve, version, write_bytes
+from udaseg.data.storage import absolute, exists, filesystem, join, reach, resolve, version
 from udaseg.data.strict_json import parse_json
 from udaseg.errors import DatasetError, UnreachableError
 
@@ -163,7 +164,7 @@ class DatasetIndex:
         if not drawn.any():
             raise DatasetError(
                 f"{self.directory}: no image of split {split!r} has {min_pixels} pixels of any class"
-                f"{f' of {list(classes)}' if classes else ''}; lower data.source.rare_min_pixels"
+                f"{f' of {list(classes)}' if classes else ''}"
             )
         logit = np.where(drawn, (1 - totals / totals.sum()) / temperature, -np.inf)
         probability = np.exp(logit - logit.max())
@@ -273,8 +274,12 @@ def _memory_map(uri: str) -> pa.MemoryMappedFile:
         size, changed = version(uri)
         name = hashlib.sha256(f"{uri} {size} {changed}".encode()).hexdigest()[:24]
         local = Path(tempfile.gettempdir()) / f"udaseg-index-{os.getuid()}" / name
-        if not local.exists() or local.stat().st_size != size:
-            local.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            write_bytes(str(local), read_bytes(uri))
+        local.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with open(local.with_suffix(".lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # of all processes of this machine one fetches
+            if not local.exists() or local.stat().st_size != size:
+                partial = str(local.with_suffix(".partial"))
+                reach(uri, lambda: pafs.copy_files(path, partial, fs, pafs.LocalFileSystem()))  # in pieces
+                os.replace(partial, local)
         path = str(local)
     return reach(uri, lambda: pa.memory_map(path))

@@ -24,6 +24,10 @@ WAITS = (0.1, 0.4, 1.0)
 """Seconds between tries to reach a file that cannot be reached, see `reach`."""
 
 
+_REFUSED = ("ACCESS_DENIED", "INVALID_ACCESS_KEY", "SIGNATURE", "PERMISSION_DENIED", "UNAUTHENTICATED")
+_REFUSED_STATUS = re.compile(r"HTTP status 40[013]\b")  # 400: an expired token
+"""What a store says, in Arrow's words, to credentials that it does not take."""
+
 _LASTING = {errno.EISDIR, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}
 
 Result = TypeVar("Result")
@@ -47,6 +51,10 @@ def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     address, mark, query = uri.partition("?")
     scheme, _, rest = address.partition("://")
     host, _, key = rest.partition("/")
+    if key.startswith("/"):
+        raise DatasetError(f"{uri}: two slashes after the bucket's name")
+    if scheme == "s3" and "allow_delayed_open=" not in query:  # one request a small object, not three
+        mark, query = "?", "&".join([*filter(None, [query]), "allow_delayed_open=true"])
     fs, root = _filesystem_root(f"{scheme}://{host}/{mark}{query}")
     return fs, posixpath.join(root, unquote(key)).rstrip("/") or root
 
@@ -110,18 +118,29 @@ def reach(uri: str, action: Callable[[], Result]) -> Result:
 
     Raises:
         UnreachableError: it still cannot: a stale mount, a network, a store that is down.
-        OSError: what no wait mends: no such file, no permission, a folder in place of a file.
+        OSError: what no wait mends: no such file, no permission, a folder in place of a file; PermissionError where a
+            store refuses the credentials.
     """
     for wait in (*WAITS, None):
         try:
             return action()
         except OSError as error:
+            if _is_refused(error):
+                raise PermissionError(
+                    f"{uri}: the store refuses it, see to this machine's credentials and what they allow: "
+                    f"{str(error).partition(chr(10))[0]}"
+                ) from None
             if not _passes(error):
                 raise
             if wait is None:
                 raise UnreachableError(f"{uri}: could not be reached: {str(error).partition(chr(10))[0]}") from None
             time.sleep(wait)
     raise AssertionError("the last try returns or raises")
+
+
+def _is_refused(error: OSError) -> bool:
+    text = str(error)
+    return error.errno is None and bool(any(word in text for word in _REFUSED) or _REFUSED_STATUS.search(text))
 
 
 def _passes(error: OSError) -> bool:
@@ -171,10 +190,17 @@ def write_bytes(uri: str, content: bytes, *, scratch: str | None = None) -> None
     """Write a whole file, visible under its name only when complete; makes its directory.
 
     A local file is first written elsewhere, in the folder `scratch` of the same filesystem or beside its place, under a
-    name of its own, so that two writers of the same file cannot mix.
+    name of its own, so that two writers of the same file cannot mix. In a store it is tried as `reach` does.
     """
-    with writer(uri, scratch=scratch) as stream:
-        stream.write(content)
+
+    def write() -> None:
+        with writer(uri, scratch=scratch) as stream:
+            stream.write(content)
+
+    if "://" in uri:
+        reach(uri, write)
+    else:
+        write()
 
 
 @contextlib.contextmanager

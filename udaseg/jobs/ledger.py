@@ -1,6 +1,6 @@
 """The state of a job over many images: what there is to do, in blocks, and which blocks are done.
 
-    listing.parquet             one row an image; a row group is a block
+    listing.parquet             one row an image; a row group is many blocks
     job.json                    what the job is; it is there once the listing is whole
     <phase>/<block>.parquet     what a phase made of a block; written after all files of the block
 
@@ -41,6 +41,10 @@ LISTING = pa.schema(
 )
 
 
+_GROUP_ROWS = 4096
+"""Rows of a row group at most: every process that opens the listing holds some kilobytes of each group."""
+
+
 @dataclass(frozen=True)
 class Ledger:
     """A job's state; small, so that tasks can have a copy each."""
@@ -57,12 +61,12 @@ class Ledger:
         """The listing's rows of a block."""
         uri = join(self.directory, "listing.parquet")
         try:
-            rows: list[dict[str, Any]] = _listing(uri, version(uri)).read_row_group(block).to_pylist()
+            rows: list[dict[str, Any]] = _block(uri, version(uri), self.block_size, block).to_pylist()
             return rows
         except UnreachableError:
             raise
         except BROKEN as error:
-            raise DatasetError(f"{uri}: not the whole listing of a job ({reason_of(error)}); {_NEW_BOOKS}") from None
+            raise DatasetError(f"{uri}: not the whole listing of a job ({reason_of(error)}); {_BEGIN_ANEW}") from None
 
     def committed(self, phase: str) -> set[int]:
         """The blocks that a phase has done."""
@@ -106,10 +110,22 @@ def _value(column: pa.ListArray) -> Any:
     return column[0].as_py()
 
 
+def _block(uri: str, version: tuple[int, int], block_size: int, block: int) -> pa.Table:
+    listing = _listing(uri, version)
+    in_group = -(-listing.metadata.row_group(0).num_rows // block_size)  # the first is whole, or the only one
+    group, within = divmod(block, in_group)
+    return _group(uri, version, group).slice(within * block_size, block_size)
+
+
 @lru_cache(maxsize=4)
 def _listing(uri: str, version: tuple[int, int]) -> pq.ParquetFile:
     fs, path = filesystem(uri)
     return pq.ParquetFile(fs.open_input_file(path))
+
+
+@lru_cache(maxsize=4)
+def _group(uri: str, version: tuple[int, int], group: int) -> pa.Table:
+    return _listing(uri, version).read_row_group(group)
 
 
 def open_ledger(
@@ -118,8 +134,8 @@ def open_ledger(
     """Begin a job's state, or open the one that a job before left, if it was the same one.
 
     Args:
-        directory: where they lie, a path or URI.
-        images: yields the listing's rows, in an order that is always the same; held a block at a time.
+        directory: of the state, a path or URI.
+        images: yields the listing's rows, in an order that is always the same; held a row group at a time.
         block_size: images of a block.
         job: whatever, beside the listing, decides what the job makes; plain JSON.
 
@@ -151,7 +167,7 @@ def open_ledger(
     return Ledger(directory, number, block_size)
 
 
-_NEW_BOOKS = "delete the folder that it is in to begin the job anew, or choose another --out"
+_BEGIN_ANEW = "delete the folder that it is in to begin the job anew, or choose another --out"
 
 
 def _begun(uri: str) -> dict[str, Any]:
@@ -159,7 +175,7 @@ def _begun(uri: str) -> dict[str, Any]:
     begun = parse_json(read_bytes(uri), uri)
     numbers = [begun.get(name) for name in ("count", "block_size")] if isinstance(begun, dict) else [None]
     if not all(type(n) is int and n > 0 for n in numbers) or not isinstance(begun.get("job"), dict):
-        raise DatasetError(f"{uri}: not the books of a job; {_NEW_BOOKS}")
+        raise DatasetError(f"{uri}: not a job's state; {_BEGIN_ANEW}")
     return dict(begun)
 
 
@@ -169,17 +185,18 @@ def _short(value: Any) -> str:
 
 
 def _write_listing(images: Iterable[dict[str, Any]], block_size: int, stream: pa.NativeFile | None) -> tuple[int, str]:
-    """Number and fingerprint of the rows; they are written in blocks where there is a stream."""
+    """Number and fingerprint of the rows; they are written in groups of blocks where there is a stream."""
     number, digest = 0, hashlib.sha256()
     rows = iter(images)
     with contextlib.ExitStack() as stack:
         parquet = None
         if stream is not None:
             parquet = stack.enter_context(pq.ParquetWriter(stream, LISTING, write_statistics=False))
-        while block := list(islice(rows, block_size)):
-            number += len(block)
-            for row in block:
+        in_group = block_size * max(1, _GROUP_ROWS // block_size)
+        while group := list(islice(rows, in_group)):
+            number += len(group)
+            for row in group:
                 digest.update(json.dumps([row[name] for name in LISTING.names]).encode())
             if parquet is not None:
-                parquet.write_table(pa.Table.from_pylist(block, schema=LISTING), row_group_size=block_size)
+                parquet.write_table(pa.Table.from_pylist(group, schema=LISTING), row_group_size=in_group)
     return number, digest.hexdigest()[:16]

@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import ray
@@ -21,6 +22,7 @@ from udaseg.jobs.resources import waits_told
 from udaseg.reports.progress import Board, progress_line
 
 _SECONDS_BETWEEN_LINES = 10.0
+_ROWS_PER_SECOND = 200  # of metrics written, in the mean
 
 
 class Monitor:
@@ -69,14 +71,22 @@ class Monitor:
                     self._board.close()
 
     def _follow(self, number: int, stage: Stage, progress: Any, stop: threading.Event) -> None:
-        written = time.monotonic()
+        written, began, last_words = time.monotonic(), False, ""
         while True:
             stopping = stop.wait(0.5)
             rows = ray.get(progress.take.remote())
             for row in rows:
                 self._came()
                 event = row.pop("event")
+                if event == "failed":
+                    last_words = f": {row['text']}"
+                    continue
                 if event == "start":
+                    if began:  # after a loss, or with other workers
+                        say = self._console.print if self._live is not None else partial(print, flush=True)
+                        what = f"{row['workers']} workers begin again at step {row['step']}"
+                        say(f"stage {stage.name}: {what}{last_words}")
+                    began, last_words = True, ""
                     known = [{k: v for k, v in r.items() if k != "event"} for r in row["history"]]
                     self._rows = [r for r in self._rows if r["stage"] != number]
                     self._rows += [{"stage": number, "name": stage.name, **r} for r in known]
@@ -90,7 +100,9 @@ class Monitor:
                     self._try_to_write()
                     if self._on_score is not None:
                         self._on_score(self._rows[-1])
-            if rows and (stopping or time.monotonic() - written > 5):
+            # all is written each time: of a long run less often, so that a store is not sent the same again and again
+            pause = 5 + len(self._rows) / _ROWS_PER_SECOND
+            if rows and (stopping or time.monotonic() - written > pause):
                 self._try_to_write()
                 written = time.monotonic()
             if stopping:

@@ -73,8 +73,10 @@ def require_own(out: str, command: str) -> None:
     fs, path = filesystem(out)
     if fs.get_file_info(path).type == pafs.FileType.File:
         raise ConfigError(f"{out}: a file, not a directory; choose another --out")
+    if (owner := owner_of(out)) == command:  # what lies there may take long to list
+        return
     found = sorted({info.base_name for info in children(out)} - {LEASE})
-    if not found or (owner := owner_of(out)) == command:
+    if not found:
         return
     if owner is not None:
         what = f"what `udaseg {owner}` wrote"

@@ -56,9 +56,9 @@ def ensure_ray(num_cpus: int | None = None, *, dashboard: bool = False) -> None:
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # else it warns that they are disabled
     for name in ("exceptions", "_internal.execution.streaming_executor_state"):  # they log what they then raise
         logging.getLogger(f"ray.data.{name}").setLevel(logging.CRITICAL)
-    if ray.is_initialized():
-        return
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # how soon a checkpoint counts as registered
+    if ray.is_initialized():  # in a trial, say
+        return
     os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # a busy machine needs more than the 30 s by default
     local: dict[str, Any] = {}
     if ray_address() == "local":
@@ -79,7 +79,7 @@ def ensure_ray(num_cpus: int | None = None, *, dashboard: bool = False) -> None:
             terminate(signal.SIGTERM, None)  # it came while Ray's own handler was in place
         where = "Ray on this machine" if local else f"the cluster at RAY_ADDRESS={ray_address()}"
         how = "" if local else f"; {_WITHOUT}"
-        raise ConfigError(f"{where}: {_first_line(error)}{how}") from error
+        raise ConfigError(f"{where}: {first_line(error)}{how}") from error
     finally:
         if callable(terminate) and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, terminate)  # Ray has put its own in place, which ends in a dump
@@ -128,8 +128,8 @@ def plain_error(error: BaseException) -> Exception:
     if isinstance(last, OSError) and last.errno is not None:  # a full disk, say
         name = str(last.filename or "")
         named = "" if not name or name.startswith(_ADVICE) else f": {name!r}"
-        return OSError(last.errno, f"{last.strerror}{named}{_on(node)}")
-    return TrainingError(f"{_first_line(last)}{_on(node)}; --verbose for the whole traceback")
+        return OSError(last.errno, f"{last.strerror}{named}{on_node(node)}")
+    return TrainingError(f"{first_line(last)}{on_node(node)}; --verbose for the whole traceback")
 
 
 def own_error(error: BaseException, node: str = "") -> Exception | None:
@@ -140,7 +140,7 @@ def own_error(error: BaseException, node: str = "") -> Exception | None:
     for inner, known in _inside(error):
         if isinstance(inner, OURS) and not isinstance(inner, RayTaskError):
             message = str(inner).partition(f"\n{_ADVICE}")[0]
-            inner.args = (message + _on(known or node), *inner.args[1:])
+            inner.args = (message + on_node(known or node), *inner.args[1:])
             return inner
     return None
 
@@ -160,13 +160,13 @@ def _node_of(error: BaseException) -> str:
     return (re.findall(r"\bip=([^,)\s]+)", str(error)) or [""])[-1] if isinstance(error, RayTaskError) else ""
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     """What an error says, in a line."""
     text = (str(error).strip() or repr(error)).splitlines()[0]
     return text if isinstance(error, RayError | SystemExit) else f"{type(error).__name__}: {text}"
 
 
-def _on(node: str) -> str:
+def on_node(node: str) -> str:
     """Which node it was, where the cluster has several."""
     return f" (on node {node})" if node and ray.is_initialized() and len(ray.nodes()) > 1 else ""
 

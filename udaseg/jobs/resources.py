@@ -26,6 +26,19 @@ def ray_address() -> str:
     return os.environ.get("RAY_ADDRESS") or "local"
 
 
+def take_address(address: str) -> None:
+    """Have `ray_address` say in a process that Ray began what it says in its driver, who alone may have been told."""
+    if address != "local":
+        os.environ["RAY_ADDRESS"] = address
+
+
+def quiet_tune() -> None:
+    """Have Ray Tune leave to us what a trial's folder is, what Ctrl-C does and what is printed."""
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # a recipe may name files by relative paths
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C ends a sweep as it ends all else
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # which prints whatever its verbosity
+
+
 def usable_cores() -> int:
     """Cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

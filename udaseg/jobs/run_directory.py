@@ -20,6 +20,8 @@ from udaseg.jobs.output import NOUNS, owner_of
 
 CARD = "model.json"
 """Of a model directory that is whole, see `udaseg.checkpoints.directory`."""
+SNAPSHOT = "checkpoint_manager_snapshot.json"
+"""Ray Train's list of the checkpoints that it keeps of a stage, in the stage's directory."""
 _NAMED = 8  # runs
 _MADE_BEFORE = (
     ("pseudo_labels", "pseudo-labels", ("predict", "label")),
@@ -92,26 +94,26 @@ def made_before(run: str, stage: str) -> str:
     """What is being made of a dataset for a stage, and of its blocks those done and all; "" where nothing is."""
     for folder, what, phases in _MADE_BEFORE:
         directory = join(run, folder, stage)
-        books = join(directory, "job", "job.json")
-        if exists(join(directory, "manifest.parquet")) or not exists(books):
+        state = join(directory, "job", "job.json")
+        if exists(join(directory, "manifest.parquet")) or not exists(state):
             continue
-        job: dict[str, Any] = json.loads(read_bytes(books))
+        job: dict[str, Any] = json.loads(read_bytes(state))
         ledger = Ledger(join(directory, "job"), job["count"], job["block_size"])
         done = sum(len(ledger.committed(phase)) for phase in phases)
         return f"{what}: {done} of {len(phases) * ledger.blocks} blocks"
     return ""
 
 
-def read_registered(run_dir: str) -> list[tuple[int, str]]:
+def read_registered(stage_directory: str) -> list[tuple[int, str]]:
     """(step, directory) of the checkpoints that Ray Train keeps in a stage's directory, oldest first.
 
     Raises CheckpointError where its list of them is not whole, as Ray writes it in place.
     """
-    uri = join(run_dir, "checkpoint_manager_snapshot.json")
+    uri = join(stage_directory, SNAPSHOT)
     try:
         names = [entry["checkpoint_dir_name"] for entry in json.loads(read_bytes(uri))["checkpoint_results"]]
-        return sorted((int(name.rpartition("_")[2]), join(run_dir, name)) for name in names)
+        return sorted((int(name.rpartition("_")[2]), join(stage_directory, name)) for name in names)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{uri}: not a whole list of checkpoints ({error}); remove {run_dir} to train this stage anew"
+            f"{uri}: not a whole list of checkpoints ({error}); remove {stage_directory} to train this stage anew"
         ) from None

@@ -18,7 +18,9 @@ from ray.data import ExecutionOptions
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from udaseg.data.plan import Plan
-from udaseg.data.storage import filesystem
+from udaseg.data.storage import exists, filesystem, join, reach
+from udaseg.errors import TrainingError
+from udaseg.jobs.run_directory import SNAPSHOT
 
 ROWS_PER_BLOCK = 16
 """A block of about this many samples is one Ray task: smaller ones cost more to schedule than to decode."""
@@ -87,15 +89,15 @@ class PlanDataConfig(ray.train.DataConfig):
     data tasks is waited for `wait` seconds.
     """
 
-    def __init__(self, plan: Plan, run_dir: str, *, wait: float) -> None:
+    def __init__(self, plan: Plan, stage_directory: str, *, wait: float) -> None:
         super().__init__(execution_options=ExecutionOptions(preserve_order=True))
         self.plan = plan
-        self.run_dir = run_dir
+        self.stage_directory = stage_directory
         self.wait = wait
 
     def configure(self, datasets, world_size, worker_handles, worker_node_ids, **kwargs):  # type: ignore[no-untyped-def]
         _await_cpu(world_size, self.wait)
-        dataset = plan_dataset(self.plan, start=registered_step(self.run_dir), world_size=world_size)
+        dataset = plan_dataset(self.plan, start=registered_step(self.stage_directory), world_size=world_size)
         dataset.set_name("plan")
         dataset.context.execution_no_progress_timeout_s = -1  # a consumer may pause for a checkpoint
         dataset.context.raise_original_map_exception = True  # so that a worker finds an error of ours in it
@@ -106,7 +108,7 @@ class PlanDataConfig(ray.train.DataConfig):
 def _await_cpu(world_size: int, seconds: float) -> None:
     """Make sure that the workers, which are in place, leave a CPU to data tasks: Ray Data would wait without a word.
 
-    Raises RuntimeError where none was had in time; on a cluster that grows, the request starts a node.
+    Raises TrainingError where none was had in time; on a cluster that grows, the request starts a node.
     """
     request = _nothing.remote()
     try:
@@ -114,7 +116,7 @@ def _await_cpu(world_size: int, seconds: float) -> None:
     except ray.exceptions.GetTimeoutError:
         ray.cancel(request)
         has = ray.cluster_resources().get("CPU", 0)
-        raise RuntimeError(
+        raise TrainingError(
             f"{world_size} workers leave no CPU for data tasks; waited {seconds:g} s for one, the cluster has {has:g}"
         ) from None
 
@@ -123,13 +125,12 @@ def _await_cpu(world_size: int, seconds: float) -> None:
 def _nothing() -> None: ...
 
 
-def registered_step(run_dir: str) -> int:
-    """Steps done according to the last checkpoint that Ray Train has registered in a run directory; 0 without one."""
-    fs, path = filesystem(run_dir)
-    try:
-        result = ray.train.Result.from_path(path, storage_filesystem=fs)
-    except (RuntimeError, FileNotFoundError):
+def registered_step(stage_directory: str) -> int:
+    """Steps done according to the last checkpoint that Ray Train has registered of a stage; 0 without one."""
+    if not exists(join(stage_directory, SNAPSHOT)):
         return 0
+    fs, path = filesystem(stage_directory)
+    result = reach(stage_directory, lambda: ray.train.Result.from_path(path, storage_filesystem=fs))
     return int((result.metrics or {}).get("step", 0))
 
 

@@ -180,7 +180,7 @@ def run_stage(run: _Run, number: int, stage: Stage) -> None:
         checkpoint_every=recipe.checkpoint_every,
         log_every=recipe.log_every,
         bf16=recipe.bf16,
-        cluster=replace(cluster, threads=cluster.threads or max(1, usable_cores() // cluster.workers)),
+        cluster=cluster,
         depth_range=open_index(absolute(str(run.directories["target"] or run.directories["source"]))).depth_range,
         scoring=run.scoring,
         # of the same images in every stage
@@ -206,7 +206,7 @@ def run_stage(run: _Run, number: int, stage: Stage) -> None:
             failure_config=ray.train.FailureConfig(
                 max_failures=cluster.max_failures,
                 max_preemption_failures=cluster.max_failures,
-                controller_failure_limit=3,
+                controller_failure_limit=max(3, cluster.max_failures),  # a node may be lost while workers start
             ),
         ),
         torch_config=TorchConfig(timeout_s=600),

@@ -42,7 +42,7 @@ from udaseg.jobs.pseudo_label.tasks import (
 )
 from udaseg.jobs.ray_session import ensure_ray, lazily
 from udaseg.jobs.resources import actor_pool
-from udaseg.jobs.run_directory import read_registered
+from udaseg.jobs.run_directory import SNAPSHOT, read_registered
 from udaseg.models.inference import answering_device, resized, to_pixels
 from udaseg.types import DepthRange
 
@@ -136,7 +136,7 @@ def translate(stage: Stage, directory: str, *, source: str, out: str, inference:
         CheckpointError: the stage has no checkpoint any more, or it is not its own.
         DatasetError: an image cannot be read, or `out` was begun with other images or another checkpoint.
     """
-    if not exists(join(directory, "checkpoint_manager_snapshot.json")):
+    if not exists(join(directory, SNAPSHOT)):
         raise CheckpointError(f"{directory}: its checkpoints are gone, and with them the generator; start a new run")
     step, checkpoint = read_registered(directory)[-1]
     source = absolute(source)

@@ -23,9 +23,10 @@ from udaseg.data.storage import children, exists, join, read_bytes, remove, writ
 from udaseg.data.strict_json import dump_json
 from udaseg.errors import ConfigError, LostWorkError, TrainingError
 from udaseg.evaluation.checkpoint_scores import Scoring
+from udaseg.evaluation.model_selection import SCORES
 from udaseg.job_config import Cluster, Sweep, TrackerName
 from udaseg.jobs.output import mark
-from udaseg.jobs.resources import described, ray_address
+from udaseg.jobs.resources import described, quiet_tune, ray_address, take_address
 from udaseg.jobs.spaces import MODES, Space
 from udaseg.jobs.train import stage_directory, train
 from udaseg.overrides import override
@@ -71,9 +72,10 @@ def trainable(
     track: Sequence[TrackerName] = (),
 ) -> Callable[[dict[str, Any]], None]:
     """The function of one trial: Ray Tune calls it with values, and again where the trial was interrupted."""
-    begins = stage_begins(recipe, shared)
+    begins, address = stage_begins(recipe, shared), ray_address()
 
     def trial(values: dict[str, Any]) -> None:
+        take_address(address)
         ray.data.DataContext.get_current().enable_progress_bars = False
         own = join(out, "trials", tune.get_context().get_trial_id())
         uri = join(own, "trial.json")
@@ -126,10 +128,10 @@ def _scores(row: Mapping[str, Any]) -> dict[str, float]:
 
 
 def read_curve(run: str, begins: Sequence[int]) -> list[tuple[int, dict[str, float]]]:
-    """(steps, scores) of a run's checkpoints, oldest first."""
+    """(steps, scores) of a run's checkpoints, oldest first; the losses in other rows may have a score's name."""
     uri = join(run, "metrics.jsonl")
     rows = map(json.loads, read_bytes(uri).decode().splitlines()) if exists(uri) else []
-    return [(begins[row["stage"]] + row["step"], _scores(row)) for row in rows if "entropy" in row]
+    return [(begins[row["stage"]] + row["step"], _scores(row)) for row in rows if SCORES.keys() <= row.keys()]
 
 
 def read_trials(out: str, recipe: Recipe, shared: int) -> list[Trial]:
@@ -149,15 +151,13 @@ def read_trials(out: str, recipe: Recipe, shared: int) -> list[Trial]:
 def run_trials(trial: Callable, space: Space, a: Sweep, out: str, concurrent: int, shared: int) -> None:
     """Run the trials, or what is left of them."""
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "2")  # a trial that Tune has not noted is begun anew
-    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # a recipe may name files by relative paths
-    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C ends a sweep as it ends all else
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # which prints whatever its verbosity
+    quiet_tune()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     mode, steps = MODES[a.metric], stage_begins(a.recipe, shared)[-1]
-    trainable = tune.with_resources(trial, {"CPU": 1})
+    runnable = tune.with_resources(trial, {"CPU": 1})
     directory = join(out, "tune")
     if a.resume and _restorable(directory):
-        tune.Tuner.restore(directory, trainable=trainable, resume_errored=True).fit()
+        tune.Tuner.restore(directory, trainable=runnable, resume_errored=True).fit()
         return
     search = (
         OptunaSearch(seed=a.recipe.seed)
@@ -171,7 +171,7 @@ def run_trials(trial: Callable, space: Space, a: Sweep, out: str, concurrent: in
         else FIFOScheduler()
     )
     tune.Tuner(
-        trainable,
+        runnable,
         param_space=dict(space.values),
         tune_config=tune.TuneConfig(
             metric=a.metric,

@@ -10,16 +10,13 @@ import contextlib
 import fcntl
 import json
 import os
-import resource
 import shutil
-import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
@@ -33,8 +30,9 @@ from udaseg.data.pictures import sheet
 from udaseg.data.plan import Plan
 from udaseg.data.storage import join, write_bytes
 from udaseg.data.strict_json import dump_json
-from udaseg.errors import UnreachableError
-from udaseg.jobs.ray_session import own_error
+from udaseg.errors import TrainingError, UnreachableError
+from udaseg.jobs.ray_session import first_line, on_node, own_error
+from udaseg.jobs.resources import usable_cores
 from udaseg.jobs.stream import iterate
 
 if TYPE_CHECKING:
@@ -67,7 +65,6 @@ class WorkerJob:
     log_every: int
     bf16: bool
     cluster: Cluster
-    """Its `threads` are those that torch takes."""
     depth_range: DepthRange | None = None
     """For the card: that of the images which the network is for."""
     scoring: Scoring | None = None
@@ -77,6 +74,10 @@ class WorkerJob:
     picture_folder: str = ""
 
 
+_SAME = 3
+"""How often an error may come at one step before it ends the stage, whatever `--cluster.max-failures` allows."""
+
+
 @ray.remote(num_cpus=0)
 class ProgressLog:
     """What ranks tell the driver: rank 0 its rows of metrics, which are taken twice a second; each what ended it."""
@@ -84,6 +85,7 @@ class ProgressLog:
     def __init__(self) -> None:
         self._rows: list[dict[str, Any]] = []
         self._error: Exception | None = None
+        self._failures: dict[int, list[tuple[int, str]]] = {}
 
     def put(self, row: dict[str, Any]) -> None:
         self._rows.append(row)
@@ -94,6 +96,14 @@ class ProgressLog:
 
     def fail(self, error: Exception) -> None:
         self._error = self._error or error
+
+    def failed(self, rank: int, step: int, kind: str, text: str) -> None:
+        """A rank's words of an error that may pass: what came three times on end at one step does not."""
+        self._rows.append({"event": "failed", "text": f"rank {rank} at step {step}: {text}"})
+        failures = self._failures.setdefault(rank, [])
+        failures.append((step, kind))
+        if failures[-_SAME:] == _SAME * [(step, kind)]:
+            self.fail(TrainingError(f"{_SAME} times on end at step {step}: {text}"))
 
     def error(self) -> Exception | None:
         """The first error of a rank that another try would end in too."""
@@ -137,23 +147,32 @@ def train_worker(config: dict[str, Any]) -> None:
     progress = config["progress"]
     if ray.get(progress.error.remote()) is not None:
         return
+    states: list[RunState] = []
     try:
-        _train(config, progress)
+        _train(config, progress, states)
     except Exception as error:
-        own = own_error(error, node=ray.util.get_node_ip_address())
+        node = ray.util.get_node_ip_address()
+        own = own_error(error, node=node)
         if own is not None and not isinstance(own, UnreachableError):  # which may pass
             ray.get(progress.fail.remote(own))
+        elif own is None:
+            rank, step = ray.train.get_context().get_world_rank(), states[0].step if states else 0
+            text = f"{first_line(error)}{on_node(node)}"
+            if isinstance(error, torch.OutOfMemoryError):
+                text += "; use a smaller data.crop or data.batch_size, or more --cluster.workers"
+            ray.get(progress.failed.remote(rank, step, type(error).__name__, text))
         raise
 
 
-def _train(config: dict[str, Any], progress: Any) -> None:
-    """Build or restore this rank's state, and train."""
+def _train(config: dict[str, Any], progress: Any, states: list[RunState]) -> None:
+    """Build or restore this rank's state, which is put into `states`, and train."""
     from udaseg.checkpoints.directory import STATE_FILE, read_weights
     from udaseg.training.kernels import prepare, set_precision
     from udaseg.training.step import build_state
 
     job: WorkerJob = ray.cloudpickle.loads(config["job"])
-    torch.set_num_threads(job.cluster.threads)
+    here = ray.train.get_context().get_local_world_size()
+    torch.set_num_threads(job.cluster.threads or max(1, usable_cores() // here))
     device = ray.train.torch.get_device()
     set_precision(job.cluster, device)
     context = ray.train.get_context()
@@ -171,6 +190,7 @@ def _train(config: dict[str, Any], progress: Any) -> None:
         channels_last=job.cluster.channels_last,
     )
     state.bf16_gradients = job.cluster.bf16_gradients
+    states.append(state)
     prepare(state.method, job.cluster, device)
     history: list[dict[str, Any]] = []
     if checkpoint is not None:
@@ -193,6 +213,7 @@ def _run(
     from udaseg.evaluation.checkpoint_scores import score
     from udaseg.training.batches import to_batches
     from udaseg.training.pictures import draw_pictures, load_samples
+    from udaseg.training.speed import Speed, peak_memory
     from udaseg.training.step import queue_step
 
     stage, data = job.stage, job.stage.data
@@ -204,9 +225,9 @@ def _run(
             progress.put.remote(row)
 
     if rank == 0:
-        progress.put.remote({"event": "start", "step": state.step, "history": history})
+        progress.put.remote({"event": "start", "step": state.step, "workers": world_size, "history": history})
     rows = _checked(iterate(ray.train.get_dataset_shard("plan"), per_rank=per_rank), state, data.batch_size, rank)
-    speed = _Speed(state.step, images=data.batch_size * len(data.streams()))
+    speed = Speed(state.step, images=data.batch_size * len(data.streams()))
     clear_scratch()
     scratch, _lock = make_scratch()
     noticed = False
@@ -268,44 +289,6 @@ def _checked(
         yield columns
 
 
-_NOTHING = {"wait": 0.0, "host": 0.0}
-
-
-class _Speed:
-    """How fast steps are done since it was last asked, and how much of the time went into waiting for data."""
-
-    def __init__(self, step: int, *, images: int) -> None:
-        self._images = images  # of a step, over all ranks
-        self._since, self._step, self._spent = time.monotonic(), step, dict(_NOTHING)
-
-    @contextlib.contextmanager
-    def timing(self, what: Literal["wait", "host"]) -> Iterator[None]:
-        """Of the block: waiting for data, or queueing a step, which on a CPU is computing it."""
-        began = time.monotonic()
-        yield
-        self._spent[what] += time.monotonic() - began
-
-    def take(self, step: int) -> dict[str, float]:
-        """What is measured, which begins anew."""
-        now = time.monotonic()
-        took, steps = now - self._since, step - self._step
-        found = {
-            "images_per_second": steps * self._images / took,
-            "data_wait": self._spent["wait"] / took,
-            "step_seconds": took / steps,
-            "host_seconds": self._spent["host"] / steps,
-        }
-        self._since, self._step, self._spent = now, step, dict(_NOTHING)
-        return found
-
-
-def peak_memory(device: torch.device) -> float:
-    """MiB that this process has held at its peak: allocated on a GPU, resident on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-
-
 def _checkpoint(state: RunState, history: list[dict[str, Any]], job: WorkerJob, rank: int, folder: Path) -> None:
     """Save on rank 0, in `folder`, and have Ray Train upload and register it; a barrier of all ranks.
 
@@ -330,7 +313,7 @@ def _checkpoint(state: RunState, history: list[dict[str, Any]], job: WorkerJob, 
         stage=job.stage.name,
         step=state.step,
         depth_range=job.depth_range,
-        old_classes=getattr(job.stage.method, "old_classes", None),
+        old_classes=job.stage.method.old_classes,
     )
     save_model(scratch, state.method.predictor, card)
     last = state.step == job.stage.steps

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -19,7 +18,7 @@ from udaseg.job_config import Cluster, TrackerName
 from udaseg.jobs.adapt.inputs import Inputs
 from udaseg.jobs.output import mark
 from udaseg.jobs.ray_session import plain_error, plain_errors
-from udaseg.jobs.resources import described, usable_cores, waits_told
+from udaseg.jobs.resources import described, quiet_tune, ray_address, take_address, usable_cores, waits_told
 from udaseg.jobs.train import stage_directory, train
 from udaseg.jobs.trials import trial_resources
 
@@ -35,7 +34,7 @@ def model_of(out: str, name: str) -> str:
 
 def train_run(recipe: Recipe, inputs: Inputs, out: str, cluster: Cluster, track: Sequence[TrackerName] = ()) -> None:
     """Train a run, or what is left of it, on the domains that it reads."""
-    reads = {domain for stage in recipe.stages for domain in stage.data.domains()}
+    reads = recipe.domains()
     source, target = (getattr(inputs, name) if name in reads else None for name in ("source", "target"))
     train(recipe, source=source, target=target, out=out, resume=True, cluster=cluster, track=track)
 
@@ -78,17 +77,16 @@ def train_all(
     at_once = min(fits, len(left))
     print(f"{len(left)} runs, {at_once} side by side: {', '.join(left)}", flush=True)
     threads = cluster.threads or max(1, usable_cores() // (cluster.workers * at_once))
-    each = replace(cluster, threads=threads)
+    each, address = replace(cluster, threads=threads), ray_address()
 
     def trial(values: dict[str, Any]) -> None:
+        take_address(address)
         why: dict[str, str] = {}
         with _noted(why, values["run"]):
             train_run(runs[values["run"]], inputs, run_directory(out, values["run"]), each, track)
         tune.report({"failed": why})
 
-    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
-    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    quiet_tune()
     with plain_errors(), waits_told("adapt"):
         results = tune.Tuner(
             tune.with_resources(trial, {"CPU": 1}),

@@ -93,7 +93,7 @@ class Networks:
 class _IsolatedReader:
     """`read_image` in a process of its own, which a decoder that crashes takes with it in place of this one.
 
-    For an actor that has been lost once: whatever it is that it was lost by comes again with its block.
+    For the first block of an actor that has been lost: whatever it is that it was lost by comes again with that.
     """
 
     def __init__(self) -> None:
@@ -152,7 +152,9 @@ class PredictActor(Networks):
             ]
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
-        return each_once(self.work, "predict" if self.thresholds is None else "label", batch, self._block)
+        done = each_once(self.work, "predict" if self.thresholds is None else "label", batch, self._block)
+        self.read_image = read_image  # which is many times as fast where files are far
+        return done
 
     def _block(self, block: int) -> dict[str, Any]:
         rows = self.work.ledger.rows(block)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,9 @@ from udaseg.jobs.pseudo_label.tasks import (
 )
 from udaseg.jobs.ray_session import lazily, plain_errors, track
 from udaseg.jobs.resources import actor_pool, waits_told
+
+_AHEAD = 64
+"""Chunks whose results may lie in the object store at once: histograms of all classes, megabytes each."""
 
 CHUNK = 128
 """Blocks whose entries one task adds up."""
@@ -94,9 +98,12 @@ def each_chunk(task: Callable[..., Any], ledger: Ledger, blocks: Sequence[int], 
     remote = ray.remote(num_cpus=1, scheduling_strategy=anywhere)(task)
     ends = [*range(0, len(blocks), CHUNK), len(blocks)]
     with plain_errors(), waits_told(task.__name__) as came:
-        for reference in [remote.remote(ledger, blocks[a:b], *more) for a, b in pairwise(ends)]:
-            part = ray.get(reference)
+        chunks = pairwise(ends)
+        running = deque(remote.remote(ledger, blocks[a:b], *more) for a, b in islice(chunks, _AHEAD))
+        while running:
+            part = ray.get(running.popleft())
             came()
+            running.extend(remote.remote(ledger, blocks[a:b], *more) for a, b in islice(chunks, 1))
             yield part
 
 
