@@ -141,3 +141,10 @@ def test_a_cap_holds_whatever_the_share() -> None:
     np.testing.assert_array_equal(
         class_balanced_thresholds(histogram, 0.0, cap=0.9), np.array([0.9, 0.9, 0.9, 1], np.float32)
     )
+
+
+def test_what_networks_disagree_on_is_never_kept() -> None:
+    """Not even where a class has nothing else, so that its threshold is 0."""
+    confidence = np.array([[0.0, 0.0, 0.0, 0.8]])
+    kept = threshold_top1(np.zeros((1, 4), np.uint8), confidence, np.zeros(1, np.float32), 1.0)
+    assert kept.tolist() == [[IGNORE, IGNORE, IGNORE, 0]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import struct
 import zlib
 from pathlib import Path
@@ -15,6 +16,7 @@ from PIL import Image
 from tiny import CLASSES, make_checkpoint, make_dataset
 
 from udaseg.checkpoints.directory import copy_model, read_card
+from udaseg.checkpoints.exporting import metadata
 from udaseg.checkpoints.predictor import _pixels, load
 from udaseg.data.depth import other_range, scaled
 from udaseg.data.images import decode_colours, decode_image, inspect, read_image
@@ -185,3 +187,8 @@ def test_labelling_reads_with_the_datasets_range_or_with_the_models(thermal: Pat
     assert _depth_range([plain], images) is None
     with pytest.raises(CheckpointError, match=r"to be read by `udaseg prepare --depth-range LOW HIGH`"):
         _depth_range([model, plain], images)
+
+
+def test_an_exported_model_says_how_images_become_bytes(thermal: Path) -> None:
+    card = read_card(str(thermal / "model"))
+    assert json.loads(metadata(card, None))["depth_range"] == list(RANGE)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -93,7 +95,16 @@ def test_of_one_size(
         np.testing.assert_allclose(confidence[0].numpy(), wanted.confidence, atol=1e-5)
 
 
-def test_one_that_differs_is_refused(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda label, sure: (label, sure - 0.002), r"differs from the original by 2\.0e-03 in a probability"),
+        (lambda label, sure: (label, sure * math.nan), r"differs from the original by nan in a probability"),
+        (lambda label, sure: ((label + 1) % 3, sure), r"another class than the original in 1600 of 1600 pixels"),
+    ],
+    ids=["probabilities", "nan", "labels"],
+)
+def test_one_that_differs_is_refused(spoil: Any, said: str, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As it would be where tracing or writing lost something."""
     network, card = load_model(model)
     original = exporting.ImageToLabel(network, card)
@@ -102,12 +113,12 @@ def test_one_that_differs_is_refused(model: str, monkeypatch: pytest.MonkeyPatch
         def __init__(self, file: io.BytesIO) -> None: ...
 
         def module(self) -> Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
-            return lambda image: (original(image)[0], original(image)[1] - 0.002)
+            return lambda image: spoil(*original(image))
 
     monkeypatch.setattr(exporting.torch.export, "export", lambda *args, **kwargs: None)
     monkeypatch.setattr(exporting.torch.export, "save", lambda *args, **kwargs: None)
     monkeypatch.setattr(exporting.torch.export, "load", Spoilt)
-    with pytest.raises(CheckpointError, match=r"differs from the original by 2\.0e-03 in a probability"):
+    with pytest.raises(CheckpointError, match=said):
         export_network(network, card, (40, 40))
 
 

@@ -13,7 +13,9 @@ import torch
 from PIL import Image
 from tiny import CLASSES, draw, make_checkpoint, make_dataset, tiny_recipe
 
+import udaseg
 from pipelines.pseudo_label import Arguments as LabelArguments
+from udaseg.checkpoints import exporting
 from udaseg.checkpoints.directory import ModelCard, load_model, save_model
 from udaseg.components.prototypes import PrototypeClassifier
 from udaseg.config import ASKED_FOR, Model, PseudoLabel
@@ -26,14 +28,22 @@ from udaseg.data.listing import list_images
 from udaseg.data.manifest import write_dataset
 from udaseg.data.plan import Plan, StreamPlan
 from udaseg.data.taxonomies import CITYSCAPES_CLASSES
-from udaseg.errors import DatasetError
+from udaseg.errors import DatasetError, UnreachableError
 from udaseg.job_config import Inference
 from udaseg.jobs.ledger import Ledger, open_ledger
-from udaseg.jobs.pseudo_label import phases
+from udaseg.jobs.pseudo_label import actors, phases
 from udaseg.jobs.pseudo_label.actors import PredictActor, PrototypeActor
 from udaseg.jobs.pseudo_label.job import pseudo_label
-from udaseg.jobs.pseudo_label.tasks import Work, apply_thresholds, label_chunk, tally_chunk
+from udaseg.jobs.pseudo_label.tasks import (
+    EXAMPLES,
+    PredictionTotals,
+    Work,
+    apply_thresholds,
+    label_chunk,
+    tally_chunk,
+)
 from udaseg.losses.contrastive import downscale_label
+from udaseg.models.build import build_segmenter
 from udaseg.models.inference import predict
 from udaseg.training.step import build_state
 from udaseg.types import IGNORE
@@ -139,7 +149,19 @@ def test_a_job_labels_by_prototypes(tmp_path: Path, ray_session: None) -> None:
     assert "004.png" in failed["reason"]
 
 
-@pytest.mark.parametrize("rule", ["soft", "any_class"])
+def test_an_actor_that_was_lost_reads_apart_only_until_a_block_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a node that was lost no image is to blame, and a process for each image is slow."""
+    monkeypatch.setattr(actors, "_was_restarted", lambda: True)
+    job = work(tmp_path, make_checkpoint(tmp_path / "0", 0), rules=PseudoLabel(rule="soft"))
+    actor = PredictActor(job, 1)
+    assert isinstance(actor.read_image, actors._IsolatedReader)
+    actor(BLOCK)
+    assert actor.read_image is actors.read_image
+
+
+@pytest.mark.parametrize("rule", ["soft", "any_class", "top1", "fixed"])
 def test_what_networks_disagree_on_is_dropped_by_every_rule(rule: Any, tmp_path: Path) -> None:
     checkpoints = [make_checkpoint(tmp_path / str(seed), seed) for seed in (0, 1)]
     job = work(tmp_path, *checkpoints, rules=PseudoLabel(rule=rule, image_share=1.0), truth=CLASSES)
@@ -161,6 +183,82 @@ def test_what_networks_disagree_on_is_dropped_by_every_rule(rule: Any, tmp_path:
         assert 0 < agree.mean() < 1, "or nothing is tested"
         assert np.array_equal(png(tmp_path, "labels", n) != 255, agree)
         assert np.array_equal(png(tmp_path, "labels", n)[agree], first.numpy()[agree])
+
+
+@pytest.mark.parametrize("measure", ["confidence", "entropy"])
+def test_reliability_is_that_of_all_known_pixels(measure: Any, tmp_path: Path) -> None:
+    """Of probabilities, whatever decides what is kept, and of what is dropped too."""
+    checkpoint = make_checkpoint(tmp_path / "model", 0)
+    job = work(tmp_path, checkpoint, rules=PseudoLabel(rule="fixed", measure=measure), truth=CLASSES)
+    PredictActor(job, 1)(BLOCK)
+    middle = np.median(decode_confidence(png(tmp_path, job.plane, 0)))
+    apply_thresholds(job, np.full(3, middle, np.float32))(BLOCK)
+    found = job.ledger.entry("label", 0)["reliability"].reshape(20, 3)
+    expected = np.zeros((20, 3))
+    for n in range(4):
+        sure = decode_confidence(png(tmp_path, "confidence", n))
+        right = png(tmp_path, "predictions", n) == draw("source", n)[1]
+        for confidence, correct in zip(sure.ravel(), right.ravel(), strict=True):
+            expected[min(19, int(confidence * 20))] += 1, correct, confidence
+        assert 0 < (png(tmp_path, "labels", n) == 255).mean() < 1, "or nothing is tested"
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_label_maps_have_the_palette_of_the_classes(tmp_path: Path) -> None:
+    job = work(tmp_path, make_checkpoint(tmp_path / "model", 0), rules=PseudoLabel(rule="soft"))
+    PredictActor(job, 1)(BLOCK)
+    apply_thresholds(job, np.zeros(3, np.float32))(BLOCK)
+    for kind in ("labels", "predictions"):
+        with Image.open(tmp_path / "out" / kind / "000.png") as image:
+            assert image.mode == "P"
+            assert image.getpalette()[:9] == [value for colour in CLASSES.palette for value in colour]  # type: ignore[index]
+
+
+def test_the_least_and_the_most_certain_images_are_found_over_chunks() -> None:
+    certain = [(0.1 * n, f"{n:02d}", n // 10) for n in np.random.default_rng(0).permutation(30).tolist()]
+    total = PredictionTotals()
+    for chunk in (certain[:12], certain[12:]):
+        total.add(PredictionTotals(0, [], set(), chunk, chunk))
+    in_order = sorted(certain)
+    assert total.least == in_order[: len(total.least)] and total.most == in_order[::-1][: len(total.most)]
+    assert len(total.least) == len(total.most) == EXAMPLES < 30
+
+
+def test_each_domain_has_its_own_stem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The target's, unless told, wherever images are predicted; the source's where prototypes are made of it."""
+    model = Model(backbone="resnet10t", head_channels=8, per_domain="stem")
+    torch.manual_seed(0)
+    network = build_segmenter(3, backbone="resnet10t", head_channels=8, per_domain="stem").eval()
+    torch.nn.init.normal_(network.net.head.classify.weight, std=2.0)  # type: ignore[union-attr, arg-type]
+    for name, parameter in network.named_parameters():
+        if "target" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    card = ModelCard(model=model, classes=CLASSES, short_side=40, recipe="none", stage="none", step=0)
+    save_model(tmp_path / "model", network, card)
+    uri = str(tmp_path / "model")
+    of = {d: predict(network, pixels(0), short_side=40, domain=d)[0] for d in ("source", "target")}  # type: ignore[arg-type]
+    assert (of["source"].argmax(0) != of["target"].argmax(0)).float().mean() > 0.05, "or nothing is tested"
+    label = udaseg.load(uri).predict(draw("source", 0)[0]).label
+    assert np.array_equal(label, of["target"].argmax(0).numpy())
+    exported = exporting.ImageToLabel(network, card)(torch.tensor(draw("source", 0)[0])[None])[0][0]
+    assert torch.equal(exported.long(), of["target"].argmax(0))
+
+    job = work(tmp_path, uri, truth=CLASSES, rules=PseudoLabel(rule="soft"))
+    PredictActor(job, 1)(BLOCK)
+    assert np.array_equal(png(tmp_path, "predictions", 0), of["target"].argmax(0).numpy())
+    PrototypeActor(job, 1)(BLOCK)
+    entry = job.ledger.entry("prototypes", 0)
+    expected = loop_prototypes(uri)[0]
+    got = entry["sum"].reshape(3, -1) / entry["count"][:, None]
+    np.testing.assert_allclose(got, expected.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_prototypes_wait_for_a_source_that_is_away(tmp_path: Path) -> None:
+    job = work(tmp_path, make_checkpoint(tmp_path / "model", 0), truth=CLASSES)
+    (tmp_path / "data" / "images").rename(tmp_path / "away")
+    with pytest.raises(UnreachableError, match=r"prototypes are made of it: run the same again"):
+        PrototypeActor(job, 1)(BLOCK)
+    assert job.ledger.committed("prototypes") == set()
 
 
 def test_probabilities_of_all_classes_are_stored_and_streamed(tmp_path: Path) -> None:

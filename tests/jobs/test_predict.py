@@ -344,12 +344,15 @@ def test_what_is_no_video_or_breaks_off_is_told(
     assert first == "error: 4 of 4 images were not predicted"
     for name, line in zip(names, others, strict=True):
         assert line.startswith(f"  {tmp_path}/{name}: not a video in a known format")
-    film(tmp_path / "damaged.mkv")
-    content = (tmp_path / "damaged.mkv").read_bytes()
-    (tmp_path / "damaged.mkv").write_bytes(content[: len(content) * 2 // 3])
-    main([model, f"{tmp_path}/damaged.mkv", "--out", f"{tmp_path}/out", "--overlay"])
-    kept = len(list((tmp_path / "out/labels/damaged").iterdir()))
-    assert 0 < kept < 6 and len(frames(tmp_path / "out/overlays/damaged.mp4")[1]) == kept
+    for name in ("damaged.mkv", "damaged.avi"):
+        film(tmp_path / name)
+        content = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(content[: len(content) * 2 // 3])
+        assert main([model, f"{tmp_path}/{name}", "--out", f"{tmp_path}/{name}.out", "--overlay"]) == 2
+        kept = len(list((tmp_path / f"{name}.out/labels/damaged").iterdir()))
+        assert 0 < kept < 6 and len(frames(tmp_path / f"{name}.out/overlays/damaged.mp4")[1]) == kept
+        said = capsys.readouterr().err
+        assert said == f"error: {tmp_path}/{name}: was cut off, it ends after frame {kept - 1}\n"
     monkeypatch.setitem(sys.modules, "av", None)
     assert main([model, f"{tmp_path}/cut.mp4", "--out", f"{tmp_path}/out2"]) == 2
     assert capsys.readouterr().err == f"error: {tmp_path}/cut.mp4 needs av: pip install 'udaseg[video]'\n"

@@ -49,16 +49,28 @@ class Video:
     def __iter__(self) -> Iterator[np.ndarray]:
         import av
 
-        number = 0
+        number, until = 0, 0.0
         try:
             for frame in self._container.decode(self._stream):
                 pixels = frame.to_ndarray(format="rgb24")
                 yield np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))  # a telephone held upright
                 number += 1
+                until = max(until, frame.time or 0.0)
         except (av.FFmpegError, OSError) as error:
             self.broken = DatasetError(f"{self._uri}: frame {number} cannot be decoded: {error.strerror or error}")
         if not number:
             self.broken = self.broken or DatasetError(f"{self._uri}: a video without a frame")
+        elif self._lacks(number, until):
+            self.broken = self.broken or DatasetError(f"{self._uri}: was cut off, it ends after frame {number - 1}")
+
+    def _lacks(self, number: int, until: float) -> bool:
+        """Whether frames are missing that the file's head promises: more than its rounding or an edit explains."""
+        start = (self._stream.start_time or 0) * float(self._stream.time_base or 0)
+        alone = len(self._container.streams) == 1  # sound may be longer than the pictures
+        seconds = (self._container.duration or 0) / 1e6 if alone else 0.0
+        told = max(self.count or 0, round(seconds * float(self.rate)))
+        shown = max(number, round((until - start) * float(self.rate)) + 1)  # not all are evenly spaced
+        return told - shown >= 2 and shown < 0.95 * told
 
 
 @contextlib.contextmanager
