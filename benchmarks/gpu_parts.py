@@ -103,7 +103,7 @@ def _stage(name: str, s: Settings, values: dict[str, Any] | None = None) -> Stag
         if getattr(method, field, 1) != 1:
             method = replace(method, **{field: value})
     streams = {name: replace(stream, crop=None) for name, stream in stage.data.streams().items()}
-    data = replace(stage.data, batch_size=2, crop=(64, 64), group_size=getattr(method, "group_size", 1), **streams)
+    data = replace(stage.data, batch_size=2, crop=(64, 64), group_size=method.group_size, **streams)
     return replace(stage, model=model, method=method, data=data)
 
 

@@ -11,6 +11,7 @@ from udaseg.ranges import (
     Count,
     CountOrZero,
     Jitter,
+    Momentum,
     NonNegative,
     Pixels,
     Positive,
@@ -31,7 +32,7 @@ class Optim:
     """Base learning rate, of the backbone."""
     head_lr_factor: NonNegative = 10.0
     """Head learning rate / base learning rate."""
-    momentum: Annotated[float, Range(0, 1, "[)")] = 0.9
+    momentum: Momentum = 0.9
     """Of SGD."""
     weight_decay: NonNegative = 5e-4
     decay_vectors: bool = True
@@ -83,7 +84,7 @@ class Model:
     """"imagenet": less mean, over standard deviation, as the backbone's weights have it. "caffe": BGR of 0
     to 255 less Caffe's mean. "unit": 0 to 1 as it is."""
     align_corners: bool = False
-    """Whether logits are upsampled with the corners of image and map aligned, as that line does."""
+    """Whether logits are upsampled with the corners of image and map aligned, as ADVENT's line does."""
     head: HeadName = "multilevel"
     head_branches: tuple[Count, ...] = (6, 12, 18, 24)
     """Dilations of the heads but "multilevel"."""
@@ -266,7 +267,7 @@ class Stage:
 
     name: str
     method: Any
-    """A method's Config."""
+    """A method's Config, which is a `udaseg.methods.base.MethodConfig`."""
     steps: Count
     model: Model = field(default_factory=Model)
     data: Data = field(default_factory=Data)
@@ -278,19 +279,14 @@ class Stage:
     translated_by: str | None = None
     """An earlier stage that learns to translate: before this one, its generator gives the source the target's look."""
 
-    @property
-    def background(self) -> int | None:
-        """The class that pixels of new ones had, where the method lets the head of `init_from` grow; None elsewhere."""
-        return getattr(self.method, "background", None)
-
     def check(self) -> None:
         """Raise ConfigError, naming the field, where settings contradict one another."""
         if not self.name.replace("-", "").replace("_", "").isalnum() or len(self.name) > 60:
             raise ConfigError(f"name is {self.name!r}; it must be of letters, digits, - and _, 60 at most")
         with naming("data"):
             self.data.check()
-        own_group = getattr(self.method, "group_size", self.data.group_size)
-        if self.data.group_size != own_group:
+        own_group = self.method.group_size
+        if own_group not in (1, self.data.group_size):
             raise ConfigError(
                 f"data.group_size is {self.data.group_size}, but method.group_size {own_group}: "
                 "the method couples samples, so both must be equal"
@@ -331,6 +327,10 @@ class Recipe:
     """Autocast networks to bfloat16: on a GPU with tensor cores twice the speed of TF32 and half the activations'
     memory. Off but where the paper's authors have it so, as it moves results; losses stay in single precision."""
 
+    def domains(self) -> set[Domain]:
+        """The domains that its stages draw from."""
+        return {domain for stage in self.stages for domain in stage.data.domains()}
+
     def check(self) -> None:
         """Raise ConfigError, naming the field, where a number is out of range or the recipe contradicts itself."""
         if not self.stages:
@@ -342,7 +342,7 @@ class Recipe:
                 stage.check()
                 if stage.name in names[:i]:
                     raise ConfigError(f"name is {stage.name!r}, as that of an earlier stage; names must be unique")
-                able = [other.name for other in self.stages[:i] if getattr(other.method, "translates", False)]
+                able = [other.name for other in self.stages[:i] if other.method.translates]
                 if stage.translated_by is not None and stage.translated_by not in able:
                     raise ConfigError(
                         f"translated_by is {stage.translated_by!r}; it must name an earlier stage that learns to "

@@ -33,6 +33,8 @@ class Range:
 
 
 Share = Annotated[float, Range(0, 1)]
+Momentum = Annotated[float, Range(0, 1, "[)")]
+"""The share of what was before in a running mean; with 1 nothing would move."""
 Positive = Annotated[float, Range(0, ends="(]")]
 NonNegative = Annotated[float, Range(0)]
 Jitter = Annotated[float, Range(0, 0.5)]

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from os import PathLike
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:  # tasks that need no network start five seconds sooner without torch
-    import torch
     from torch import Tensor
 
 IGNORE = 255
@@ -83,18 +82,6 @@ class Batch:
             wanted = f'data.{self.stream}.labels "candidates"'
             raise ValueError(f"stream {self.stream!r} does not say what classes its pixels may be of: give {wanted}")
         return self.candidate
-
-    def to(self, device: torch.device) -> Batch:
-        """The same batch with all but its index on `device`."""
-        return replace(
-            self,
-            image=self.image.to(device),
-            label=None if self.label is None else self.label.to(device),
-            weight=None if self.weight is None else self.weight.to(device),
-            distribution=None if self.distribution is None else self.distribution.to(device),
-            prior=None if self.prior is None else self.prior.to(device),
-            candidate=None if self.candidate is None else self.candidate.to(device),
-        )
 
 
 @dataclass(frozen=True, slots=True)

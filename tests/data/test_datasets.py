@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import struct
 import zlib
 from collections.abc import Callable
@@ -281,6 +282,11 @@ def test_layout(tmp_path: Path, name: str) -> None:
         if label is not None:  # ids occur about equally often: numbers do not tell them apart
             read = classes.lookup()[read_raw_label(str(pair.label_uri), classes)]
             assert np.array_equal(read, mini.train_ids(label))
+
+
+def test_every_layout_is_in_the_help_of_prepare() -> None:
+    named = re.split(r"\W+", (prepare.__doc__ or "").partition("layout: ")[2].partition("root: ")[0])
+    assert set(LAYOUTS) - set(named) == set()
 
 
 def test_idd_part_2_has_jpeg(tmp_path: Path) -> None:

@@ -7,15 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from tiny import CLASSES, make_dataset
 
 from udaseg.config import Data, Stage, Stream
 from udaseg.data.classes import Classes
 from udaseg.data.confidence import decode_distribution, encode_distribution
 from udaseg.data.index import open_index
-from udaseg.data.plan import Plan, StreamPlan
+from udaseg.data.plan import Plan, StreamPlan, _crop_planes, draw_row
 from udaseg.jobs.train import make_plan
 from udaseg.methods.supervised import Supervised
+from udaseg.rng import keyed
 from udaseg.types import IGNORE, Resample
 
 
@@ -45,6 +47,26 @@ def test_crops_are_redrawn_until_no_class_fills_them(plan: Plan) -> None:
             assert np.array_equal(plan.load(i)["source_image"], varied.load(i)["source_image"])
 
 
+def test_a_crop_shows_enough_of_the_class_that_it_was_drawn_for(plan: Plan) -> None:
+    """The first of ten that does, or the tenth."""
+    rare = replace(plan.streams["source"], sampling="rare_class", rare_temperature=1.0, rare_min_pixels=1)
+    wanted, tries, last = 40, [], 0
+    varied = replace(plan, streams={"source": replace(rare, rare_min_crop_pixels=wanted)})
+    index = open_index(rare.directory)
+    for i in range(40):
+        row, drawn = draw_row(rare, i, plan.seed, "source")
+        label, rng = Image.fromarray(index.train_ids(row)), keyed(plan.seed, i, "source.crop")
+        tried, enough = 0, False
+        while not enough and tried < 10:
+            _, cropped = plan._draw_crop(label.size, label, rare, rng)
+            assert cropped is not None
+            tried, enough = tried + 1, (cropped == drawn).sum() >= wanted
+        tries.append(tried)
+        last += not enough
+        assert np.array_equal(varied.load(i)["source_label"], cropped)
+    assert len(set(tries)) > 3 and last, "or nothing is tested"
+
+
 def test_crops_of_an_image_at_its_own_size_are_its_pixels(plan: Plan) -> None:
     own = replace(plan, scale=(1.0, 1.0))
     index = open_index(plan.streams["source"].directory)
@@ -61,18 +83,18 @@ def test_crops_of_an_image_at_its_own_size_are_its_pixels(plan: Plan) -> None:
     assert len(places) > 5
 
 
-def test_a_distribution_is_cropped_with_its_image(plan: Plan) -> None:
+def test_a_distribution_is_cropped_with_its_image() -> None:
     """One that is linear in the place stays so: 70 x 50 pixels in cells of 7.78 x 7.14, of which a crop is taken."""
     rows, columns = (np.arange(n) + 0.5 for n in (7, 9))
-    stored = np.stack([0.3 + 0.02 * columns + 0 * rows[:, None], 0.7 - 0.03 * rows[:, None] + 0 * columns])
-    wide = replace(plan, crop=(24, 32))
+    made = np.stack([0.3 + 0.02 * columns + 0 * rows[:, None], 0.7 - 0.03 * rows[:, None] + 0 * columns])
+    stored, size = decode_distribution(encode_distribution(made)), (24, 32)
     left, top = 14.0, 13.0
-    code = wide._crop_distribution(encode_distribution(stored), (70, 50), (left, top, left + 40, top + 30), wide.crop)
+    code = _crop_planes(stored, (70, 50), (left, top, left + 40, top + 30), size)
     assert code.shape == (2, 3, 4)
     x, y = left + 40 * (np.arange(4) + 0.5) / 4, top + 30 * (np.arange(3) + 0.5) / 3
     expected = np.stack([0.3 + 0.02 * x * 9 / 70 + 0 * y[:, None], 0.7 - 0.03 * y[:, None] * 7 / 50 + 0 * x])
     np.testing.assert_allclose(decode_distribution(code), expected, atol=2e-3)  # a step between cells is 0.02
-    whole = wide._crop_distribution(encode_distribution(stored), (70, 50), (0.0, 0.0, 70.0, 50.0 + 1e-9), wide.crop)
+    whole = _crop_planes(stored, (70, 50), (0.0, 0.0, 70.0, 50.0 + 1e-9), size)
     assert whole.shape == (2, 3, 4)
 
 

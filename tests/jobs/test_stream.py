@@ -195,8 +195,9 @@ def test_a_rare_class_that_the_dataset_lacks_is_named_before_anything_runs(plan:
 
 
 def test_rare_class_sampling_says_when_no_image_has_enough_pixels(plan: Plan) -> None:
-    with pytest.raises(DatasetError, match="rare_min_pixels"):
-        open_index(plan.streams["source"].directory).rare_classes("train", 0.01, 10**9)
+    rare = replace(plan.streams["source"], sampling="rare_class", rare_min_pixels=10**9)
+    with pytest.raises(DatasetError, match=r"has 1000000000 pixels of any class; lower data\.rare\.rare_min_pixels"):
+        draw_row(rare, 0, 0, "rare")
 
 
 def test_crops_have_fixed_size_and_show_image_and_label_of_the_same_place(plan: Plan) -> None:

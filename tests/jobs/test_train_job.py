@@ -384,7 +384,7 @@ def test_every_small_recipe_runs_on_two_workers(name: str, tmp_path: Path, ray_s
         for s in ("source", "target")
     }
     if (first := recipe.stages[0].init_from) is not None:  # source-free: a source model of its own
-        fewer = hasattr(recipe.stages[0].method, "old_classes")  # its own lacks the new classes
+        fewer = recipe.stages[0].method.old_classes is not None  # its own lacks the new classes
         source = make_dataset(tmp_path / "earlier", "source", classes=FIRST if fewer else CLASSES)
         earlier = train(tiny_recipe("source_only_small"), source=source, target=None, out=str(tmp_path / first[:-6]))
         recipe = override(recipe, {"stages.0.init_from": earlier})

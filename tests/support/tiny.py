@@ -108,7 +108,11 @@ def tiny_recipe(name: str, *, steps: int = 4, **values: object) -> Recipe:
     )
     for i, stage in enumerate(recipe.stages):
         own = {"long_tail": (2,), "things": (2,), "group_size": 2, "old_classes": 2}
-        fits = {f"stages.{i}.method.{name}": v for name, v in own.items() if getattr(stage.method, name, 1) != 1}
+        fits = {
+            f"stages.{i}.method.{name}": v
+            for name, v in own.items()
+            if getattr(stage.method, name, None) not in (None, 1)
+        }
         if f"stages.{i}.method.group_size" in fits:
             fits[f"stages.{i}.data.group_size"] = 2
         recipe = override(recipe, fits)

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from udaseg.components.drawn import on_device
 from udaseg.rng import keyed, uniforms
 from udaseg.types import IGNORE, Batch
 
@@ -25,7 +26,7 @@ BLUR_KERNEL = (7, 7)
 
 def _draws(index: Tensor, seed: int, purpose: str, count: int) -> Tensor:
     """(count, B) floats in [0, 1), on the host."""
-    return torch.from_numpy(uniforms(seed, index.cpu().numpy(), purpose, count).T.copy()).float()
+    return torch.from_numpy(uniforms(seed, index.numpy(), purpose, count).T.copy()).float()
 
 
 def _below(drawn: Tensor, probability: float) -> Tensor:
@@ -144,7 +145,7 @@ def random_resized_crop(
         for axis, (side, part) in enumerate(zip(whole, (min(height, rows), min(width, columns)), strict=True)):
             share, place = part / side, rng.uniform(0, side - part) / side
             matrix[1 - axis, 1 - axis], matrix[1 - axis, 2] = share, 2 * place + share - 1
-    theta = torch.from_numpy(matrices).to(image.device, non_blocking=True)
+    theta = on_device(matrices, image.device)
     grid = F.affine_grid(theta.to(image.dtype), [len(image), 1, *size], align_corners=False)
     view = F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)
     ids = F.grid_sample(
@@ -251,7 +252,7 @@ def strong(
         brightness, contrast, saturation = 1 + jitter * (2 * u[2:5, chosen] - 1)
         turn = (jitter if hue is None else hue) * (2 * u[5, chosen] - 1)
         if form == "hsv":
-            numbers = index.cpu()[chosen].tolist()
+            numbers = index[chosen].tolist()
             orders = [keyed(seed, i, f"strong.{purpose}", "order").permutation(4).tolist() for i in numbers]
             x = jitter_hsv(out[there], brightness, contrast, saturation, turn, orders)
         else:

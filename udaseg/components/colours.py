@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from udaseg.components.drawn import on_device
 from udaseg.rng import uniforms
 
 
@@ -28,7 +29,7 @@ def recoloured(image: Tensor, like: Tensor, index: Tensor, *, seed: int, probabi
         (B, 3, H, W) in [0, 1].
     """
     drawn = uniforms(seed, index.numpy(), "recoloured", 1)[:, 0]
-    chosen = torch.from_numpy(drawn < probability).to(image.device, non_blocking=True)
+    chosen = on_device(drawn < probability, image.device)
     with _ConstantsUnawaited():
         lab, other = kornia.color.rgb_to_lab(image), kornia.color.rgb_to_lab(like)
         (mean, deviation), (new_mean, new_deviation) = _moments(lab), _moments(other)

@@ -20,7 +20,7 @@ from udaseg.distributed import mean_over_ranks
 from udaseg.losses.segmentation import Reduction
 from udaseg.models.segmenter import Segmenter
 from udaseg.models.teacher import EMATeacher
-from udaseg.ranges import Count, CountOrZero, Jitter, Share
+from udaseg.ranges import Count, CountOrZero, Jitter, Momentum, Share
 from udaseg.types import Batch, Loss
 
 
@@ -151,7 +151,7 @@ class SelfTraining:
     """Most certain share of each class's pixels that is reliable ("class")."""
     class_cap: Share = 0.9
     """Confidence from which a pixel is reliable whatever the share ("class")."""
-    teacher_momentum: Share = 0.999
+    teacher_momentum: Momentum = 0.999
     ignore_top: CountOrZero = 15
     """Rows of the target's pseudo-label that weigh 0."""
     ignore_bottom: CountOrZero = 120

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from udaseg.components.augment import JitterForm, strong
+from udaseg.components.drawn import on_device
 from udaseg.losses.segmentation import Reduction, output_cross_entropy
 from udaseg.models.segmenter import Segmenter
 from udaseg.ranges import Jitter, NonNegative, Pixels, Share
@@ -36,8 +37,8 @@ def patch_mask(image: Tensor, index: Tensor, *, block: int, ratio: float, seed: 
     """
     height, width = image.shape[-2:]
     rows, columns = (max(1, round(side / block)) for side in (height, width))
-    drawn = uniforms(seed, index.cpu().numpy(), "patch_mask", rows * columns).reshape(-1, rows, columns)
-    shown = torch.from_numpy(drawn >= ratio).to(image.device, non_blocking=True)
+    drawn = uniforms(seed, index.numpy(), "patch_mask", rows * columns).reshape(-1, rows, columns)
+    shown = on_device(drawn >= ratio, image.device)
     row = torch.arange(height, device=image.device) * rows // height
     column = torch.arange(width, device=image.device) * columns // width
     return shown[:, row[:, None], column]
@@ -86,7 +87,7 @@ class MIC:
             return
         image = target.image
         if self.images == "both":
-            swapped = (target.index.cpu() % 2 == 0)[:, None, None].to(image.device, non_blocking=True)
+            swapped = (target.index % 2 == 0)[:, None, None].to(image.device, non_blocking=True)
             image = torch.where(swapped[:, None], source.image, image)
             label = torch.where(swapped, source.labels, label)
             weight = weight.masked_fill(swapped, 1)

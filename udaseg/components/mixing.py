@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from udaseg.components.drawn import on_device
 from udaseg.rng import keyed
 from udaseg.types import IGNORE
 
@@ -129,7 +130,7 @@ def _draw(
         for count in range(1, num_classes + 2):
             generator.bit_generator.state = begin
             drawn[sample, count, generator.permutation(count)[: number(count)]] = True
-    return present & _of_place(torch.from_numpy(drawn).to(present.device, non_blocking=True), present)
+    return present & _of_place(on_device(drawn, present.device), present)
 
 
 def present_classes(label: Tensor) -> Tensor:
@@ -175,7 +176,7 @@ def rare_mask(label: Tensor, index: Tensor, *, classes: Sequence[int], seed: int
     for sample, number in enumerate(index.tolist()):
         for count in range(1, len(classes) + 1):
             drawn[sample, count, keyed(seed, number, "rare_mask").integers(count)] = True
-    chosen = present & _of_place(torch.from_numpy(drawn).to(label.device, non_blocking=True), present)
+    chosen = present & _of_place(on_device(drawn, label.device), present)
     one = torch.where(chosen, ids, -1).amax(1)  # -1 where none is present
     return label == one[:, None, None]
 
@@ -203,7 +204,7 @@ def region_mask(image: Tensor, index: Tensor, *, stride: int, seed: int) -> Tens
         height, width = (max(1, int(cells * side)) for cells in size)
         top, left = rng.integers(rows - height + 1), rng.integers(columns - width + 1)
         sample[top : top + height, left : left + width] = True
-    return torch.from_numpy(mask).to(image.device, non_blocking=True)
+    return on_device(mask, image.device)
 
 
 def border(mask: Tensor) -> Tensor:
@@ -243,7 +244,7 @@ def reliable_mask(
     count = slots.scatter_add(1, flat, torch.ones_like(flat, dtype=torch.float64))[:, :num_classes]
     noise = np.stack([keyed(seed, number, "reliable_mask").gumbel(size=num_classes) for number in index.tolist()])
     reliable = (total / count).clamp_min(torch.finfo(torch.float64).tiny)  # present, however unreliable
-    score = reliable.log() + torch.from_numpy(noise).to(label.device, non_blocking=True)
+    score = reliable.log() + on_device(noise, label.device)
     present = count > 0
     place = score.masked_fill(~present, -math.inf).argsort(1, descending=True).argsort(1)
     chosen = present & (place < (share * present.sum(1, keepdim=True)).ceil())

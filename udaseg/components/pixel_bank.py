@@ -30,7 +30,7 @@ def draw_cells(
         the class; where a class has fewer, other places fill up its row.
     """
     cells = label.flatten(1)
-    order = on_device(uniforms(seed, index.cpu().numpy(), purpose, cells.shape[1]), label.device)
+    order = on_device(uniforms(seed, index.numpy(), purpose, cells.shape[1]), label.device)
     classes = torch.arange(num_classes, device=label.device)[:, None]
     score = order[:, None].where(cells[:, None] == classes, -1.0)
     best = score.topk(min(count, cells.shape[1]), 2)

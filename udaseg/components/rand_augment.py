@@ -13,6 +13,7 @@ import torchvision.transforms.functional as tv
 from torch import Tensor
 from torchvision.transforms.v2.functional import equalize_image
 
+from udaseg.components.drawn import on_device
 from udaseg.rng import keyed
 
 GREY = 127 / 255
@@ -87,7 +88,7 @@ def rand_augment(image: Tensor, index: Tensor, *, seed: int, purpose: str) -> St
         cuts.append([left / width, top / height, min(width, left + side) / width, min(height, top + side) / height])
         sources.append(matrix[:2])
         views.append(colours.to(pixels.dtype) / 255)
-    source, cut = (torch.from_numpy(np.array(x)).to(image, non_blocking=True) for x in (sources, cuts))
+    source, cut = (on_device(np.array(x), image.device).to(image.dtype) for x in (sources, cuts))
     grid = F.affine_grid(source, list(image.shape), align_corners=False)
     view = F.grid_sample(torch.stack(views) - GREY, grid, mode="bilinear", align_corners=False) + GREY
     return StrongView(view.masked_fill(_cut_out(cut, height, width)[:, None], GREY), source, cut)

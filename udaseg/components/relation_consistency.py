@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from udaseg.components.drawn import on_device
 from udaseg.losses.consistency import relation_consistency
 from udaseg.models.teacher import EMATeacher
 from udaseg.ranges import Count, NonNegative
@@ -34,7 +34,7 @@ class CRDA:
             return
         count = logits[0, 0].numel()
         drawn = [keyed(seed, int(i), "relations").choice(count, min(self.pixels, count), replace=False) for i in index]
-        places = torch.from_numpy(np.stack(drawn)).to(logits.device, non_blocking=True)
+        places = on_device(np.stack(drawn), logits.device)
         places = places[:, None].expand(-1, logits.shape[1], -1)
         student, taught = (x.flatten(2).gather(2, places) for x in (logits, teacher(image).logits))
         yield Loss("relation_consistency", relation_consistency(student, taught), self.weight)

@@ -101,7 +101,7 @@ class Plan:
                 sample[f"{name}_confidence"] = _resized(confidence, box, crop)
             if stream.distribution:
                 code = dataset.distribution(row)
-                sample[f"{name}_distribution"] = self._crop_distribution(code, image.size, box, crop)
+                sample[f"{name}_distribution"] = _crop_planes(decode_distribution(code), image.size, box, crop)
             if stream.prior is not None:
                 planes = open_index(stream.prior).spatial_prior()
                 sample[f"{name}_prior"] = _crop_planes(planes, image.size, box, crop)
@@ -126,12 +126,6 @@ class Plan:
             if stream.candidates:
                 sample[f"{name}_candidates"] = open_index(stream.directory).classes.candidates()
         return sample
-
-    def _crop_distribution(
-        self, code: np.ndarray, size: tuple[int, int], box: Box, crop: tuple[int, int]
-    ) -> np.ndarray:
-        """The (K, h, w) codes of a crop of an image of that width and height, interpolated between probabilities."""
-        return _crop_planes(decode_distribution(code), size, box, crop)
 
     def _draw_crop(
         self, size: tuple[int, int], label: Image.Image | None, stream: StreamPlan, rng: np.random.Generator
@@ -180,7 +174,10 @@ def draw_row(stream: StreamPlan, index: int, seed: int, name: str) -> tuple[int,
     rare = stream.sampling == "rare_class"
     if rare:
         rule = stream.rare_temperature, stream.rare_min_pixels, stream.rare_classes
-        probability, rows = table.rare_classes(stream.split, *rule)
+        try:
+            probability, rows = table.rare_classes(stream.split, *rule)
+        except DatasetError as error:
+            raise DatasetError(f"{error}; lower data.{name}.rare_min_pixels") from None
     else:
         probability, rows = table.balanced_classes(stream.split)
     rng = keyed(seed, index, f"{name}.{stream.sampling}")

@@ -60,7 +60,7 @@ def score(
     counts = torch.zeros((classes, classes), dtype=torch.int64, device=device)
     for row in rows[rank() :: world_size()].tolist():
         image = torch.tensor(index.image(row)).to(device).permute(2, 0, 1)[None].float() / 255
-        view = strong(image, torch.tensor([row], device=device), **_VIEW)
+        view = strong(image, torch.tensor([row]), **_VIEW)
         seen: dict[str, Any] = {"short_side": short_side, "resample": resample, "window": scoring.window}
         first, second = (predict(network, x, **seen)[0] for x in (image, view))
         size = first[0].numel()

@@ -87,8 +87,7 @@ class Verdict:
 
 def strong_view(image: Tensor, key: int) -> Tensor:
     """The strongly augmented view of an image, (1, 3, H, W) in [0, 1]: jittered and blurred for certain."""
-    index = torch.tensor([key], device=image.device)
-    return strong(image, index, seed=0, purpose="verdict", jitter_probability=1.0, blur_probability=1.0)
+    return strong(image, torch.tensor([key]), seed=0, purpose="verdict", jitter_probability=1.0, blur_probability=1.0)
 
 
 def in_the_look_of(image: np.ndarray, other: np.ndarray) -> np.ndarray:

@@ -170,7 +170,7 @@ def _take_over_warm_start(adapted: Recipe, source_only: Recipe, root: Path) -> N
 
 
 def _train(run: Recipe, source: str, target: str, root: Path) -> None:
-    domains = {name for stage in run.stages for name in stage.data.domains()}
+    domains = run.domains()
     train(
         run,
         source=source if "source" in domains else None,

@@ -20,9 +20,12 @@ from udaseg.data.storage import absolute, exists, join, read_bytes
 from udaseg.errors import ConfigError, DatasetError
 from udaseg.job_config import Cluster
 from udaseg.jobs.resources import ray_address, require_gpu
-from udaseg.jobs.run_directory import read_registered
+from udaseg.jobs.run_directory import SNAPSHOT, read_registered
 from udaseg.models.build import build_segmenter
 from udaseg.models.segmenter import Segmenter
+
+_COLUMN = {"pseudo": "confidence_uri", "soft": "confidence_uri", "distribution": "distribution_uri"}
+"""Of labels that `udaseg pseudo-label` writes, the column of the manifest."""
 
 
 def lacking_resources(cluster: Cluster) -> str:
@@ -58,7 +61,7 @@ def check(recipe: Recipe, directories: dict[str, str | None], cluster: Cluster) 
     cluster.check()
     if cluster.gpu:
         require_gpu("--cluster.gpu")
-    wanted = {name for stage in recipe.stages for name in stage.data.domains()}
+    wanted = recipe.domains()
     for name, directory in directories.items():
         if directory is None and name in wanted:
             raise ConfigError(f"recipe {recipe.name!r} reads a {name}: give --{name} DIR")
@@ -80,14 +83,12 @@ def check(recipe: Recipe, directories: dict[str, str | None], cluster: Cluster) 
                 raise DatasetError(f"{directory}: stage {stage.name!r} needs labels, and {split} images have none")
             if stream.prior:
                 open_index(absolute(str(directories["source"]))).spatial_prior()
-            column = {"pseudo": "confidence_uri", "soft": "confidence_uri", "distribution": "distribution_uri"}
-            made_before = stream.labels in column and stage.pseudo_label is None
-            if made_before and index.lacks("train", column[stream.labels]):
+            made_before = stream.labels in _COLUMN and stage.pseudo_label is None
+            if made_before and index.lacks(split, _COLUMN[stream.labels]):
                 raise DatasetError(
                     f"{directory}: stage {stage.name!r} reads pseudo-labels; "
                     "give a dataset that `udaseg pseudo-label` wrote"
-                    + ", with --rules.distribution"
-                    * (stream.labels == "distribution")
+                    f"{', with --rules.distribution' if stream.labels == 'distribution' else ''}"
                 )
         for workers in range(cluster.fewest, cluster.workers + 1):
             if stage.data.batch_size % (workers * stage.data.group_size):
@@ -106,8 +107,9 @@ def check(recipe: Recipe, directories: dict[str, str | None], cluster: Cluster) 
         for uri in {stage.init_from, by} - {None, *earlier}:
             assert uri is not None
             theirs = check_checkpoint(uri).classes
-            if stage.background is not None and uri == stage.init_from:
-                require_first_classes(classes, theirs, stage.method.old_classes, uri)
+            old = stage.method.old_classes
+            if old is not None and uri == stage.init_from:
+                require_first_classes(classes, theirs, old, uri)
             else:
                 require_same_classes(classes, theirs, uri, of="the dataset")
         try:
@@ -115,7 +117,7 @@ def check(recipe: Recipe, directories: dict[str, str | None], cluster: Cluster) 
             student = build_segmenter(len(classes), **model)
             _check_crop(stage, student)
             if stage.init_from is not None and stage.init_from not in earlier:
-                student.matched(read_header(join(stage.init_from, MODEL_FILE)), background=stage.background)
+                student.matched(read_header(join(stage.init_from, MODEL_FILE)), background=stage.method.background)
             stage.method.build(student, seed=0)
         except ValueError as error:
             raise ConfigError(f"stages.{i}: {error}") from error
@@ -149,7 +151,7 @@ def check_resumable(directories: Sequence[str]) -> None:
     for directory in directories:
         if exists(join(directory, "model", CARD_FILE)):
             check_checkpoint(join(directory, "model"))
-        elif exists(join(directory, "checkpoint_manager_snapshot.json")):
+        elif exists(join(directory, SNAPSHOT)):
             for _, checkpoint in read_registered(directory)[-1:]:
                 read_state(join(checkpoint, STATE_FILE))
 

@@ -53,7 +53,7 @@ def sweep(space: Space, a: Sweep) -> list[Trial]:
         TrainingError: the shared stages cannot be trained, or no trial came to its end.
     """
     out, directory = absolute(a.out), absolute(a.target)
-    wanted = {domain for stage in a.recipe.stages for domain in stage.data.domains()}
+    wanted = a.recipe.domains()
     data = {"source": a.source and absolute(a.source), "target": directory if "target" in wanted else None}
     require_own(out, "sweep")
     _check(space, a, data)
@@ -84,8 +84,7 @@ def _sweep(space: Space, a: Sweep, out: str, data: dict[str, str | None], settin
     shared = shared_stages(a.recipe, space.values)
     if shared:
         first = dataclasses.replace(a.recipe, stages=a.recipe.stages[:shared])
-        reads = {domain for stage in first.stages for domain in stage.data.domains()}
-        source, target = (data[name] if name in reads else None for name in ("source", "target"))
+        source, target = (data[name] if name in first.domains() else None for name in ("source", "target"))
         own = join(out, "shared")
         train(first, source=source, target=target, out=own, resume=True, cluster=a.cluster, track=a.track)
     scoring = Scoring(directory=absolute(a.target), split=a.split, images=a.images, window=a.window)

@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from udaseg.config import Optim
-from udaseg.methods.base import Method
+from udaseg.methods.base import Method, MethodConfig
 from udaseg.models.segmenter import Segmenter
 from udaseg.types import Batch, Loss
 
@@ -22,7 +22,7 @@ class AdaBN(Method):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config:
+    class Config(MethodConfig):
         def build(self, student: Segmenter, *, seed: int) -> AdaBN:
             return AdaBN(student)
 

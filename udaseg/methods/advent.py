@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -14,7 +13,7 @@ from torch.optim import Optimizer
 from udaseg.config import Optim
 from udaseg.losses.adversarial import binary_cross_entropy, self_information
 from udaseg.losses.segmentation import cross_entropy, output_cross_entropy
-from udaseg.methods.base import Method, build_optimizer, fuses
+from udaseg.methods.base import Method, MethodConfig, build_optimizer, discriminator_optimizer
 from udaseg.models.discriminator import Discriminator
 from udaseg.models.heads import ASPPHead
 from udaseg.models.segmenter import Segmenter
@@ -35,7 +34,7 @@ class ADVENT(Method):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config:
+    class Config(MethodConfig):
         variant: Literal["advent", "minent"] = "advent"
         """"advent": an adversary aligns the entropies, AdvEnt; "minent": they are minimised, MinEnt."""
         target_weight: NonNegative = 0.001
@@ -107,6 +106,5 @@ class ADVENT(Method):
     def optimizers(self, optim: Optim) -> list[Optimizer]:
         found: list[Optimizer] = [build_optimizer(self.student, optim, heads=[self.auxiliary])]
         if self.discriminators:
-            rate, parameters = self.config.discriminator_lr, list(self.discriminators.parameters())
-            found.append(torch.optim.Adam(parameters, lr=rate, betas=(0.9, 0.99), fused=fuses(parameters, optim)))
+            found.append(discriminator_optimizer(self.discriminators, self.config.discriminator_lr, optim))
         return found

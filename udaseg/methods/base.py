@@ -7,14 +7,15 @@ A method is one class in one file of `methods/`. All that changes in it is a par
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from udaseg.config import Optim
 from udaseg.models.segmenter import Segmenter
+from udaseg.models.translator import Translator
 from udaseg.types import Batch, Loss
 
 
@@ -65,12 +66,42 @@ class Method(nn.Module):
         return optim
 
 
-class MethodConfig(Protocol):
-    """A frozen dataclass, a method's numbers under the paper's names."""
+class MethodConfig:
+    """What each method's `Config` extends, a frozen dataclass of its numbers under the paper's names.
+
+    What a stage depends on beside them is as here, unless a method has a field or a property of the same name.
+    """
+
+    @property
+    def group_size(self) -> int:
+        """Consecutive samples that the method couples, which `data.group_size` must equal; 1 = none."""
+        return 1
+
+    @property
+    def old_classes(self) -> int | None:
+        """The number of classes that the network of `init_from` has, where its head grows."""
+        return None
+
+    @property
+    def background(self) -> int | None:
+        """The class that pixels of new ones had, where the head of the network of `init_from` grows."""
+        return None
+
+    @property
+    def translates(self) -> bool:
+        """Whether the stage learns a `translator`, by which a later one may translate the source."""
+        return False
+
+    def translator(self, state: Mapping[str, Tensor] | None = None) -> Translator:
+        """The generator of a method that `translates`, with the weights in a state of the method where one is given."""
+        raise NotImplementedError
 
     def build(self, student: Segmenter, *, seed: int) -> Method:
-        """The method around a student. `seed` is the key of the run and stage for all random draws."""
-        ...
+        """The method around a student; `seed` is the key of the run and stage for all random draws.
+
+        Raises ValueError, naming the field, where settings do not fit each other or the student.
+        """
+        raise NotImplementedError
 
 
 def build_optimizer(student: Segmenter, optim: Optim, *, heads: Iterable[nn.Module] = ()) -> Optimizer:
@@ -96,6 +127,19 @@ def build_optimizer(student: Segmenter, optim: Optim, *, heads: Iterable[nn.Modu
             groups, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay, fused=fused
         )
     return torch.optim.AdamW(groups, lr=optim.lr, weight_decay=optim.weight_decay, fused=fused)
+
+
+def discriminator_optimizer(discriminator: nn.Module, lr: float, optim: Optim) -> Optimizer:
+    """Adam with the decay rates 0.9 and 0.99, as ADVENT, CLAN and ProDA train theirs, over a network or several."""
+    parameters = list(discriminator.parameters())
+    return torch.optim.Adam(parameters, lr=lr, betas=(0.9, 0.99), fused=fuses(parameters, optim))
+
+
+def require_classes(field: str, named: Iterable[int], student: Segmenter) -> None:
+    """Raise ValueError, naming the method's field, where it names a class that the student does not have."""
+    classes = tuple(named)
+    if any(not 0 <= c < student.num_classes for c in classes):
+        raise ValueError(f"method.{field} {classes} names classes beyond 0 ... {student.num_classes - 1}")
 
 
 def fuses(parameters: Iterable[nn.Parameter], optim: Optim) -> bool | None:

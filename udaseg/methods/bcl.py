@@ -22,10 +22,10 @@ from udaseg.components.pseudo_label import hybrid_label, prototype_transfer
 from udaseg.distributed import sum_over_ranks
 from udaseg.losses.contrastive import bidirectional_contrast, downscale_label, masked_average_pool
 from udaseg.losses.segmentation import EntropyForm, entropy, output_cross_entropy
-from udaseg.methods.base import Method
+from udaseg.methods.base import Method, MethodConfig
 from udaseg.models.segmenter import Segmenter
 from udaseg.models.teacher import EMATeacher
-from udaseg.ranges import Jitter, NonNegative, Positive, Share
+from udaseg.ranges import Jitter, Momentum, NonNegative, Positive, Share
 from udaseg.types import IGNORE, Batch, Loss
 
 
@@ -73,7 +73,7 @@ class BCL(Method):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config:
+    class Config(MethodConfig):
         variant: Literal["released", "paper"] = "released"
         target_weight: NonNegative = 0.3
         """lambda_t, of the target's cross-entropy and entropy."""
@@ -89,11 +89,11 @@ class BCL(Method):
         """Of both contrasts and of the label transfer."""
         transfer_threshold: Share = 0.8
         """Confidence above which a transferred label is used (paper)."""
-        calibration_momentum: Share = 0.99
+        calibration_momentum: Momentum = 0.99
         """Of the class-wise domain bias (paper; reconstruction)."""
         target_ce: Literal["static", "hybrid"] = "static"
         """Which labels the target's cross-entropy reads (paper; the authors' code has static ones only)."""
-        teacher_momentum: Share = 0.0
+        teacher_momentum: Momentum = 0.0
         """Above 0 an EMA of the student is what is evaluated; at 0 the student itself, as the authors do."""
         mix: bool = False
         """Not in the paper: the student sees the target as DACS shows it, under half of the source image's classes and
@@ -128,7 +128,6 @@ class BCL(Method):
         c, source, target = self.config, batches["source"], batches["target"]
         target, soft = self._mix(source, target) if c.mix else (target, None)
         static = target.labels
-        assert static is not None
         out_s = self.student(source.image, "source", source.index)
         out_t = self.student(target.image, "target", target.index)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -18,7 +17,7 @@ from torch.optim import Optimizer
 from udaseg.config import Optim
 from udaseg.losses.adversarial import binary_cross_entropy
 from udaseg.losses.segmentation import cross_entropy, output_cross_entropy
-from udaseg.methods.base import Method, build_optimizer, fuses
+from udaseg.methods.base import Method, MethodConfig, build_optimizer, discriminator_optimizer
 from udaseg.models.cross_attention import CrossDomainAttention
 from udaseg.models.discriminator import Discriminator
 from udaseg.models.heads import ASPPHead
@@ -40,7 +39,7 @@ class CADA(Method):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config:
+    class Config(MethodConfig):
         context_weight: NonNegative = 1.0
         """Of the source cross-entropy with context."""
         adversarial_weight: NonNegative = 0.001
@@ -103,10 +102,7 @@ class CADA(Method):
         return self.discriminators[kind]  # type: ignore[return-value]
 
     def optimizers(self, optim: Optim) -> list[Optimizer]:
-        parameters = list(self.discriminators.parameters())
         return [
             build_optimizer(self.student, optim, heads=[self.attention, self.context_classifier]),
-            torch.optim.Adam(
-                parameters, lr=self.config.discriminator_lr, betas=(0.9, 0.99), fused=fuses(parameters, optim)
-            ),
+            discriminator_optimizer(self.discriminators, self.config.discriminator_lr, optim),
         ]

@@ -15,10 +15,10 @@ from udaseg.components.mixing import context_mask
 from udaseg.components.uncertainty import entropy_threshold, noisy_entropy
 from udaseg.losses.consistency import SignificanceForm, significant_cross_entropy
 from udaseg.losses.segmentation import Reduction, output_cross_entropy
-from udaseg.methods.base import Method
+from udaseg.methods.base import Method, MethodConfig, require_classes
 from udaseg.models.segmenter import Segmenter
 from udaseg.models.teacher import EMATeacher, FrozenNetwork
-from udaseg.ranges import Count, CountOrZero, Jitter, NonNegative, Share
+from udaseg.ranges import Count, CountOrZero, Jitter, Momentum, NonNegative, Share
 from udaseg.types import Batch, Loss
 
 
@@ -42,8 +42,8 @@ class CAMix(Method):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(SelfTraining):
-        teacher_momentum: Share = 0.99
+    class Config(SelfTraining, MethodConfig):
+        teacher_momentum: Momentum = 0.99
         ignore_top: CountOrZero = 0
         ignore_bottom: CountOrZero = 0
         jitter: Jitter = 0.25
@@ -74,10 +74,8 @@ class CAMix(Method):
 
     def __init__(self, config: Config, student: Segmenter, seed: int) -> None:
         super().__init__()
-        paired = tuple(c for pair in config.companions for c in pair)
-        for field, classes in (("companions", paired), ("things", config.things if config.feature_weight else ())):
-            if any(not 0 <= c < student.num_classes for c in classes):
-                raise ValueError(f"method.{field} {classes} names classes beyond 0 ... {student.num_classes - 1}")
+        require_classes("companions", (c for pair in config.companions for c in pair), student)
+        require_classes("things", config.things if config.feature_weight else (), student)
         self.config, self.seed = config, seed
         self.student = student
         self.teacher = EMATeacher(student, momentum=config.teacher_momentum)

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.optim import Optimizer
@@ -14,7 +13,7 @@ from torch.optim import Optimizer
 from udaseg.config import Optim
 from udaseg.losses.adversarial import binary_cross_entropy, disagreement, weight_discrepancy
 from udaseg.losses.segmentation import focal_cross_entropy
-from udaseg.methods.base import Method, build_optimizer, fuses
+from udaseg.methods.base import Method, MethodConfig, build_optimizer, discriminator_optimizer
 from udaseg.models.discriminator import Discriminator
 from udaseg.models.heads import HeadPair
 from udaseg.models.segmenter import Segmenter
@@ -36,7 +35,7 @@ class CLAN(Method):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config:
+    class Config(MethodConfig):
         adversarial_weight: NonNegative = 0.001
         """lambda_adv."""
         local_weight: NonNegative = 40.0
@@ -105,6 +104,5 @@ class CLAN(Method):
         return binary_cross_entropy(verdict, domain, None if unlike is None else c.epsilon + c.local_weight * unlike)
 
     def optimizers(self, optim: Optim) -> list[Optimizer]:
-        rate, parameters = self.config.discriminator_lr, list(self.discriminator.parameters())
-        adam = torch.optim.Adam(parameters, lr=rate, betas=(0.9, 0.99), fused=fuses(parameters, optim))
+        adam = discriminator_optimizer(self.discriminator, self.config.discriminator_lr, optim)
         return [build_optimizer(self.student, optim), adam]

@@ -17,10 +17,10 @@ from udaseg.components.class_thresholds import ClassThresholds
 from udaseg.components.colours import recoloured
 from udaseg.distributed import mean_over_ranks
 from udaseg.losses.segmentation import logit_adjusted, lovasz_softmax, output_cross_entropy
-from udaseg.methods.base import Method
+from udaseg.methods.base import Method, MethodConfig
 from udaseg.models.segmenter import Segmenter
 from udaseg.models.teacher import EMATeacher
-from udaseg.ranges import Jitter, NonNegative, Share
+from udaseg.ranges import Jitter, Momentum, NonNegative, Share
 from udaseg.types import Batch, Loss
 
 
@@ -36,7 +36,7 @@ class Classwise(Method):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config:
+    class Config(MethodConfig):
         share: Share = 0.5
         """Most certain share of each class's predicted pixels that is reliable."""
         cap: Share = 0.9
@@ -49,7 +49,7 @@ class Classwise(Method):
         """Of the source's Lovasz-softmax, as in SDCA."""
         target_weight: NonNegative = 1.0
         """Of the target's cross-entropy, whose mean is over all pixels."""
-        teacher_momentum: Share = 0.99
+        teacher_momentum: Momentum = 0.99
         jitter: Jitter = 0.25
         """Strength of the strong view's colour jitter."""
         jitter_probability: Share = 0.8

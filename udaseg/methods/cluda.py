@@ -17,7 +17,7 @@ from udaseg.config import Optim
 from udaseg.losses.contrastive import downscale_label
 from udaseg.losses.pixel_pair import multi_resolution_contrast, pixel_contrast
 from udaseg.losses.segmentation import output_cross_entropy
-from udaseg.methods.base import Method, build_optimizer
+from udaseg.methods.base import Method, MethodConfig, build_optimizer, require_classes
 from udaseg.models.heads import ContextAwareHead
 from udaseg.models.segmenter import Segmenter
 from udaseg.models.teacher import EMATeacher, FrozenNetwork
@@ -40,7 +40,7 @@ class CLUDA(Method):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(SelfTraining):
+    class Config(SelfTraining, MethodConfig):
         feature_weight: NonNegative = 0.005
         """Of the feature distance; 0 = off."""
         things: tuple[int, ...] = (6, 7, 11, 12, 13, 14, 15, 16, 17, 18)
@@ -65,8 +65,7 @@ class CLUDA(Method):
 
     def __init__(self, config: Config, student: Segmenter, seed: int) -> None:
         super().__init__()
-        if any(not 0 <= c < student.num_classes for c in config.things):
-            raise ValueError(f"method.things {config.things} names classes beyond 0 ... {student.num_classes - 1}")
+        require_classes("things", config.things, student)
         self.config, self.seed = config, seed
         self.student = student
         self.attention = ContextAwareHead(

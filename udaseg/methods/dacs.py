@@ -12,10 +12,10 @@ from udaseg.components.equal_contrast import PNE
 from udaseg.components.masked_consistency import MIC
 from udaseg.components.relation_consistency import CRDA
 from udaseg.losses.segmentation import Reduction, output_cross_entropy
-from udaseg.methods.base import Method
+from udaseg.methods.base import Method, MethodConfig
 from udaseg.models.segmenter import Segmenter
 from udaseg.models.teacher import EMATeacher
-from udaseg.ranges import Jitter, NonNegative, Share
+from udaseg.ranges import Jitter, Momentum, NonNegative, Share
 from udaseg.types import Batch, Loss
 
 
@@ -30,7 +30,7 @@ class DACS(Method):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config:
+    class Config(MethodConfig):
         threshold: Share = 0.968
         """Confidence from which a teacher's pixel counts toward q."""
         reliability: Reliability = "quality"
@@ -40,7 +40,7 @@ class DACS(Method):
         """Most certain share of each class's pixels that is reliable ("class")."""
         class_cap: Share = 0.9
         """Confidence from which a pixel is reliable whatever the share ("class")."""
-        teacher_momentum: Share = 0.99
+        teacher_momentum: Momentum = 0.99
         mixed_weight: NonNegative = 1.0
         """Weight of the mixed loss."""
         reduction: Reduction = "all"

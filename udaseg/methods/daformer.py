@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from udaseg.components.cross_domain_mix import SelfTraining
 from udaseg.components.feature_distance import thing_distance
 from udaseg.losses.segmentation import output_cross_entropy
-from udaseg.methods.base import Method
+from udaseg.methods.base import Method, MethodConfig, require_classes
 from udaseg.models.segmenter import Segmenter
 from udaseg.models.teacher import EMATeacher, FrozenNetwork
 from udaseg.ranges import NonNegative, Share
@@ -30,7 +30,7 @@ class DAFormer(Method):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(SelfTraining):
+    class Config(SelfTraining, MethodConfig):
         feature_weight: NonNegative = 0.005
         """Of the feature distance; 0 = off."""
         things: tuple[int, ...] = (6, 7, 11, 12, 13, 14, 15, 16, 17, 18)
@@ -43,8 +43,7 @@ class DAFormer(Method):
 
     def __init__(self, config: Config, student: Segmenter, seed: int) -> None:
         super().__init__()
-        if any(not 0 <= c < student.num_classes for c in config.things):
-            raise ValueError(f"method.things {config.things} names classes beyond 0 ... {student.num_classes - 1}")
+        require_classes("things", config.things, student)
         self.config, self.seed = config, seed
         self.student = student
         self.teacher = EMATeacher(student, momentum=config.teacher_momentum)

@@ -19,7 +19,7 @@ from udaseg.config import Optim
 from udaseg.losses.contrastive import downscale_label
 from udaseg.losses.metric import mode_alignment, multimodal_loss
 from udaseg.losses.segmentation import output_cross_entropy
-from udaseg.methods.base import Method, build_optimizer
+from udaseg.methods.base import Method, MethodConfig, build_optimizer
 from udaseg.models.metric import ProxyMetric
 from udaseg.models.segmenter import Segmenter
 from udaseg.ranges import Channels, Count, NonNegative, Positive
@@ -39,7 +39,7 @@ class DRSL(Method):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config:
+    class Config(MethodConfig):
         target_weight: NonNegative = 1.0
         """Of the target's cross-entropy."""
         modes: Count = 3

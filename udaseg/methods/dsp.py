@@ -17,10 +17,10 @@ from udaseg.components.pseudo_label import confident_share
 from udaseg.config import Optim
 from udaseg.losses.feature import mmd, upsampled_mean
 from udaseg.losses.segmentation import Reduction, output_cross_entropy
-from udaseg.methods.base import Method, build_optimizer
+from udaseg.methods.base import Method, MethodConfig, build_optimizer, require_classes
 from udaseg.models.segmenter import Segmenter
 from udaseg.models.teacher import EMATeacher
-from udaseg.ranges import Channels, Count, NonNegative, Share
+from udaseg.ranges import Channels, Count, Momentum, NonNegative, Share
 from udaseg.types import Batch, Loss
 
 
@@ -42,7 +42,7 @@ class DSP(Method):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config:
+    class Config(MethodConfig):
         blend: Share = 0.9
         """lambda of the paste; the authors' SYNTHIA configuration says 0.8, and so did their first for GTA5."""
         keep_soft_term: bool = True
@@ -51,7 +51,7 @@ class DSP(Method):
         """Train ids of the classes that the rare image gives."""
         threshold: Share = 0.968
         """Confidence from which a teacher's pixel counts toward q."""
-        teacher_momentum: Share = 0.99
+        teacher_momentum: Momentum = 0.99
         mmd_weight: NonNegative = 0.005
         """Of each of the two discrepancies."""
         mmd_mask: Literal["own", "first"] = "own"
@@ -73,10 +73,7 @@ class DSP(Method):
 
     def __init__(self, config: Config, student: Segmenter, seed: int) -> None:
         super().__init__()
-        if any(not 0 <= c < student.num_classes for c in config.long_tail):
-            raise ValueError(
-                f"method.long_tail {config.long_tail} names classes beyond 0 ... {student.num_classes - 1}"
-            )
+        require_classes("long_tail", config.long_tail, student)
         self.config, self.seed = config, seed
         self.student = student
         self.reduce = nn.Conv2d(student.feature_channels[-1], config.mmd_channels, 1, bias=False)

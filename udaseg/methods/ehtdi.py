@@ -15,11 +15,11 @@ from udaseg.components.mixing import border, paste, thing_mask
 from udaseg.config import Optim
 from udaseg.losses.pixel_pair import two_view_contrast
 from udaseg.losses.segmentation import cross_entropy, output_cross_entropy
-from udaseg.methods.base import Method, build_optimizer
+from udaseg.methods.base import Method, MethodConfig, build_optimizer, require_classes
 from udaseg.models.heads import ASPPHead
 from udaseg.models.segmenter import Segmenter
 from udaseg.models.teacher import EMATeacher
-from udaseg.ranges import Count, Jitter, NonNegative, Pixels, Positive, Share
+from udaseg.ranges import Count, Jitter, Momentum, NonNegative, Pixels, Positive, Share
 from udaseg.types import IGNORE, Batch, Loss, SegOutput
 
 
@@ -42,7 +42,7 @@ class EHTDI(Method):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config:
+    class Config(MethodConfig):
         things: tuple[int, ...] = (5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18)
         """Train ids of the classes that are pasted on the target: the authors' are all from the pole on."""
         threshold: Share = 0.95
@@ -74,7 +74,7 @@ class EHTDI(Method):
         """Least and largest share of an image's area in a view."""
         jitter: Jitter = 0.2
         """Strength of the strong views' colour jitter."""
-        teacher_momentum: Share = 0.999
+        teacher_momentum: Momentum = 0.999
         evaluate: Literal["teacher", "student"] = "teacher"
         """The network that is evaluated; "teacher", the average, is the authors'."""
 
@@ -83,8 +83,7 @@ class EHTDI(Method):
 
     def __init__(self, config: Config, student: Segmenter, seed: int) -> None:
         super().__init__()
-        if any(not 0 <= c < student.num_classes for c in config.things):
-            raise ValueError(f"method.things {config.things} names classes beyond 0 ... {student.num_classes - 1}")
+        require_classes("things", config.things, student)
         self.config, self.seed = config, seed
         self.student = student
         levels, classes = student.feature_channels[:-1], student.num_classes

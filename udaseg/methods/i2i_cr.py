@@ -22,12 +22,12 @@ from udaseg.components.pseudo_label import confident_share
 from udaseg.config import Optim
 from udaseg.losses.adversarial import least_squares
 from udaseg.losses.segmentation import cross_entropy, output_cross_entropy
-from udaseg.methods.base import Method, build_optimizer, fuses
+from udaseg.methods.base import Method, MethodConfig, build_optimizer, fuses
 from udaseg.models.discriminator import Discriminator
 from udaseg.models.segmenter import Segmenter
 from udaseg.models.teacher import EMATeacher
 from udaseg.models.translator import Translator
-from udaseg.ranges import Channels, Count, Jitter, NonNegative, Positive, Share
+from udaseg.ranges import Channels, Count, Jitter, Momentum, NonNegative, Positive, Share
 from udaseg.types import Batch, Domain, Loss
 
 _OTHER: dict[Domain, Domain] = {"source": "target", "target": "source"}
@@ -53,7 +53,7 @@ class I2ICR(Method):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config:
+    class Config(MethodConfig):
         phase: Literal["translation", "consistency"] = "translation"
         adversarial_weight: NonNegative = 1.0
         """Of what the generators have to gain from the discriminators (translation)."""
@@ -71,7 +71,7 @@ class I2ICR(Method):
         """Width of the discriminators' first convolution."""
         discriminator_lr: Positive = 2e-4
         """Of the discriminators' Adam, which decays as the stage's."""
-        teacher_momentum: Share = 0.99
+        teacher_momentum: Momentum = 0.99
         threshold: Share = 0.968
         """Confidence from which a teacher's pixel counts toward q (consistency)."""
         mixed_weight: NonNegative = 1.0

@@ -11,10 +11,10 @@ import torch
 
 from udaseg.components.mixing import class_mask, next_of_group, paste
 from udaseg.losses.segmentation import EntropyForm, entropy, negative_learning, output_cross_entropy
-from udaseg.methods.base import Method
+from udaseg.methods.base import Method, MethodConfig
 from udaseg.models.segmenter import Segmenter
 from udaseg.models.teacher import EMATeacher
-from udaseg.ranges import Count, CountOrZero, NonNegative, Share
+from udaseg.ranges import Count, CountOrZero, Momentum, NonNegative, Share
 from udaseg.rng import keyed
 from udaseg.types import IGNORE, Batch, Loss
 
@@ -36,7 +36,7 @@ class LDBE(Method):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config:
+    class Config(MethodConfig):
         phase: Literal["label_denoising", "boundary_enhancement"] = "label_denoising"
         entropy_weight: NonNegative = 1.0
         """The authors' configuration has a `lamb` of 0.5 that their code does not read."""
@@ -47,7 +47,7 @@ class LDBE(Method):
         """k = K // 2 + U{-spread ... spread}, one draw a step: 6 to 12 of 19 classes, 2 to 4 of seven."""
         threshold: Share = 0.97
         """Confidence from which a pixel without pseudo-label counts as sure."""
-        teacher_momentum: Share = 0.99
+        teacher_momentum: Momentum = 0.99
         group_size: Count = 1
         """Consecutive samples that are pasted on one another."""
         evaluate: Literal["teacher", "student"] = "teacher"

@@ -12,7 +12,7 @@ from torch import Tensor
 from udaseg.components.prototypes import ClassGaussians
 from udaseg.losses.contrastive import labelled_cells, prototype_contrast
 from udaseg.losses.segmentation import LovaszClasses, lovasz_softmax, output_cross_entropy
-from udaseg.methods.base import Method
+from udaseg.methods.base import Method, MethodConfig
 from udaseg.models.segmenter import Segmenter
 from udaseg.ranges import CountOrZero, NonNegative, Positive, Share
 from udaseg.types import IGNORE, Batch, Loss, SegOutput
@@ -29,7 +29,7 @@ class ProCA(Method):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config:
+    class Config(MethodConfig):
         temperature: Positive = 50.0
         feature_weight: NonNegative = 1.0
         output_weight: NonNegative = 1.0

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.optim import Optimizer
@@ -24,11 +23,11 @@ from udaseg.losses.segmentation import (
     reverse_cross_entropy,
     uniform_divergence,
 )
-from udaseg.methods.base import Method, build_optimizer, fuses
+from udaseg.methods.base import Method, MethodConfig, build_optimizer, discriminator_optimizer
 from udaseg.models.discriminator import Discriminator
 from udaseg.models.segmenter import Segmenter
 from udaseg.models.teacher import EMATeacher
-from udaseg.ranges import Channels, Count, CountOrZero, NonNegative, Positive, Share
+from udaseg.ranges import Channels, Count, CountOrZero, Momentum, NonNegative, Positive, Share
 from udaseg.types import IGNORE, Batch, Loss, SegOutput
 
 STRIDE = 4
@@ -55,7 +54,7 @@ class ProDA(Method):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config:
+    class Config(MethodConfig):
         phase: Literal["warm_up", "denoise", "distil"] = "denoise"
         adversarial_weight: NonNegative = 0.01
         """Of what the student has to gain from the discriminator (warm_up)."""
@@ -79,7 +78,7 @@ class ProDA(Method):
         """Cells of a class that an image must have to move its prototype."""
         fill_steps: CountOrZero = 0
         """Steps in which the prototypes are the mean of all images so far, and labels the stored ones alone."""
-        teacher_momentum: Share = 0.999
+        teacher_momentum: Momentum = 0.999
         kd: DistillationForm = "released"
         """Form of the distillation, see `udaseg.losses.distillation`; "released" is the authors' code."""
         kd_weight: NonNegative = 1.0
@@ -127,9 +126,9 @@ class ProDA(Method):
             Loss("source_ce", output_cross_entropy(on_source, source.labels)),
             Loss("adversarial", deceived, self.config.adversarial_weight),
         )
-        verdicts = (self.discriminator(out.logits.detach().softmax(1)) for out in (on_source, on_target))
-        told = [least_squares(v, d) for v, d in zip(verdicts, ("source", "target"), strict=True)]  # type: ignore[arg-type]
-        yield (Loss("discriminator", told[0] + told[1]),)
+        of_source = least_squares(self.discriminator(on_source.logits.detach().softmax(1)), "source")
+        of_target = least_squares(self.discriminator(on_target.logits.detach().softmax(1)), "target")
+        yield (Loss("discriminator", of_source + of_target),)
 
     def _denoise(self, target: Batch, step: int) -> Iterator[tuple[Loss, ...]]:
         assert self.teacher is not None
@@ -188,7 +187,5 @@ class ProDA(Method):
     def optimizers(self, optim: Optim) -> list[Optimizer]:
         own = [build_optimizer(self.student, optim)]
         if self.discriminator is not None:
-            rate, parameters = self.config.discriminator_lr, list(self.discriminator.parameters())
-            fused = fuses(parameters, optim)
-            own.append(torch.optim.Adam(parameters, lr=rate, betas=(0.9, 0.99), fused=fused))
+            own.append(discriminator_optimizer(self.discriminator, self.config.discriminator_lr, optim))
         return own

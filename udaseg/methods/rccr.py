@@ -15,17 +15,18 @@ from torch.optim import Optimizer
 
 from udaseg.components.augment import strong
 from udaseg.components.cross_domain_mix import SelfTraining
+from udaseg.components.drawn import on_device
 from udaseg.components.memory_bank import PixelQueue
 from udaseg.components.mixing import paste, region_mask
 from udaseg.config import Optim
 from udaseg.losses.contrastive import downscale_label
 from udaseg.losses.pixel_pair import flatten, region_contrast
 from udaseg.losses.segmentation import output_cross_entropy
-from udaseg.methods.base import Method, build_optimizer
+from udaseg.methods.base import Method, MethodConfig, build_optimizer
 from udaseg.models.heads import ProjectionHead
 from udaseg.models.segmenter import Segmenter
 from udaseg.models.teacher import EMATeacher, follow
-from udaseg.ranges import Channels, Count, CountOrZero, Jitter, NonNegative, Positive, Share
+from udaseg.ranges import Channels, Count, CountOrZero, Jitter, Momentum, NonNegative, Positive, Share
 from udaseg.rng import keyed
 from udaseg.types import Batch, Loss, SegOutput
 
@@ -47,8 +48,8 @@ class RCCR(Method):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(SelfTraining):
-        teacher_momentum: Share = 0.99
+    class Config(SelfTraining, MethodConfig):
+        teacher_momentum: Momentum = 0.99
         ignore_top: CountOrZero = 0
         ignore_bottom: CountOrZero = 0
         jitter: Jitter = 0.25
@@ -162,7 +163,7 @@ class RCCR(Method):
             count = label[0].numel()
             kept = min(self.config.bank_cells, count)
             places = np.stack([keyed(self.seed, i, name, "bank").permutation(count)[:kept] for i in index.tolist()])
-            place = torch.from_numpy(places).to(label.device, non_blocking=True)
+            place = on_device(places, label.device)
             features.append(
                 feature.flatten(2).transpose(1, 2).gather(1, place[..., None].expand(-1, -1, len(feature[0])))
             )

@@ -10,7 +10,7 @@ from torch import Tensor
 from udaseg.components.prototypes import ClassGaussians
 from udaseg.losses.contrastive import distribution_contrast, labelled_cells
 from udaseg.losses.segmentation import LovaszClasses, lovasz_softmax, output_cross_entropy
-from udaseg.methods.base import Method
+from udaseg.methods.base import Method, MethodConfig
 from udaseg.models.segmenter import Segmenter
 from udaseg.ranges import CountOrZero, NonNegative, Positive, Share
 from udaseg.types import IGNORE, Batch, Loss, SegOutput
@@ -29,7 +29,7 @@ class SDCA(Method):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config:
+    class Config(MethodConfig):
         temperature: Positive = 100.0
         feature_weight: NonNegative = 1.0
         output_weight: NonNegative = 1.0

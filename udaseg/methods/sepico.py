@@ -24,7 +24,7 @@ from udaseg.losses.contrastive import (
     prototype_contrast,
 )
 from udaseg.losses.segmentation import output_cross_entropy
-from udaseg.methods.base import Method, build_optimizer
+from udaseg.methods.base import Method, MethodConfig, build_optimizer
 from udaseg.models.heads import LevelProjection
 from udaseg.models.segmenter import Segmenter
 from udaseg.models.teacher import EMATeacher, follow
@@ -50,7 +50,7 @@ class SePiCo(Method):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(SelfTraining):
+    class Config(SelfTraining, MethodConfig):
         contrast: Literal["distribution", "bank", "prototype"] = "distribution"
         contrast_weight: NonNegative = 1.0
         """Of the contrast in each domain."""

@@ -12,9 +12,9 @@ from torch import Tensor
 from udaseg.components.prototypes import ClassPrototypes
 from udaseg.losses.contrastive import downscale_label, labelled_cells, prototype_contrast
 from udaseg.losses.segmentation import divided, output_cross_entropy
-from udaseg.methods.base import Method
+from udaseg.methods.base import Method, MethodConfig
 from udaseg.models.segmenter import Segmenter
-from udaseg.ranges import CountOrZero, NonNegative, Positive, Share
+from udaseg.ranges import CountOrZero, Momentum, NonNegative, Positive
 from udaseg.types import IGNORE, Batch, Loss, SegOutput
 
 
@@ -31,14 +31,14 @@ class SPCL(Method):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config:
+    class Config(MethodConfig):
         temperature: Positive = 100.0
         """Of the contrast."""
         contrast_weight: NonNegative = 1.0
         """Of the contrast in each domain."""
         ce_temperature: Positive = 1.8
         """What the logits of the source's cross-entropy are divided by."""
-        prototype_momentum: Share = 0.1
+        prototype_momentum: Momentum = 0.1
         variant: Literal["fixed", "released"] = "fixed"
         """"released": prototypes of classes that a step does not show shrink to a tenth, and none is brought to unit
         length, as in the authors' code."""

@@ -22,11 +22,11 @@ from udaseg.config import Optim
 from udaseg.distributed import mean_over_ranks
 from udaseg.losses.contrastive import downscale_label
 from udaseg.losses.segmentation import Reduction, cross_entropy, logit_adjusted, output_cross_entropy
-from udaseg.methods.base import Method, build_optimizer
+from udaseg.methods.base import Method, MethodConfig, build_optimizer
 from udaseg.models.metric import ProxyMetric
 from udaseg.models.segmenter import Segmenter
 from udaseg.models.teacher import EMATeacher
-from udaseg.ranges import Channels, Count, Jitter, NonNegative, Positive, Share
+from udaseg.ranges import Channels, Count, Jitter, Momentum, NonNegative, Positive, Share
 from udaseg.types import IGNORE, Batch, Loss
 
 
@@ -46,7 +46,7 @@ class STvM(Method):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config:
+    class Config(MethodConfig):
         metric_channels: Channels = 128
         """Width of the metric's embedding."""
         metric_temperature: Positive = 0.1
@@ -61,7 +61,7 @@ class STvM(Method):
         """Consecutive samples that are pasted on one another."""
         prior: Share = 0.5
         """Power of the labels' class frequencies that logits are raised by in the mixture's loss; 0 = not at all."""
-        teacher_momentum: Share = 0.999
+        teacher_momentum: Momentum = 0.999
         """Of the EMA that the teacher is. All that it says is learned, so at 0.99 mistakes come back within 300 steps
         and rare classes are lost (docs/log.md, 2026-11-29)."""
         reduction: Reduction = "all"

@@ -8,7 +8,7 @@ from typing import Literal
 
 from udaseg.components.equal_contrast import PNE
 from udaseg.losses.segmentation import LovaszClasses, divided, lovasz_softmax, output_cross_entropy
-from udaseg.methods.base import Method
+from udaseg.methods.base import Method, MethodConfig
 from udaseg.models.segmenter import Segmenter
 from udaseg.ranges import NonNegative, Positive
 from udaseg.types import Batch, Loss
@@ -18,7 +18,7 @@ class Supervised(Method):
     """Cross-entropy on the labels of one stream, and on request Lovasz-softmax and PNE's contrast."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config:
+    class Config(MethodConfig):
         stream: Literal["source", "target"] = "source"
         """Where images and labels come from; also the domain whose own parts of the network are used."""
         lovasz_weight: NonNegative = 0.0

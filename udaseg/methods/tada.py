@@ -17,11 +17,11 @@ from udaseg.config import Optim
 from udaseg.losses.contrastive import downscale_label
 from udaseg.losses.segmentation import Reduction, output_cross_entropy
 from udaseg.losses.weighted_contrast import weighted_contrast
-from udaseg.methods.base import Method, build_optimizer
+from udaseg.methods.base import Method, MethodConfig, build_optimizer
 from udaseg.models.heads import ContrastProjection
 from udaseg.models.segmenter import Segmenter
 from udaseg.models.teacher import EMATeacher
-from udaseg.ranges import Channels, Count, CountOrZero, Jitter, NonNegative, Positive, Share
+from udaseg.ranges import Channels, Count, CountOrZero, Jitter, Momentum, NonNegative, Positive, Share
 from udaseg.types import Batch, Loss, SegOutput
 
 
@@ -39,10 +39,10 @@ class TADA(Method):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config:
+    class Config(MethodConfig):
         threshold: Share = 0.968
         """Confidence from which a teacher's pixel counts toward q."""
-        teacher_momentum: Share = 0.99
+        teacher_momentum: Momentum = 0.99
         relabel_from: CountOrZero = 0
         """Step from which the teacher relabels the source."""
         keep: Share = 0.55

@@ -14,7 +14,7 @@ from udaseg.losses.contrastive import downscale_label
 from udaseg.losses.distillation import as_before, unbiased_distillation
 from udaseg.losses.segmentation import unbiased_cross_entropy
 from udaseg.losses.weighted_contrast import weighted_contrast
-from udaseg.methods.base import Method
+from udaseg.methods.base import Method, MethodConfig
 from udaseg.models.segmenter import Segmenter
 from udaseg.models.teacher import FrozenNetwork
 from udaseg.ranges import Count, CountOrZero, NonNegative, Positive
@@ -35,7 +35,7 @@ class UCD(Method):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config:
+    class Config(MethodConfig):
         old_classes: Count = 16
         """How many of the dataset's classes, the first ones, the network of `init_from` has, the background too."""
         background: CountOrZero = 0

@@ -20,7 +20,7 @@ from udaseg.config import Optim
 from udaseg.losses.contrastive import downscale_label
 from udaseg.losses.pixel_pair import flatten, memory_contrast
 from udaseg.losses.segmentation import output_cross_entropy
-from udaseg.methods.base import Method, build_optimizer
+from udaseg.methods.base import Method, MethodConfig, build_optimizer, require_classes
 from udaseg.models.heads import ProjectionHead
 from udaseg.models.segmenter import Segmenter
 from udaseg.ranges import Channels, Count, CountOrZero, NonNegative, Positive
@@ -42,7 +42,7 @@ class UCDA(Method):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config:
+    class Config(MethodConfig):
         target_weight: NonNegative = 1.0
         """Of the target's cross-entropy."""
         in_domain_weight: NonNegative = 0.1
@@ -70,8 +70,7 @@ class UCDA(Method):
     def __init__(self, config: Config, student: Segmenter, seed: int) -> None:
         super().__init__()
         classes = student.num_classes
-        if any(not 0 <= c < classes for c in config.hard):
-            raise ValueError(f"method.hard {config.hard} names classes beyond 0 ... {classes - 1}")
+        require_classes("hard", config.hard, student)
         if config.agreeing > config.neighbours:
             raise ValueError(f"method.agreeing is {config.agreeing}, more than method.neighbours {config.neighbours}")
         self.config, self.seed = config, seed

@@ -9,7 +9,7 @@ from udaseg.components.cross_domain_mix import SelfTraining
 from udaseg.components.masked_consistency import MIC
 from udaseg.losses.contrastive import bidirectional_contrast
 from udaseg.losses.segmentation import output_cross_entropy
-from udaseg.methods.base import Method
+from udaseg.methods.base import Method, MethodConfig
 from udaseg.models.segmenter import Segmenter
 from udaseg.models.teacher import EMATeacher
 from udaseg.ranges import CountOrZero, NonNegative, Positive
@@ -28,7 +28,7 @@ class VFM(Method):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(SelfTraining):
+    class Config(SelfTraining, MethodConfig):
         """`threshold` also is the confidence from which the teacher's pixels take part in the contrast."""
 
         contrast_weight: NonNegative = 0.1

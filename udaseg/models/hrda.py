@@ -135,7 +135,7 @@ class HRDA(Segmenter):
     def _random(self, image: Tensor, size: tuple[int, int], domain: Domain, index: Tensor | None) -> Tensor:
         if index is None:
             raise ValueError('HRDA draws a detail crop by the sample\'s index: give it, or detail="everywhere"')
-        drawn = torch.from_numpy(uniforms(self.seed, index.cpu().numpy(), f"detail.{domain}", 2))
+        drawn = torch.from_numpy(uniforms(self.seed, index.numpy(), f"detail.{domain}", 2))
         places = [(whole - part) // self.unit + 1 for whole, part in zip(image.shape[2:], size, strict=True)]
         return ((drawn * torch.tensor(places)).long() * self.unit).to(image.device, non_blocking=True)
 

@@ -30,8 +30,8 @@ class EMATeacher(nn.Module):
         student: the network that is copied and followed.
         momentum: m in [0, 1).
         statistics: whose batch-norm statistics it has. "own": those of the target images that it labels, since it runs
-            in training mode while training (as in DACS and its line); "student": a copy of the student's, for a method
-            whose teacher labels nothing.
+            in training mode while training (as in DACS and its line); "student": each update copies the student's. In
+            training it normalises by its own batch either way.
         ramp: whether a grows from 0, so that the network which is copied counts no more than any later one; without,
             a = m from the first step on, as for a student that has been trained before.
         drops: leave dropout on, as ProDA's teacher has it.

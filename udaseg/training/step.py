@@ -185,7 +185,7 @@ def build_state(
     model = stage.model if init is None else dataclasses.replace(stage.model, pretrained=False, weights=None)
     student = build_segmenter(num_classes, seed=seed, bf16=bf16, **dataclasses.asdict(model))
     if init is not None:
-        student.load_network(init, background=stage.background)
+        student.load_network(init, background=stage.method.background)
     method: Method = stage.method.build(student, seed=seed)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     method = method.to(device=device, memory_format=layout)  # type: ignore[call-overload]

@@ -155,8 +155,7 @@ def _begin(told: Adapt, names: list[str], out: str) -> dict[str, Any]:
     inputs, machine = make_inputs(told, out), find_machine(told)
     plan = _plan(told, names, inputs, machine)
     for recipe in plan.runs.values():
-        reads = {domain for stage in recipe.stages for domain in stage.data.domains()}
-        check(recipe, {domain: getattr(inputs, domain) for domain in reads}, told.cluster)
+        check(recipe, {domain: getattr(inputs, domain) for domain in recipe.domains()}, told.cluster)
     return {"inputs": inputs, "machine": dataclasses.asdict(machine)}
 
 

@@ -1,6 +1,6 @@
 """What the tasks of `udaseg pseudo-label` do with a block of images. The files of a block come first, its entry last.
 
-Without the networks (`pipelines.label_networks`), so that the tasks of the second pass start without torch.
+Without the networks (`udaseg.jobs.pseudo_label.actors`), so that the tasks of the second pass start without torch.
 
 Entries of the ledger:
     predict   image_id, height, width, certainty (mean, per image); failed_id, failed_uri, failed_reason; of these
