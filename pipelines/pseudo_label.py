@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import tyro
 
 from pipelines.cli import command, parse_arguments
-from udaseg.config import ASKED_FOR, PseudoLabel
+from udaseg.config import DEFAULT_RULES, PseudoLabel
 from udaseg.data.export import ExportFormat
 from udaseg.job_config import Inference
 
@@ -39,7 +39,7 @@ class Arguments:
     """Stop when more images than this cannot be read; below 1 a share of all. Without it they are listed alone."""
     block_size: int = 32
     """Images that are committed together: what a kill costs at most, for each process that predicts."""
-    rules: PseudoLabel = ASKED_FOR
+    rules: PseudoLabel = DEFAULT_RULES
     inference: Inference = field(default_factory=Inference)
 
 

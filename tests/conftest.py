@@ -107,6 +107,8 @@ def server(*words: str) -> Iterator[int]:
                 break
             assert process.poll() is None, f"{words[0]} ended"
             time.sleep(0.1)
+        else:
+            pytest.fail(f"{words[0]} does not answer")
         yield port
     finally:
         process.kill()

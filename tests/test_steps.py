@@ -254,7 +254,7 @@ def numbers(text: str, word: str) -> list[float]:
 
 
 def jitter_case() -> dict[str, Any]:
-    return CASES.get("DACS line/colour jitter", {})
+    return CASES["DACS line/colour jitter"]
 
 
 @pytest.mark.parametrize("order", [key for key in jitter_case() if key.startswith("[")])

@@ -257,7 +257,7 @@ class PseudoLabel:
             raise ConfigError("measure is entropy, but rule any_class looks at probabilities; use rule top1 or fixed")
 
 
-ASKED_FOR = PseudoLabel(share=0.5, cap=0.9, image_share=0.0)
+DEFAULT_RULES = PseudoLabel(share=0.5, cap=0.9, image_share=0.0)
 """What `udaseg pseudo-label` keeps where it is not told: the more certain half of each class, and what reaches 0.9."""
 
 

@@ -67,6 +67,7 @@ def average_batch_norm(module: nn.Module) -> None:
 
     They are found by name, since those that a network keeps per domain do not lie in a batch norm.
     """
-    statistics = [b for name, b in module.named_buffers() if name.endswith(("running_mean", "running_var"))]
-    if world_size() > 1 and statistics:
+    if world_size() == 1:
+        return
+    if statistics := [b for name, b in module.named_buffers() if name.endswith(("running_mean", "running_var"))]:
         _average_flat(statistics)

@@ -95,7 +95,8 @@ class SegOutput:
     features: tuple[Tensor, ...] = ()
     """The backbone's levels, finest first."""
     aux: Mapping[str, Tensor] = field(default_factory=dict)
-    """Whatever else a network has to offer, by name: "coarse_logits" (B, K, h, w), before they are upsampled."""
+    """Whatever else a network has to offer, by name: "coarse_logits" (B, K, h, w), before they are upsampled; of two
+    heads those of each, and what `udaseg.models.hrda.HRDA` says of its detail crop."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from networks import small_network
 from torch import Tensor, nn
 from two_ranks import TwoRanks
 
+from udaseg.components import prototypes as module
 from udaseg.components.prototypes import (
     ClassGaussians,
     ClassPrototypes,
@@ -144,3 +145,17 @@ def test_prototypes_see_images_at_the_size_and_corners_of_their_network(aligned:
         )
         assert torch.equal(classifier(image, "target").logits, network.upsampled(cosine, image))
     assert sizes[0] == sizes[1] == ((150, 202) if aligned else (160, 224))
+
+
+def test_distances_in_blocks_are_those_of_all_cells_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    feature = torch.randn(2, 5, 6, 7, generator=generator).requires_grad_()
+    prototypes = torch.randn(3, 5, generator=generator)
+    found = []
+    for rows in (1000, 8):
+        monkeypatch.setattr(module, "_ROWS", rows)
+        distance = prototype_distance(feature, prototypes)
+        found += [distance, *torch.autograd.grad(distance.square().sum(), feature)]
+    expected = (feature[:, None] - prototypes[None, :, :, None, None]).square().sum(2).sqrt()
+    torch.testing.assert_close(found[0], expected)
+    assert torch.equal(found[0], found[2]) and torch.equal(found[1], found[3])

@@ -18,7 +18,7 @@ from pipelines.pseudo_label import Arguments as LabelArguments
 from udaseg.checkpoints import exporting
 from udaseg.checkpoints.directory import ModelCard, load_model, save_model
 from udaseg.components.prototypes import PrototypeClassifier
-from udaseg.config import ASKED_FOR, Model, PseudoLabel
+from udaseg.config import DEFAULT_RULES, Model, PseudoLabel
 from udaseg.data import export
 from udaseg.data.confidence import decode_confidence, decode_distribution
 from udaseg.data.images import read_image
@@ -380,10 +380,10 @@ def test_a_network_of_two_scales_labels_too(tmp_path: Path) -> None:
 
 def test_where_nothing_is_said_every_pixel_above_its_class_s_threshold_is_kept(tmp_path: Path) -> None:
     """At least half of every class, and what is surer than 0.9; the rest is ignored."""
-    assert LabelArguments(checkpoint="a", images="b", out="c").rules == ASKED_FOR
-    job = work(tmp_path, make_checkpoint(tmp_path / "model", 0), rules=ASKED_FOR)
+    assert LabelArguments(checkpoint="a", images="b", out="c").rules == DEFAULT_RULES
+    job = work(tmp_path, make_checkpoint(tmp_path / "model", 0), rules=DEFAULT_RULES)
     PredictActor(job, 1)(BLOCK)
-    thresholds = phases.class_thresholds(ASKED_FOR, tally_chunk(job.ledger, [0], 3).histogram)
+    thresholds = phases.class_thresholds(DEFAULT_RULES, tally_chunk(job.ledger, [0], 3).histogram)
     apply_thresholds(job, thresholds)(BLOCK)
     kept, predicted = np.zeros(3), np.zeros(3)
     for n in range(4):

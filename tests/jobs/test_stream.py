@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -46,16 +47,17 @@ def stream(plan: Plan, *, start: int, world_size: int) -> dict[int, dict[str, np
     shards = plan_dataset(plan, start=start, world_size=world_size).streaming_split(world_size, equal=True)
     share = plan.batch_size // world_size
     seen: dict[int, dict[str, np.ndarray]] = {}
-    import threading
+    wrong: list[str] = []  # what is raised in a thread is not seen here
 
     def consume(rank: int) -> None:
         for n, rows in enumerate(shards[rank].iter_batches(batch_size=share, batch_format="numpy")):
             step = start + n
-            if step >= plan.steps:
-                assert (rows["index"] == -1).all()
-                continue
             first = step * plan.batch_size + rank * share
-            assert rows["index"].tolist() == list(range(first, first + share))
+            expected = [-1] * share if step >= plan.steps else list(range(first, first + share))
+            if rows["index"].tolist() != expected:
+                wrong.append(f"rank {rank} at step {step}: {rows['index'].tolist()}, not {expected}")
+            if step >= plan.steps:
+                continue
             for i, index in enumerate(rows["index"].tolist()):
                 seen[index] = {name: column[i] for name, column in rows.items()}
 
@@ -64,6 +66,7 @@ def stream(plan: Plan, *, start: int, world_size: int) -> dict[int, dict[str, np
         thread.start()
     for thread in threads:
         thread.join()
+    assert not wrong
     return seen
 
 

@@ -111,12 +111,12 @@ def test_a_run_that_failed_says_what_to_do(run: str, capsys: pytest.CaptureFixtu
 def test_a_dead_process_is_told_by_its_silence(
     run: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "SILENCE", 0.3)
+    monkeypatch.setattr(module, "SILENCE", 2)
     ended = threading.Event()
 
     def live() -> None:
-        for number in range(1, 10):  # one sign in less than the silence that is allowed
-            time.sleep(0.1)
+        for number in range(1, 7):  # one sign in less than the silence that is allowed
+            time.sleep(0.5)
             beat(run, number)
         ended.set()
 

@@ -136,3 +136,19 @@ def test_prodas_head_is_drawn_from_a_normal_distribution() -> None:
     for name, init in (("aspp_gn", "mmseg"), ("context_aware", "deeplab")):
         with pytest.raises(ValueError, match=rf"model\.head_init '{init}' is not of a"):
             small_network(head=name, head_channels=32, head_init=init)
+
+
+def test_the_mean_of_deeplabv3_is_not_rounded_to_bfloat16() -> None:
+    """Its norm divides by the spread over a few images, of which bfloat16 is a tenth where they are much alike."""
+    torch.manual_seed(0)
+    head = DeepLabV3Head([32], 5, channels=16)
+    alike = torch.randn(1, 32, 1, 1).abs() + 1
+    level = (alike * (1 + 0.02 * torch.randn(4, 32, 1, 1)) + 0.1 * torch.randn(4, 32, 6, 6)).bfloat16()
+    found: list[Tensor] = []
+    head.context.convs[-1].register_forward_hook(lambda _module, _inputs, output: found.append(output.float()))
+    head.train()
+    head([level.float()])
+    with torch.autocast("cpu", torch.bfloat16):
+        head([level])
+    exact, rounded = found
+    assert float((rounded - exact).norm() / exact.norm()) < 0.02

@@ -40,6 +40,8 @@ class RankPool:
         answers = []
         for rank, pipe in enumerate(self._pipes):
             if not pipe.poll(120):
+                for process in self._processes:  # else the next test would read this one's answer
+                    process.kill()
                 raise TimeoutError(f"rank {rank} has not answered for two minutes")
             answers.append(pipe.recv())
         for rank, (ok, answer) in enumerate(answers):

@@ -37,6 +37,7 @@ def _steps(rank: int, steps: list[list[Graph]], bf16: bool) -> tuple[list[int], 
             _chain(layers, graph, x).backward()
         under_way.append(average.under_way)
         assert average.finish() == 1
+        assert not any(bucket.flat.numel() for bucket in average._buckets), "a copy of all gradients stays"
         for number, (layer, kept) in enumerate(zip(layers, own, strict=True)):
             mean = sum_over_ranks(kept) / world_size()
             if not any(number in graph for graph in graphs):

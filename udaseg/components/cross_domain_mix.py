@@ -33,15 +33,18 @@ class Mixture:
     mask: Tensor
     """Bool: the pixels of the source."""
     label: Tensor
+    """(B, H, W) int64 train ids: the source's labels and the teacher's, 255 = ignore."""
     weight: Tensor
-    """1 where pixels are the source's or few-shot images'; where they are the target's `quality`, or with thresholds
-    per class 1 or 0 as they are reliable; 0 in its border."""
+    """(B, H, W) in [0, 1]: 1 where pixels are the source's or few-shot images'; where they are the target's `quality`,
+    or with thresholds per class 1 or 0 as they are reliable; 0 in its border."""
     sure: Tensor
     """Bool: pixels of the source, and of the target where the teacher is confident."""
     target_label: Tensor
+    """(B, H, W) int64: the teacher's labels of the whole target."""
     target_weight: Tensor
+    """(B, H, W): their weights."""
     quality: Tensor
-    """Share of the target's pixels that the teacher is sure of."""
+    """Scalar in [0, 1]: share of the target's pixels that the teacher is sure of."""
 
 
 def mix(

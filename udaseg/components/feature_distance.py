@@ -8,7 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from udaseg.components.drawn import among
 from udaseg.distributed import mean_over_ranks
+from udaseg.losses.contrastive import cell_label_counts
 from udaseg.models.teacher import FrozenNetwork
 from udaseg.types import IGNORE, Batch
 
@@ -25,7 +27,7 @@ def thing_distance(
     scale, classes = beginning.network.feature_stride, beginning.network.num_classes
     size = (feature.shape[2], feature.shape[3])
     cells = majority_cells(source.labels, size, scale, num_classes=classes, min_share=min_share)
-    mask = torch.isin(cells, torch.tensor(things).to(cells.device, non_blocking=True))
+    mask = among(cells, things)
     return feature_distance(feature, reference, mask)
 
 
@@ -50,8 +52,9 @@ def majority_label(label: Tensor, scale: int, *, num_classes: int, min_share: fl
     Returns:
         (B, H / scale, W / scale) int64.
     """
-    one_hot = F.one_hot(label.clamp_max(num_classes), num_classes + 1).permute(0, 3, 1, 2).float()
-    share, majority = F.avg_pool2d(one_hot, scale).max(1)
+    size = (label.shape[1] // scale, label.shape[2] // scale)
+    counts = cell_label_counts(label.clamp_max(num_classes), size, num_classes + 1)
+    share, majority = counts.div(scale**2).max(1)
     return majority.masked_fill((majority == num_classes) | (share < min_share), IGNORE)
 
 

@@ -66,8 +66,11 @@ def prototype_logits(feature: Tensor, prototypes: Tensor, present: Tensor, *, te
 
 def prototype_distance(feature: Tensor, prototypes: Tensor) -> Tensor:
     """(B, K, h, w) Euclidean distances of (B, A, h, w) features to (K, A) prototypes."""
-    cells = feature.flatten(2).transpose(1, 2)
-    distance = torch.cdist(cells, prototypes.to(cells.dtype), compute_mode="donot_use_mm_for_euclid_dist")
+    cells, prototypes = feature.flatten(2).transpose(1, 2), prototypes.to(feature.dtype)
+    exact = "donot_use_mm_for_euclid_dist"
+    # in blocks: on a GPU its backward pass holds K times the cells
+    parts = [torch.cdist(rows, prototypes, compute_mode=exact) for rows in cells.split(_ROWS, 1)]
+    distance = torch.cat(parts, 1)
     return distance.transpose(1, 2).unflatten(2, feature.shape[2:])
 
 
@@ -83,6 +86,9 @@ def class_means(feature: Tensor, label: Tensor, num_classes: int, *, min_cells: 
     means, _ = masked_average_pool(feature, label, num_classes)
     cells = F.one_hot(label.clamp_max(num_classes), num_classes + 1)[..., :num_classes].sum((1, 2))
     return means, cells >= min_cells
+
+
+_ROWS = 1024
 
 
 class MovingPrototypes(nn.Module):

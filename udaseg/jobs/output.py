@@ -65,12 +65,18 @@ _SIGNS: dict[str, dict[str, set[str]]] = {
 }
 
 
+_OF_RAY = ("train", "sweep", "adapt", "demo")
+"""Commands whose directories Ray Train or Ray Tune writes to."""
+
+
 def require_own(out: str, command: str) -> None:
     """Make sure that a directory does not exist, is empty or belongs to a command. Nothing is written.
 
     Raises ConfigError, naming what is there, where it is anything else.
     """
     fs, path = filesystem(out)
+    if "://" in out and command in _OF_RAY and any(letter.isspace() for letter in path):
+        raise ConfigError(f"{out}: Ray writes to no URI with a space in it; choose another --out")
     if fs.get_file_info(path).type == pafs.FileType.File:
         raise ConfigError(f"{out}: a file, not a directory; choose another --out")
     if (owner := owner_of(out)) == command:  # what lies there may take long to list

@@ -18,7 +18,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from udaseg.checkpoints.directory import CARD_FILE, copy_model
-from udaseg.config import DOMAIN_OF, Recipe, Stage, split_of
+from udaseg.config import DOMAIN_OF, PseudoLabel, Recipe, Stage, split_of
 from udaseg.data.classes import Classes
 from udaseg.data.index import first_image, open_index
 from udaseg.data.manifest import digest
@@ -103,9 +103,14 @@ def train(
         return join(out, "model")
 
 
+def stage_folder(recipe: Recipe, number: int) -> str:
+    """The name of a stage's folders."""
+    return f"{number}-{recipe.stages[number].name}"
+
+
 def stage_directory(out: str, recipe: Recipe, number: int) -> str:
     """Where a stage of the run in `out` keeps its checkpoints and its model."""
-    return join(out, "stages", f"{number}-{recipe.stages[number].name}")
+    return join(out, "stages", stage_folder(recipe, number))
 
 
 @dataclass(frozen=True)
@@ -124,6 +129,14 @@ class _Run:
     def stage_directory(self, number: int) -> str:
         return stage_directory(self.out, self.recipe, number)
 
+    def folder(self, number: int) -> str:
+        return stage_folder(self.recipe, number)
+
+    @property
+    def inference(self) -> Inference:
+        """How the run's workers predict between stages."""
+        return Inference(gpu=self.cluster.gpu, actors=self.cluster.workers, min_actors=self.cluster.fewest)
+
     def model_uri(self, name: str | None) -> str | None:
         """The model directory that a stage's name stands for; any other name is one already."""
         names = [s.name for s in self.recipe.stages]
@@ -136,39 +149,74 @@ def run_stage(run: _Run, number: int, stage: Stage) -> None:
     What was done before is not done again: pseudo-labels and translated images that are complete stay, and training
     goes on from the last registered checkpoint.
     """
-    recipe, cluster, directory = run.recipe, run.cluster, run.stage_directory(number)
-    init = run.model_uri(stage.init_from)
-    name = f"{number}-{stage.name}"
-    inputs = dict(run.directories)
+    directory, inputs = run.stage_directory(number), dict(run.directories)
     if stage.pseudo_label is not None:
-        target, labelled = inputs["target"], join(run.out, "pseudo_labels", name)
-        labeller = init if stage.pseudo_label.by is None else run.model_uri(stage.pseudo_label.by)
-        assert target is not None and labeller is not None  # see `check`
-        if not exists(join(labelled, "manifest.parquet")) or unreachable_images(labelled):
-            inference = Inference(gpu=cluster.gpu, actors=cluster.workers, min_actors=cluster.fewest)
-            pseudo_label(
-                checkpoint=labeller,
-                images=target,
-                out=labelled,
-                split="train",
-                source=inputs.get("source"),
-                rules=stage.pseudo_label,
-                inference=inference,
-            )
-        if left := unreachable_images(labelled):  # what it learns must not depend on when a mount was away
-            raise UnreachableError(
-                f"stage {name}: {left} target images could not be reached and have no pseudo-label, see "
-                f"{join(labelled, 'failed.json')}; go on by --resume when they can"
-            )
-        inputs["target"] = labelled
+        inputs["target"] = _labelled(run, number, stage, stage.pseudo_label)
     if stage.translated_by is not None:
-        source, translated = inputs["source"], join(run.out, "translated", name)
-        by = [s.name for s in recipe.stages].index(stage.translated_by)
-        assert source is not None  # see `check`
-        if not exists(join(translated, "manifest.parquet")):
-            inference = Inference(gpu=cluster.gpu, actors=cluster.workers, min_actors=cluster.fewest)
-            translate(recipe.stages[by], run.stage_directory(by), source=source, out=translated, inference=inference)
-        inputs["source"] = translated
+        inputs["source"] = _translated(run, number, stage.translated_by)
+    # on this node: another one may be lost, and what it had not yet told with it
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    progress = ProgressLog.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+    trainer = _trainer(run, number, stage, inputs, progress)
+    failure: BaseException | None = None
+    with run.monitor.stage(number, stage, progress), _interruptible():
+        try:
+            with plain_errors():
+                trainer.fit()
+        except TrainingError as error:
+            failure = error
+    name = run.folder(number)
+    if (told := ray.get(progress.error.remote())) is not None:
+        raise type(told)(f"stage {name}: {told}") from failure
+    if failure is not None:
+        raise LostWorkError(f"stage {name} failed: {failure}{shortage(run.cluster)}") from failure
+    step, last = read_registered(directory)[-1]
+    if step != stage.steps:  # the report of the last was lost with its worker
+        raise LostWorkError(f"stage {name}: its last checkpoint is of step {step} of {stage.steps}; go on by --resume")
+    copy_model(last, join(directory, "model"))
+
+
+def _labelled(run: _Run, number: int, stage: Stage, rules: PseudoLabel) -> str:
+    """The target with pseudo-labels of a stage's own, which are made unless they are there.
+
+    Raises UnreachableError where an image has none: what a stage learns must not depend on when a mount was away.
+    """
+    name = run.folder(number)
+    out = join(run.out, "pseudo_labels", name)
+    target, labeller = run.directories["target"], run.model_uri(rules.by or stage.init_from)
+    assert target is not None and labeller is not None  # see `check`
+    if not exists(join(out, "manifest.parquet")) or unreachable_images(out):
+        pseudo_label(
+            checkpoint=labeller,
+            images=target,
+            out=out,
+            split="train",
+            source=run.directories.get("source"),
+            rules=rules,
+            inference=run.inference,
+        )
+    if left := unreachable_images(out):
+        raise UnreachableError(
+            f"stage {name}: {left} target images could not be reached and have no pseudo-label, see "
+            f"{join(out, 'failed.json')}; go on by --resume when they can"
+        )
+    return out
+
+
+def _translated(run: _Run, number: int, by: str) -> str:
+    """The source in the target's look, made by an earlier stage's generator unless it is there."""
+    out, source = join(run.out, "translated", run.folder(number)), run.directories["source"]
+    assert source is not None  # see `check`
+    if not exists(join(out, "manifest.parquet")):
+        earlier = [s.name for s in run.recipe.stages].index(by)
+        stage, directory = run.recipe.stages[earlier], run.stage_directory(earlier)
+        translate(stage, directory, source=source, out=out, inference=run.inference)
+    return out
+
+
+def _trainer(run: _Run, number: int, stage: Stage, inputs: dict[str, str | None], progress: Any) -> TorchTrainer:
+    """What trains a stage on its inputs, from its beginning or its last registered checkpoint."""
+    recipe, cluster, name = run.recipe, run.cluster, run.folder(number)
     seed = key_to_seed(recipe.seed, number, *(run.digests[domain] for domain in stage.data.domains()))
     plan = make_plan(stage, inputs, seed)
     job = WorkerJob(
@@ -176,7 +224,7 @@ def run_stage(run: _Run, number: int, stage: Stage) -> None:
         classes=run.classes,
         recipe=recipe.name,
         seed=seed,
-        init_uri=init,
+        init_uri=run.model_uri(stage.init_from),
         checkpoint_every=recipe.checkpoint_every,
         log_every=recipe.log_every,
         bf16=recipe.bf16,
@@ -187,10 +235,7 @@ def run_stage(run: _Run, number: int, stage: Stage) -> None:
         pictures=None if stage.data.target is None else replace(plan, seed=key_to_seed(recipe.seed, PICTURES)),
         picture_folder=join(run.out, PICTURES, name),
     )
-    # on this node: another one may be lost, and what it had not yet told with it
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    progress = ProgressLog.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
-    trainer = TorchTrainer(
+    return TorchTrainer(
         train_worker,
         train_loop_config={"job": ray.cloudpickle.dumps(job), "progress": progress},
         scaling_config=ray.train.ScalingConfig(
@@ -211,23 +256,8 @@ def run_stage(run: _Run, number: int, stage: Stage) -> None:
         ),
         torch_config=TorchConfig(timeout_s=600),
         datasets={"plan": ray.data.range(1)},  # a name only: PlanDataConfig deals the real one
-        dataset_config=PlanDataConfig(plan, directory, wait=cluster.wait),
+        dataset_config=PlanDataConfig(plan, run.stage_directory(number), wait=cluster.wait),
     )
-    failure: BaseException | None = None
-    with run.monitor.stage(number, stage, progress), _interruptible():
-        try:
-            with plain_errors():
-                trainer.fit()
-        except TrainingError as error:
-            failure = error
-    if (told := ray.get(progress.error.remote())) is not None:
-        raise type(told)(f"stage {name}: {told}") from failure
-    if failure is not None:
-        raise LostWorkError(f"stage {name} failed: {failure}{shortage(cluster)}") from failure
-    step, last = read_registered(directory)[-1]
-    if step != stage.steps:  # the report of the last was lost with its worker
-        raise LostWorkError(f"stage {name}: its last checkpoint is of step {step} of {stage.steps}; go on by --resume")
-    copy_model(last, join(directory, "model"))
 
 
 @contextlib.contextmanager

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.optim import Optimizer
 
+from udaseg.components.drawn import among
 from udaseg.components.pixel_bank import PixelBank
 from udaseg.components.pseudo_label import hybrid_label, nearest_label
 from udaseg.config import Optim
@@ -113,8 +113,7 @@ class UCDA(Method):
             neighbours=c.neighbours,
             agreeing=c.agreeing,
         )
-        hard = torch.tensor(c.hard).to(found.device, non_blocking=True)
-        return found.where(torch.isin(found, hard), IGNORE)
+        return found.where(among(found, c.hard), IGNORE)
 
     def _contrast(self, domain: Domain, cells: Tensor, label: Tensor) -> tuple[Loss, ...]:
         c, pixels, y = self.config, flatten(cells), self._of_cells(cells, label).flatten()

@@ -129,7 +129,12 @@ class DeepLabV3Head(nn.Module):
         self.embedding_channels = channels
 
     def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        embedding = self.fuse(self.context(features[-1]))
+        *branches, mean = self.context.convs
+        parts = [branch(features[-1]) for branch in branches]
+        # its norm divides by the spread of as few numbers as there are images: bfloat16's rounding is a tenth of that
+        with torch.autocast(features[-1].device.type, enabled=False):
+            parts.append(mean(features[-1].float()))
+        embedding = self.fuse(self.context.project(torch.cat(parts, 1)))
         return self.classify(embedding), embedding
 
 

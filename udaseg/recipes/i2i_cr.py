@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from udaseg.config import ASKED_FOR, Data, Optim, Recipe, Stage, Stream
+from udaseg.config import DEFAULT_RULES, Data, Optim, Recipe, Stage, Stream
 from udaseg.methods.i2i_cr import I2ICR
 from udaseg.methods.supervised import Supervised
 from udaseg.recipes.common import CAFFE_DEEPLAB, ROUND_STEPS, SMALL, SMALL_DATA, SMALL_OPTIM, small, warm_start
@@ -34,7 +34,7 @@ def _i2i_cr(name: str, *, source_short_side: int) -> Recipe:
         method=I2ICR.Config(),
         data=replace(source.data, target=Stream(labels="pseudo")),
         init_from="source",
-        pseudo_label=ASKED_FOR,
+        pseudo_label=DEFAULT_RULES,
     )
     consistency = replace(
         translation,
@@ -76,7 +76,7 @@ def i2i_cr_small() -> Recipe:
         data=replace(SMALL_DATA, target=Stream(labels="pseudo")),
         optim=SMALL_OPTIM,
         init_from="source",
-        pseudo_label=ASKED_FOR,
+        pseudo_label=DEFAULT_RULES,
     )
     consistency = replace(
         translation,

@@ -131,6 +131,7 @@ def _take(bucket: _Bucket) -> None:
         if parameter.grad is None:
             parameter.grad = torch.empty_like(parameter)
         parameter.grad.copy_(total.view_as(parameter)).div_(world_size())
+    bucket.flat = torch.empty(0)  # until the next step it would be a second copy of all gradients
 
 
 def _in_buckets(parameters: Iterable[nn.Parameter], least: int) -> list[_Bucket]:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import ray
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -277,10 +278,10 @@ class PrototypeActor(Networks):
             for n, (network, card) in enumerate(self.loaded):
                 feature = _features(network, pixels, card)
                 cells = downscale_label(label.long(), (feature.shape[2], feature.shape[3]))
-                for k in range(classes):
-                    here = feature.movedim(1, -1)[cells == k].double()
-                    sums[n][k] += here.sum(0).cpu().numpy()
-                    counts[n, k] += len(here)
+                cell, of = feature.movedim(1, -1).flatten(0, 2), cells.flatten().clamp_max(classes)
+                one_hot = F.one_hot(of, classes + 1)[:, :classes].double()
+                sums[n] += (one_hot.T @ cell.double()).cpu().numpy()
+                counts[n] += one_hot.sum(0).cpu().numpy()
         if lost := [row["error"] for row in rows if row.get("unreachable")]:
             raise UnreachableError(f"{lost[0]}; prototypes are made of it: run the same again")
         return {"image_id": [row["image_id"] for row in rows if "error" not in row], **failed_columns(rows),

@@ -32,7 +32,7 @@ import numpy as np
 import pyarrow as pa
 
 from udaseg.checkpoints.directory import CARD_FILE, MODEL_FILE, STATE_FILE, check_checkpoint, read_card
-from udaseg.config import ASKED_FOR, PseudoLabel
+from udaseg.config import DEFAULT_RULES, PseudoLabel
 from udaseg.data.classes import Classes, read_classes, require_same_classes
 from udaseg.data.depth import other_range
 from udaseg.data.export import ExportFormat, require_unique_names
@@ -97,7 +97,7 @@ def pseudo_label(
         layouts: folders for other tools to write beside.
         max_failed: stop when more images than this cannot be read; below 1 a share of all, None = never.
         block_size: images that are committed together.
-        rules: what is kept; None = `udaseg.config.ASKED_FOR`.
+        rules: what is kept; None = `udaseg.config.DEFAULT_RULES`.
         inference: how images are predicted.
 
     Raises:
@@ -106,7 +106,7 @@ def pseudo_label(
             worked on by another process.
         CheckpointError: a checkpoint cannot be used.
     """
-    rules, inference = rules or ASKED_FOR, inference or Inference()
+    rules, inference = rules or DEFAULT_RULES, inference or Inference()
     rules.check()
     inference.check()
     inference = dataclasses.replace(inference, flip=inference.flip or rules.flip)

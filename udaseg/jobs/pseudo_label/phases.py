@@ -144,8 +144,7 @@ def source_prototypes(work: Work, source: str) -> tuple[Prototypes, list[tuple[s
 
     ledger = open_ledger(join(work.out, "job", "source"), labelled, block_size=work.ledger.block_size, job={})
     here = dataclasses.replace(work, ledger=ledger, truth=classes, depth_range=open_index(source).depth_range)
-    i = work.inference
-    options, threads = actor_pool(i)
+    options, threads = actor_pool(work.inference)
     run_phase(
         ledger,
         "prototypes",
@@ -159,7 +158,7 @@ def source_prototypes(work: Work, source: str) -> tuple[Prototypes, list[tuple[s
     for block in range(ledger.blocks):  # in order: sums of floats
         entry = ledger.entry("prototypes", block)
         total, count = total + entry["sum"], count + entry["count"]
-        failed += zip(entry["failed_id"], entry.get("failed_uri", []), entry.get("failed_reason", []), strict=False)
+        failed += zip(entry["failed_id"], entry["failed_uri"], entry["failed_reason"], strict=True)
     if len(failed) == ledger.images:
         raise DatasetError(f"none of the source's images could be read: {failed[0][2]}")
     counts = np.asarray(count).reshape(len(work.checkpoints), -1)

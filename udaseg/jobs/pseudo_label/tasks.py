@@ -256,7 +256,7 @@ def count_failed(ledger: Ledger, blocks: Sequence[int]) -> int:
 
 def unreachable_blocks(ledger: Ledger, blocks: Sequence[int]) -> list[int]:
     """The blocks that hold images which could not be reached."""
-    return [block for block in blocks if len(ledger.entry("predict", block).get("unreachable_id", []))]
+    return [block for block in blocks if len(ledger.entry("predict", block)["unreachable_id"])]
 
 
 @dataclass
@@ -290,7 +290,7 @@ def tally_chunk(ledger: Ledger, blocks: Sequence[int], classes: int) -> Predicti
         histogram.flat[entry["slot"]] = entry["count"]
         certainties = [(c, i, block) for c, i in zip(entry["certainty"].tolist(), entry["image_id"], strict=True)]
         failed = list(zip(entry["failed_id"], entry["failed_uri"], entry["failed_reason"], strict=True))
-        unreachable = set(entry.get("unreachable_id", []))
+        unreachable = set(entry["unreachable_id"])
         total.add(PredictionTotals(histogram, failed, unreachable, certainties, certainties))
     return total
 
