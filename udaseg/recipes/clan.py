@@ -12,7 +12,7 @@ from udaseg.recipes.dacs import dacs_small
 
 
 def clan() -> Recipe:
-    """CLAN, GTA5 -> Cityscapes (1809.09478): 43.2 mIoU in the paper; several users report 41.3 (CLAN#19).
+    """CLAN, GTA5 -> Cityscapes (1809.09478): 43.2 mIoU (from memory); several users report 41.3 (CLAN#19).
 
     DeepLabV2-R101 with two classifiers, 100,000 steps of 1 + 1 images, the rate warming up over 5,000. Images as in
     `advent`, here at factors of up to 1.1 where the authors take 0.8, 1 or 1.1, and mirrored.
@@ -31,7 +31,7 @@ def clan() -> Recipe:
 
 
 def clan_synthia() -> Recipe:
-    """CLAN, SYNTHIA -> Cityscapes (1809.09478): 47.8 mIoU-13 in the paper. Disagreement weighs 10 instead of 40."""
+    """CLAN, SYNTHIA -> Cityscapes (1809.09478): 47.8 mIoU-13 (from memory). Disagreement weighs 10 instead of 40."""
     recipe = on_synthia(clan())
     return replace(recipe, stages=(replace(recipe.stages[0], method=CLAN.Config(local_weight=10.0)),))
 
