@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from udaseg.config import Optim
+from udaseg.distributed import mean_over_ranks
 from udaseg.models.segmenter import Segmenter
 from udaseg.models.translator import Translator
 from udaseg.types import Batch, Loss
@@ -133,6 +134,11 @@ def discriminator_optimizer(discriminator: nn.Module, lr: float, optim: Optim) -
     """Adam with the decay rates 0.9 and 0.99, as ADVENT, CLAN and ProDA train theirs, over a network or several."""
     parameters = list(discriminator.parameters())
     return torch.optim.Adam(parameters, lr=lr, betas=(0.9, 0.99), fused=fuses(parameters, optim))
+
+
+def coverage(taken: Tensor) -> Loss:
+    """How much of the target is learnt from, over all ranks: the mean of a mask or of weights in [0, 1]. A report."""
+    return Loss("coverage", mean_over_ranks(taken.float().mean()), weight=0)
 
 
 def require_classes(field: str, named: Iterable[int], student: Segmenter) -> None:

@@ -22,7 +22,7 @@ from udaseg.components.pseudo_label import hybrid_label, prototype_transfer
 from udaseg.distributed import sum_over_ranks
 from udaseg.losses.contrastive import bidirectional_contrast, downscale_label, masked_average_pool
 from udaseg.losses.segmentation import EntropyForm, entropy, output_cross_entropy
-from udaseg.methods.base import Method, MethodConfig
+from udaseg.methods.base import Method, MethodConfig, coverage
 from udaseg.models.segmenter import Segmenter
 from udaseg.models.teacher import EMATeacher
 from udaseg.ranges import Jitter, Momentum, NonNegative, Positive, Share
@@ -152,7 +152,7 @@ class BCL(Method):
             Loss("target_ce", output_cross_entropy(out_t, ce_label, weight), c.target_weight),
             Loss("forward_contrast", forward, c.forward_weight),
             Loss("backward_contrast", backward, c.backward_weight),
-            Loss("coverage", (target_label != IGNORE).float().mean(), weight=0),
+            coverage(target_label != IGNORE),
         ]
         if c.entropy_weight:
             losses += [

@@ -15,9 +15,8 @@ from udaseg.components.augment import strong
 from udaseg.components.class_frequencies import ClassFrequencies
 from udaseg.components.class_thresholds import ClassThresholds
 from udaseg.components.colours import recoloured
-from udaseg.distributed import mean_over_ranks
 from udaseg.losses.segmentation import logit_adjusted, lovasz_softmax, output_cross_entropy
-from udaseg.methods.base import Method, MethodConfig
+from udaseg.methods.base import Method, MethodConfig, coverage
 from udaseg.models.segmenter import Segmenter
 from udaseg.models.teacher import EMATeacher
 from udaseg.ranges import Jitter, Momentum, NonNegative, Share
@@ -97,7 +96,7 @@ class Classwise(Method):
         )
         out = self.student(view, "target", target.index)
         loss = output_cross_entropy(out, label, weight, reduction="all")
-        yield Loss("target_ce", loss, c.target_weight), Loss("coverage", mean_over_ranks(weight.mean()), weight=0)
+        yield Loss("target_ce", loss, c.target_weight), coverage(weight)
 
     def after_step(self) -> None:
         self.teacher.update(self.student)

@@ -19,7 +19,7 @@ from udaseg.config import Optim
 from udaseg.losses.contrastive import downscale_label
 from udaseg.losses.metric import mode_alignment, multimodal_loss
 from udaseg.losses.segmentation import output_cross_entropy
-from udaseg.methods.base import Method, MethodConfig, build_optimizer
+from udaseg.methods.base import Method, MethodConfig, build_optimizer, coverage
 from udaseg.models.metric import ProxyMetric
 from udaseg.models.segmenter import Segmenter
 from udaseg.ranges import Channels, Count, NonNegative, Positive
@@ -88,7 +88,7 @@ class DRSL(Method):
         source, target = mapped
         alignment = mode_alignment(*source, *target, modes=self.student.num_classes * c.modes)
         losses.append(Loss("alignment", alignment, c.alignment_weight))
-        yield *losses, Loss("coverage", (target_labels != IGNORE).float().mean(), weight=0)
+        yield *losses, coverage(target_labels != IGNORE)
 
     def _drawn_modes(self, domain: Domain, cosine: Tensor, label: Tensor, index: Tensor) -> Tensor:
         """(B, h, w) class * M + mode, a mode of the cell's class drawn by softmax(-d^2 / (2 sigma^2)); else K M."""

@@ -15,7 +15,7 @@ from udaseg.components.mixing import border, paste, thing_mask
 from udaseg.config import Optim
 from udaseg.losses.pixel_pair import two_view_contrast
 from udaseg.losses.segmentation import cross_entropy, output_cross_entropy
-from udaseg.methods.base import Method, MethodConfig, build_optimizer, require_classes
+from udaseg.methods.base import Method, MethodConfig, build_optimizer, coverage, require_classes
 from udaseg.models.heads import ASPPHead
 from udaseg.models.segmenter import Segmenter
 from udaseg.models.teacher import EMATeacher
@@ -139,7 +139,7 @@ class EHTDI(Method):
             Loss("mixed_ce", output_cross_entropy(on["mixed"], self._used(mixed_label)), c.mixed_weight),
             Loss("class_contrast", self._first(classes, 0.0).mean(), c.contrast_weight),
             Loss("cell_contrast", cells.mean(), c.contrast_weight),
-            Loss("coverage", sure.float().mean(), weight=0),
+            coverage(sure),
         ]
         if c.edges:
             inner, unsure = ~border(things), ~border(sure) | things

@@ -11,7 +11,7 @@ import torch
 
 from udaseg.components.mixing import class_mask, next_of_group, paste
 from udaseg.losses.segmentation import EntropyForm, entropy, negative_learning, output_cross_entropy
-from udaseg.methods.base import Method, MethodConfig
+from udaseg.methods.base import Method, MethodConfig, coverage
 from udaseg.models.segmenter import Segmenter
 from udaseg.models.teacher import EMATeacher
 from udaseg.ranges import Count, CountOrZero, Momentum, NonNegative, Share
@@ -82,7 +82,7 @@ class LDBE(Method):
             Loss("positive", output_cross_entropy(out, target.labels, target.weight)),
             Loss("entropy", entropy(out.logits, form=c.entropy), c.entropy_weight),
             Loss("negative", negative_learning(out.logits, place), c.negative_weight),
-            Loss("coverage", (target.labels != IGNORE).float().mean(), weight=0),
+            coverage(target.labels != IGNORE),
         )
 
     def _enhance(self, target: Batch) -> tuple[Loss, ...]:
@@ -100,7 +100,7 @@ class LDBE(Method):
         out = self.student(image, "target", target.index)
         return (
             Loss("mixed_ce", output_cross_entropy(out, label, weight, reduction="nonzero")),
-            Loss("coverage", sure.mean(), weight=0),
+            coverage(sure),
         )
 
     def after_step(self) -> None:

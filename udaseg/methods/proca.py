@@ -12,7 +12,7 @@ from torch import Tensor
 from udaseg.components.prototypes import ClassGaussians
 from udaseg.losses.contrastive import labelled_cells, prototype_contrast
 from udaseg.losses.segmentation import LovaszClasses, lovasz_softmax, output_cross_entropy
-from udaseg.methods.base import Method, MethodConfig
+from udaseg.methods.base import Method, MethodConfig, coverage
 from udaseg.models.segmenter import Segmenter
 from udaseg.ranges import CountOrZero, NonNegative, Positive, Share
 from udaseg.types import IGNORE, Batch, Loss, SegOutput
@@ -71,7 +71,7 @@ class ProCA(Method):
             Loss("source_lovasz", lovasz, c.lovasz_weight),
             *self._contrast("source", on_source, source.labels, step),
             *self._contrast("target", on_target, label, step),
-            Loss("coverage", (label != IGNORE).float().mean(), weight=0),
+            coverage(label != IGNORE),
         )
 
     def _update(self, out: SegOutput, label: Tensor) -> None:

@@ -23,7 +23,7 @@ from udaseg.losses.segmentation import (
     reverse_cross_entropy,
     uniform_divergence,
 )
-from udaseg.methods.base import Method, MethodConfig, build_optimizer, discriminator_optimizer
+from udaseg.methods.base import Method, MethodConfig, build_optimizer, coverage, discriminator_optimizer
 from udaseg.models.discriminator import Discriminator
 from udaseg.models.segmenter import Segmenter
 from udaseg.models.teacher import EMATeacher
@@ -167,7 +167,7 @@ class ProDA(Method):
         yield (
             Loss("target_ce", cross_entropy(strong, label)),
             Loss("distillation", distillation(strong, taught, taught.sum(1) > 0, form=c.kd), c.kd_weight),
-            Loss("coverage", (label != IGNORE).float().mean(), weight=0),
+            coverage(label != IGNORE),
         )
 
     def _maps(self, out: SegOutput, target: Batch) -> tuple[Tensor, Tensor]:

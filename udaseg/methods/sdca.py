@@ -10,7 +10,7 @@ from torch import Tensor
 from udaseg.components.prototypes import ClassGaussians
 from udaseg.losses.contrastive import distribution_contrast, labelled_cells
 from udaseg.losses.segmentation import LovaszClasses, lovasz_softmax, output_cross_entropy
-from udaseg.methods.base import Method, MethodConfig
+from udaseg.methods.base import Method, MethodConfig, coverage
 from udaseg.models.segmenter import Segmenter
 from udaseg.ranges import CountOrZero, NonNegative, Positive, Share
 from udaseg.types import IGNORE, Batch, Loss, SegOutput
@@ -68,7 +68,7 @@ class SDCA(Method):
         label = label.masked_fill(confidence < c.threshold, IGNORE)
         yield (
             *self._contrast("target", out, label, step),
-            Loss("coverage", (label != IGNORE).float().mean(), weight=0),
+            coverage(label != IGNORE),
         )
 
     def _update(self, out: SegOutput, label: Tensor) -> None:

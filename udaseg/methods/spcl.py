@@ -12,7 +12,7 @@ from torch import Tensor
 from udaseg.components.prototypes import ClassPrototypes
 from udaseg.losses.contrastive import downscale_label, labelled_cells, prototype_contrast
 from udaseg.losses.segmentation import divided, output_cross_entropy
-from udaseg.methods.base import Method, MethodConfig
+from udaseg.methods.base import Method, MethodConfig, coverage
 from udaseg.models.segmenter import Segmenter
 from udaseg.ranges import CountOrZero, Momentum, NonNegative, Positive
 from udaseg.types import IGNORE, Batch, Loss, SegOutput
@@ -73,7 +73,7 @@ class SPCL(Method):
         out = self.student(target.image, "target", target.index)
         yield (
             Loss("target_contrast", self._contrast(out.features[-1], target.labels), weight),
-            Loss("coverage", (target.labels != IGNORE).float().mean(), weight=0),
+            coverage(target.labels != IGNORE),
         )
 
     def _contrast(self, feature: Tensor, label: Tensor) -> Tensor:

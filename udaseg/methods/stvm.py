@@ -19,10 +19,9 @@ from udaseg.components.augment import strong
 from udaseg.components.class_frequencies import ClassFrequencies
 from udaseg.components.mixing import next_of_group, paste, reliable_mask
 from udaseg.config import Optim
-from udaseg.distributed import mean_over_ranks
 from udaseg.losses.contrastive import downscale_label
 from udaseg.losses.segmentation import Reduction, cross_entropy, logit_adjusted, output_cross_entropy
-from udaseg.methods.base import Method, MethodConfig, build_optimizer
+from udaseg.methods.base import Method, MethodConfig, build_optimizer, coverage
 from udaseg.models.metric import ProxyMetric
 from udaseg.models.segmenter import Segmenter
 from udaseg.models.teacher import EMATeacher
@@ -125,7 +124,7 @@ class STvM(Method):
         adjusted = logit_adjusted(out, self.frequencies.shares(), c.prior)
         yield (
             Loss("mixed_ce", output_cross_entropy(adjusted, label, reliability, reduction=c.reduction)),
-            Loss("coverage", mean_over_ranks(reliability.mean()), weight=0),
+            coverage(reliability),
         )
 
     def _reliability(self, similarity: Tensor, label: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from udaseg.config import Optim
 from udaseg.losses.contrastive import downscale_label
 from udaseg.losses.pixel_pair import flatten, memory_contrast
 from udaseg.losses.segmentation import output_cross_entropy
-from udaseg.methods.base import Method, MethodConfig, build_optimizer, require_classes
+from udaseg.methods.base import Method, MethodConfig, build_optimizer, coverage, require_classes
 from udaseg.models.heads import ProjectionHead
 from udaseg.models.segmenter import Segmenter
 from udaseg.ranges import Channels, Count, CountOrZero, NonNegative, Positive
@@ -97,7 +97,7 @@ class UCDA(Method):
         yield (
             Loss("target_ce", output_cross_entropy(out, label, target.weight), c.target_weight),
             *self._contrast("target", cells, label),
-            Loss("coverage", (label != IGNORE).float().mean(), weight=0),
+            coverage(label != IGNORE),
             Loss("expanded", (label != target.labels).float().mean(), weight=0),
         )
         self._remember("target", cells, label, target.index)
