@@ -100,10 +100,10 @@ def _stage(name: str, s: Settings, values: dict[str, Any] | None = None) -> Stag
     model = replace(model, detail_crop=stage.model.detail_crop and (32, 32))
     method = stage.method
     for field, value in {"contrast_size": 9, "group_size": 2, "ignore_bottom": 0}.items():
-        if getattr(method, field, 1) != 1:
+        if getattr(method, field, None) not in (None, 1):
             method = replace(method, **{field: value})
     streams = {name: replace(stream, crop=None) for name, stream in stage.data.streams().items()}
-    data = replace(stage.data, batch_size=2, crop=(64, 64), group_size=method.group_size, **streams)
+    data = replace(stage.data, batch_size=2, crop=(64, 64), group_size=method.group_size or 1, **streams)
     return replace(stage, model=model, method=method, data=data)
 
 

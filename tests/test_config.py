@@ -210,6 +210,7 @@ def _with(stage: dict[str, Any] | None = None, **fields: Any) -> Recipe:
         (override(_BASE, {"data.group_size": 0}), "data.group_size"),
         (override(_BASE, {"data.batch_size": 4, "data.group_size": 3}), "group_size"),
         (_with({"method": DSP.Config(), "data": Data(batch_size=4, group_size=4)}), "method.group_size"),
+        (_with({"method": DSP.Config(group_size=1), "data": Data(batch_size=4, group_size=4)}), "method.group_size"),
         (override(_BASE, {"optim.horizon": 0.5}), "optim.horizon"),
         (override(_BASE, {"data.scale": (1.5, 1.0)}), "data.scale"),
         (override(_BASE, {"data.scale": (0.0, 1.0)}), "data.scale"),

@@ -286,7 +286,7 @@ class Stage:
         with naming("data"):
             self.data.check()
         own_group = self.method.group_size
-        if own_group not in (1, self.data.group_size):
+        if own_group not in (None, self.data.group_size):
             raise ConfigError(
                 f"data.group_size is {self.data.group_size}, but method.group_size {own_group}: "
                 "the method couples samples, so both must be equal"

@@ -14,6 +14,7 @@ import pytest
 import ray
 import torch
 from tiny import CLASSES, make_checkpoint, make_dataset, tiny_recipe
+from torch.distributed import DistBackendError
 
 from udaseg.config import Model
 from udaseg.data.storage import write_bytes
@@ -113,6 +114,10 @@ def test_what_fails_three_times_at_one_step_ends_the_stage(ray_session: None, mo
     assert "at step 0" in str(tries(0, 0, 0)[0])
     at["error"] = torch.OutOfMemoryError("CUDA out of memory.")
     assert "CUDA out of memory.; use a smaller data.crop or data.batch_size" in str(tries(1, 1, 1)[0])
+    for lost in (RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer"), DistBackendError("NCCL")):
+        at["error"] = lost
+        error, told = tries(7, 7, 7, 7)
+        assert error is None and len(told) == 4, "machines may be lost as often as --cluster.max-failures allows"
     at["error"] = UnreachableError("s3://b/a: could not be reached")  # which may pass
     assert tries(1, 1, 1, 1) == (None, [])
 

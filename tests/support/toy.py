@@ -191,7 +191,7 @@ def make_stage(method: str, /, **optim: object) -> Stage:
         data=Data(
             crop=(64, 64),
             batch_size=4,
-            group_size=config.group_size,
+            group_size=config.group_size or 1,
             **({"source": _TRUE, "target": Stream(labels="pseudo")} | DATA.get(type(config), {})),
         ),
         optim=Optim(**({"name": "sgd", "lr": 5e-3, "head_lr_factor": 2.0} | optim)),  # type: ignore[arg-type]
@@ -227,7 +227,7 @@ def recipe_stages(name: str) -> list[Stage]:
         if model.backbone == "test_byobnet":
             stride = 8 if isinstance(method, TADA.Config) else model.output_stride  # of the cells that it contrasts
             model = replace(model, backbone="resnet10t", head_channels=16, output_stride=stride)
-        data = replace(stage.data, crop=(64, 64), batch_size=4, group_size=method.group_size, scale=(1.0, 1.0))
+        data = replace(stage.data, crop=(64, 64), batch_size=4, group_size=method.group_size or 1, scale=(1.0, 1.0))
         optim = Optim(name="adamw", lr=3e-3, head_lr_factor=1.0)
         stages.append(replace(stage, method=method, model=model, data=data, optim=optim, steps=14))
     return stages

@@ -97,12 +97,15 @@ class ProgressLog:
     def fail(self, error: Exception) -> None:
         self._error = self._error or error
 
-    def failed(self, rank: int, step: int, kind: str, text: str) -> None:
-        """A rank's words of an error that may pass: what came three times on end at one step does not."""
+    def failed(self, rank: int, step: int, kind: str, text: str, *, peer: bool) -> None:
+        """A rank's words of an error that may pass: what came three times on end at one step does not.
+
+        But where it is of a lost `peer`: machines may be lost as often as is allowed.
+        """
         self._rows.append({"event": "failed", "text": f"rank {rank} at step {step}: {text}"})
         failures = self._failures.setdefault(rank, [])
-        failures.append((step, kind))
-        if failures[-_SAME:] == _SAME * [(step, kind)]:
+        failures.append((step, "" if peer else kind))
+        if not peer and failures[-_SAME:] == _SAME * [(step, kind)]:
             self.fail(TrainingError(f"{_SAME} times on end at step {step}: {text}"))
 
     def error(self) -> Exception | None:
@@ -160,7 +163,8 @@ def train_worker(config: dict[str, Any]) -> None:
             text = f"{first_line(error)}{on_node(node)}"
             if isinstance(error, torch.OutOfMemoryError):
                 text += "; use a smaller data.crop or data.batch_size, or more --cluster.workers"
-            ray.get(progress.failed.remote(rank, step, type(error).__name__, text))
+            peer = isinstance(error, torch.distributed.DistError) or "gloo" in text  # where gloo tells its source files
+            ray.get(progress.failed.remote(rank, step, type(error).__name__, text, peer=peer))
         raise
 
 

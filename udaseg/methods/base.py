@@ -74,9 +74,9 @@ class MethodConfig:
     """
 
     @property
-    def group_size(self) -> int:
-        """Consecutive samples that the method couples, which `data.group_size` must equal; 1 = none."""
-        return 1
+    def group_size(self) -> int | None:
+        """Consecutive samples that the method couples, which `data.group_size` must equal; None = it couples none."""
+        return None
 
     @property
     def old_classes(self) -> int | None:
