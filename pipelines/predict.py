@@ -19,7 +19,7 @@ class Arguments:
     For many images, thresholds and confidences there is `udaseg pseudo-label`."""
 
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
-    """A run's model directory, or one of its checkpoints."""
+    """A run's model directory, one of its checkpoints, or a model.onnx of `udaseg export`."""
     images: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="IMAGE...")]
     """Files of images or videos, folders of images or dataset directories."""
     out: str = "predictions"

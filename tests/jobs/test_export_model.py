@@ -5,26 +5,31 @@ from __future__ import annotations
 import io
 import json
 import math
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
 from networks import small_network
+from PIL import Image
 from tiny import CLASSES, draw, make_checkpoint
 
 import udaseg
 from pipelines.export import main
 from udaseg.checkpoints import exporting
 from udaseg.checkpoints.directory import ModelCard, load_model
-from udaseg.checkpoints.exporting import LARGEST_DIFFERENCE, METADATA, export_network
+from udaseg.checkpoints.exporting import LARGEST_DIFFERENCE, _of_whole_cells, _PaddedConv, export_network
+from udaseg.checkpoints.predictor import METADATA, Prediction
 from udaseg.config import Model
-from udaseg.errors import CheckpointError
+from udaseg.errors import CheckpointError, ConfigError, DatasetError
 from udaseg.jobs.export import FILES
+from udaseg.types import PerDomain
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +98,69 @@ def test_of_one_size(
         label, confidence = exported(torch.from_numpy(image)[None])
         assert np.array_equal(label[0].numpy(), wanted.label) and len(np.unique(wanted.label)) > 1
         np.testing.assert_allclose(confidence[0].numpy(), wanted.confidence, atol=1e-5)
+    is_predicted_without_torch(tmp_path, image, wanted)
+
+
+def is_predicted_without_torch(folder: Path, image: np.ndarray, wanted: Prediction) -> None:
+    """`udaseg.load` and `udaseg predict` of a folder's out/model.onnx, which takes images of 48 x 64 pixels alone."""
+    file = folder / "out" / "model.onnx"
+    predictor = udaseg.load(file)
+    assert (predictor.classes.names, predictor.classes.palette) == (CLASSES.names, CLASSES.palette)
+    found = predictor.predict(image)
+    assert found.label.dtype == np.uint8 and np.array_equal(found.label, wanted.label)
+    np.testing.assert_allclose(found.confidence, wanted.confidence, atol=1e-5)
+    with pytest.raises(DatasetError, match="the image: 40 x 56 pixels, and the network was exported for 48 x 64 alone"):
+        predictor.predict(draw("target", 0, (40, 56))[0])
+    with pytest.raises(DatasetError, match="60000 x 1 pixels are too long and narrow"):
+        predictor.predict(np.zeros((1, 60_000, 3), np.uint8))
+    Image.fromarray(image).save(folder / "a.png")
+    words = [str(file), str(folder / "a.png"), "--out", str(folder / "predictions"), "--overlay"]
+    code = f"import sys; from pipelines.predict import main; print(main({words}), 'torch' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines()[-1] == "0 False" and not run.stderr
+    assert np.array_equal(np.asarray(Image.open(folder / "predictions/labels/a.png")), wanted.label)
+    assert (folder / "predictions/overlays/a.png").exists()
+
+
+def test_other_files_are_no_exported_network(tmp_path: Path) -> None:
+    (tmp_path / "text.onnx").write_text("hello")
+    node = onnx.helper.make_node("Identity", ["image"], ["label"])
+    value = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.UINT8, [1]) for name in ("image", "label")]
+    model = onnx.helper.make_model(onnx.helper.make_graph([node], "g", value[:1], value[1:]), ir_version=10)
+    onnx.save(model, tmp_path / "others.onnx")
+    onnx.helper.set_model_props(model, {METADATA: '{"names": ["road"], "palette": [[0, 0, 0]], "size": null}'})
+    onnx.save(model, tmp_path / "old.onnx")
+    for name, said in (
+        ("none.onnx", "none.onnx: no such file"),
+        ("text.onnx", "text.onnx: not a network that ONNX Runtime can read"),
+        ("others.onnx", "others.onnx: not written by `udaseg export`"),
+        ("old.onnx", r"old.onnx: its metadata are not those of this version \('short_side'\)"),
+    ):
+        with pytest.raises(CheckpointError, match=said):
+            udaseg.load(tmp_path / name)
+    for wish in ({"network": "teacher"}, {"device": "cuda"}):
+        with pytest.raises(ConfigError, match="holds one network, which runs on the CPU"):
+            udaseg.load(tmp_path / "others.onnx", **wish)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("per_domain", ["nothing", "stem"])
+def test_tensorflow_s_padding_of_whole_cells_is_written_as_numbers(per_domain: PerDomain) -> None:
+    network = small_network(per_domain, backbone="tf_mobilenetv3_small_minimal_100", head="aspp").eval()
+    written = _of_whole_cells(network, card(short_side=128))
+    padded = [conv.pads for conv in written.modules() if isinstance(conv, _PaddedConv)]
+    assert padded == [(0, 1, 0, 1)] * 5 and not any(isinstance(conv, _PaddedConv) for conv in network.modules())
+    image = torch.rand(1, 3, 128, 160, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(written(image, "target").logits, network(image, "target").logits)
+    assert _of_whole_cells(network, card(short_side=96)) is network  # such images keep their sides
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("form", FILES)
+def test_tensorflow_s_padding_of_any_size(form: exporting.Format) -> None:
+    network = small_network(classes=3, backbone="tf_mobilenetv3_small_minimal_100").eval()
+    done = export_network(network, card(short_side=128), format=form)
+    assert done.size is None and done.difference < LARGEST_DIFFERENCE
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import io
 from collections.abc import Callable
@@ -9,12 +10,16 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
 from udaseg.checkpoints.directory import ModelCard
+from udaseg.checkpoints.predictor import METADATA
 from udaseg.data.strict_json import dump_json
 from udaseg.errors import CheckpointError
 from udaseg.extras import require_extra
+from udaseg.models.hrda import HRDA
 from udaseg.models.inference import predict
 from udaseg.models.segmenter import Segmenter
 from udaseg.rng import keyed
@@ -23,8 +28,6 @@ Format = Literal["torch-export", "onnx"]
 Reader = Callable[[Tensor], tuple[Tensor, Tensor]]
 """What a reader of the file computes of images, see `ImageToLabel`."""
 
-
-METADATA = "udaseg.json"
 _AXES = {0: "batch", 1: "height", 2: "width"}  # of images whose size is open
 LARGEST_DIFFERENCE = 1e-3
 """Of a probability, between the exported network and the original; more is an error."""
@@ -83,21 +86,48 @@ def export_network(
         require_extra("onnx", "--format onnx")
     write = {"torch-export": _torch_export, "onnx": _onnx}[format]
     module = ImageToLabel(network, card).eval()
+    traced = ImageToLabel(_of_whole_cells(network, card), card).eval()
     if size is None:
         # Neither side is such that nothing is resized or padded, which would be taken to be so of all images.
         height, width = card.short_side + 9, card.short_side * 3 // 2 + 23
         shapes = [(2, height, width), (1, width - 6, height + 4), (3, height * 2, width)]
         try:
-            return _checked(module, card, shapes, write, dynamic=True)
+            return _checked(module, traced, card, shapes, write, dynamic=True)
         except Exception:  # whatever tracing raises of a network that asks its tensors for their size
             size = (card.short_side, 2 * card.short_side)
     try:
-        return _checked(module, card, [(1, *size)], write, dynamic=False)
+        return _checked(module, traced, card, [(1, *size)], write, dynamic=False)
     except CheckpointError:
         raise
     except Exception as error:
         reason = " ".join(str(error).split())[:500]
         raise CheckpointError(f"the network cannot be exported: {type(error).__name__}: {reason}") from error
+
+
+class _PaddedConv(nn.Conv2d):
+    pads: tuple[int, int, int, int]
+    """Left, right, above, below."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(F.pad(input, self.pads))
+
+
+def _of_whole_cells(network: Segmenter, card: ModelCard) -> Segmenter:
+    """The network, with TensorFlow's padding written as numbers where it sees whole cells, which every stride divides.
+
+    It is a formula of the image's size otherwise; a tracer that compares these had not ended after four minutes."""
+    if network.align_corners or isinstance(network, HRDA) or card.short_side < 4 * network.feature_stride:
+        return network  # see `udaseg.models.inference.predict`
+    network = copy.deepcopy(network)
+    for conv in network.modules():
+        if isinstance(conv, Conv2dSame):
+            height, width = (
+                max((kernel - 1) * dilation + 1 - stride, 0)
+                for kernel, dilation, stride in zip(conv.kernel_size, conv.dilation, conv.stride, strict=True)
+            )
+            conv.__class__ = _PaddedConv
+            conv.pads = (width // 2, width - width // 2, height // 2, height - height // 2)
+    return network
 
 
 Write = Callable[[torch.export.ExportedProgram, str], tuple[bytes, Reader]]
@@ -106,12 +136,18 @@ Write = Callable[[torch.export.ExportedProgram, str], tuple[bytes, Reader]]
 
 @torch.no_grad()
 def _checked(
-    module: ImageToLabel, card: ModelCard, shapes: list[tuple[int, int, int]], write: Write, *, dynamic: bool
+    module: ImageToLabel,
+    traced: ImageToLabel,
+    card: ModelCard,
+    shapes: list[tuple[int, int, int]],
+    write: Write,
+    *,
+    dynamic: bool,
 ) -> Exported:
-    """Export with images of the first shape (batch, height, width), and compare on images of all shapes."""
+    """Export `traced` by images of the first shape (batch, height, width), and compare it with `module` on all."""
     images = [torch.from_numpy(_image(shape)) for shape in shapes]
     dims = {axis: torch.export.Dim(name, min=1 if axis == 0 else 2) for axis, name in _AXES.items()}
-    program = torch.export.export(module, (images[0],), dynamic_shapes=(dims,) if dynamic else None)
+    program = torch.export.export(traced, (images[0],), dynamic_shapes=(dims,) if dynamic else None)
     size = None if dynamic else shapes[0][1:]
     content, exported = write(program, metadata(card, size))
     differences, pixels, other = [], 0, 0
@@ -169,6 +205,7 @@ def metadata(card: ModelCard, size: tuple[int, int] | None) -> str:
         "input": "(B, H, W, 3) uint8 RGB",
         "output": ["(B, H, W) uint8 train ids", "(B, H, W) float32 probability of that class"],
         "size": size,
+        "short_side": card.short_side,
         "depth_range": card.depth_range,
         "recipe": card.recipe,
         "torch": torch.__version__,

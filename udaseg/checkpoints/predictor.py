@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any, NamedTuple
+import importlib
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps
 
-from udaseg.checkpoints.directory import ModelCard, load_model
 from udaseg.data.classes import Classes
 from udaseg.data.images import read_image, require_proportions, rgb
-from udaseg.data.storage import to_uri
-from udaseg.errors import DatasetError
-from udaseg.models.inference import check_views, predict, to_pixels
-from udaseg.models.segmenter import Segmenter
+from udaseg.data.storage import read_bytes, to_uri
+from udaseg.data.strict_json import parse_json
+from udaseg.errors import CheckpointError, ConfigError, DatasetError
+from udaseg.extras import require_extra
 from udaseg.types import DepthRange, Location, NetworkRole
+
+if TYPE_CHECKING:  # an ONNX file is predicted without torch, and its three seconds
+    import torch
+
+    from udaseg.checkpoints.directory import ModelCard
+    from udaseg.models.segmenter import Segmenter
+
+METADATA = "udaseg.json"
+"""What an exported file calls its metadata, which `udaseg.checkpoints.exporting.metadata` makes."""
 
 
 class Prediction(NamedTuple):
@@ -41,6 +49,11 @@ class Predictor:
         """Names and colours, in the order of the train ids."""
         return self.card.classes
 
+    @property
+    def depth_range(self) -> DepthRange | None:
+        """The values of images of more than 8 bits that become 0 and 255."""
+        return self.card.depth_range
+
     def predict(self, image: Location | Image.Image | np.ndarray, **views: Any) -> Prediction:
         """The class of every pixel of an image.
 
@@ -52,25 +65,86 @@ class Predictor:
         Raises ConfigError where a view is outside its range, and DatasetError, with the name of the image, where that
         cannot be read, is no such image or is too long and narrow.
         """
+        from udaseg.models.inference import check_views, predict, to_pixels
+
         check_views(**views)
-        name, pixels = _pixels(image, self.card.depth_range)
+        name, pixels = _pixels(image, self.depth_range)
         side = self.card.short_side * max(views.get("scales", (1.0,)))
         require_proportions(pixels.shape[0], pixels.shape[1], side, name)
         batch = to_pixels(np.stack([pixels]), self.device)  # a copy: those of a file are not to be written
         confidence, label = predict(self.network, batch, **self.card.size(), **views)[0].max(0)
-        return Prediction(label.to(torch.uint8).cpu().numpy(), confidence.cpu().numpy())
+        return Prediction(label.byte().cpu().numpy(), confidence.cpu().numpy())
 
 
-def load(model: Location, *, network: NetworkRole = "predictor", device: str | None = None) -> Predictor:
-    """A model directory, or a checkpoint of a run, as what predicts images.
+class OnnxPredictor:
+    """A model.onnx of `udaseg export`, run by ONNX Runtime on the CPU; torch is not loaded.
+
+    Raises CheckpointError where the file is none, and ConfigError where ONNX Runtime is not installed.
+    """
+
+    def __init__(self, file: str) -> None:
+        require_extra("onnx", file)
+        runtime = importlib.import_module("onnxruntime")
+        try:
+            content = read_bytes(file)
+        except FileNotFoundError:
+            raise CheckpointError(f"{file}: no such file") from None
+        try:
+            self.session = runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
+        except Exception as error:  # a dozen types of ONNX Runtime's own
+            raise CheckpointError(f"{file}: not a network that ONNX Runtime can read: {str(error)[:300]}") from None
+        said = self.session.get_modelmeta().custom_metadata_map.get(METADATA)
+        if said is None:
+            raise CheckpointError(f"{file}: not written by `udaseg export`, as it does not say what its classes are")
+        try:
+            facts = parse_json(said, f"{file}: its metadata")
+            self.classes = Classes(names=tuple(facts["names"]), palette=tuple(map(tuple, facts["palette"])))
+            self.size = facts["size"] and tuple(map(int, facts["size"]))
+            self.short_side = int(facts["short_side"])
+            self.depth_range: DepthRange | None = facts["depth_range"] and tuple(facts["depth_range"])
+        except (KeyError, TypeError, ValueError, DatasetError) as error:
+            raise CheckpointError(
+                f"{file}: its metadata are not those of this version ({error}); export it again"
+            ) from None
+
+    def predict(self, image: Location | Image.Image | np.ndarray) -> Prediction:
+        """The class of every pixel of an image, given as to `Predictor.predict`. Raises DatasetError likewise, and
+        where the file takes images of one size alone and the image has another."""
+        name, pixels = _pixels(image, self.depth_range)
+        height, width = pixels.shape[:2]
+        require_proportions(height, width, self.short_side, name)
+        if self.size is not None and (height, width) != self.size:
+            only = " x ".join(map(str, self.size))
+            raise DatasetError(
+                f"{name}: {height} x {width} pixels, and the network was exported for {only} alone; predict with the "
+                "model that it was exported from"
+            )
+        label, confidence = self.session.run(["label", "confidence"], {"image": pixels[None]})
+        return Prediction(label[0], confidence[0])
+
+
+def load(
+    model: Location, *, network: NetworkRole = "predictor", device: str | None = None
+) -> Predictor | OnnxPredictor:
+    """A model directory, a checkpoint of a run or an exported model.onnx, as what predicts images.
 
     Args:
         model: path or URI.
         network: of a checkpoint also its "student" or "teacher".
-        device: torch's name of one; None = a GPU where there is one.
+        device: torch's name of one; None = a GPU where there is one. An exported file is run on the CPU.
 
-    Raises CheckpointError.
+    Raises CheckpointError, and ConfigError where a network or device is asked for that an exported file has not.
     """
+    if (uri := to_uri(model)).endswith(".onnx"):
+        if network != "predictor" or device not in (None, "cpu"):
+            raise ConfigError(
+                f"{uri}: an exported file holds one network, which runs on the CPU; give a model directory"
+            )
+        return OnnxPredictor(uri)
+    import torch
+
+    from udaseg.checkpoints.directory import load_model
+
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return Predictor(*load_model(model, network), torch.device(device))
 

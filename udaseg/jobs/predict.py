@@ -16,9 +16,8 @@ import time
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import torch
 
-from udaseg.checkpoints.predictor import Predictor, load
+from udaseg.checkpoints.predictor import OnnxPredictor, Predictor, load
 from udaseg.data.classes import Classes
 from udaseg.data.depth import other_range
 from udaseg.data.folders import passed_over
@@ -42,7 +41,7 @@ def predict_to(out: str, model: str, images: Sequence[str], *, overlays: bool = 
 
     Args:
         out: the directory to write.
-        model: model directory.
+        model: model directory, or a model.onnx of `udaseg export`.
         images: files of images or videos, folders of images and dataset directories, as paths or URIs.
         overlays: whether the images under the colours of their classes are written too.
 
@@ -53,7 +52,7 @@ def predict_to(out: str, model: str, images: Sequence[str], *, overlays: bool = 
     found, datasets = _listed(images, out)
     with own_directory(out, "predict"):
         predictor = load(model)
-        own = predictor.card.depth_range
+        own = predictor.depth_range
         ranges = {directory: open_index(directory).depth_range for directory in set(datasets.values())}
         for warning in (w for directory, there in ranges.items() for w in other_range(own, there, model, directory)):
             print(f"warning: {warning}", file=sys.stderr)
@@ -67,7 +66,9 @@ def predict_to(out: str, model: str, images: Sequence[str], *, overlays: bool = 
                     _predict_image(predictor, image_id, read_image(uri, depth_range), out, overlays)
             except DatasetError as error:
                 failed.append(error if uri in str(error) else DatasetError(f"{uri}: {error}"))
-            except torch.OutOfMemoryError:
+            except RuntimeError as error:
+                if type(error).__name__ != "OutOfMemoryError":  # torch's, which may not be imported
+                    raise
                 failed.append(DatasetError(f"{uri}: too large for the GPU's memory; predict it on a CPU"))
     if failed:
         kind = UnreachableError if any(isinstance(error, UnreachableError) for error in failed) else DatasetError
@@ -76,7 +77,9 @@ def predict_to(out: str, model: str, images: Sequence[str], *, overlays: bool = 
         raise kind("\n  ".join([f"{len(failed)} of {len(found)} images were not predicted", *map(str, failed)]))
 
 
-def _predict_image(predictor: Predictor, image_id: str, pixels: np.ndarray, out: str, overlays: bool) -> None:
+def _predict_image(
+    predictor: Predictor | OnnxPredictor, image_id: str, pixels: np.ndarray, out: str, overlays: bool
+) -> None:
     file = join(out, "labels", f"{image_id}.png")
     label = _predict(predictor, pixels, file)
     drawn = join(out, "overlays", f"{image_id}.png")
@@ -87,7 +90,7 @@ def _predict_image(predictor: Predictor, image_id: str, pixels: np.ndarray, out:
     print(f"{printable(file)}: {_summary(np.bincount(label.ravel(), minlength=256), predictor.classes)}")
 
 
-def _predict_video(predictor: Predictor, video_id: str, uri: str, out: str, overlays: bool) -> None:
+def _predict_video(predictor: Predictor | OnnxPredictor, video_id: str, uri: str, out: str, overlays: bool) -> None:
     """Frame after frame; of a video that breaks off what could be read is written before that is raised."""
     folder, file = join(out, "labels", video_id), join(out, "overlays", f"{video_id}.mp4")
     counts, number, told = np.zeros(256, np.int64), 0, time.monotonic()
@@ -112,7 +115,7 @@ def _predict_video(predictor: Predictor, video_id: str, uri: str, out: str, over
     print(f"{printable(folder)}: {number} frames; {_summary(counts, predictor.classes)}")
 
 
-def _predict(predictor: Predictor, pixels: np.ndarray, file: str) -> np.ndarray:
+def _predict(predictor: Predictor | OnnxPredictor, pixels: np.ndarray, file: str) -> np.ndarray:
     """The label map of an image, which is written."""
     label = predictor.predict(pixels).label
     write_bytes(file, png(palette_image(label, predictor.classes)))
