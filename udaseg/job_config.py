@@ -38,7 +38,8 @@ class Inference:
     """How images are predicted."""
 
     window: tuple[Pixels, Pixels] | None = None
-    """Height and width of sliding windows in pixels; None = whole images."""
+    """Height and width of sliding windows in pixels, best as the crops in training or multiples of 32;
+    None = whole images."""
     overlap: Annotated[float, Range(0, 1, "[)")] = 0.5
     """Share of a window that the next one covers again."""
     blend: Blend = "mean"

@@ -28,12 +28,14 @@ from udaseg.errors import CheckpointError, ConfigError, DatasetError, LostWorkEr
 from udaseg.evaluation.verdict import verdict
 from udaseg.job_config import Adapt, Cluster, Inference
 from udaseg.jobs.adapt import inputs, job, judging
+from udaseg.jobs.adapt import machine as machine_module
 from udaseg.jobs.adapt import runs as runs_module
 from udaseg.jobs.adapt.candidates import RECOMMENDED, SOURCE_FREE, candidate, recipe_names, source_only, warm_start
 from udaseg.jobs.adapt.choice import Choice, Images, Machine, choose
 from udaseg.jobs.adapt.inputs import Inputs, check_inputs, hold_out, make_inputs, measure
 from udaseg.jobs.adapt.job import adapt
 from udaseg.jobs.adapt.judging import judged_here
+from udaseg.jobs.adapt.machine import find_machine
 from udaseg.jobs.adapt.runs import model_of, run_directory, train_all
 from udaseg.models.build import build_segmenter
 from udaseg.recipes import RECIPES
@@ -109,6 +111,14 @@ def test_without_weights_and_gpu_the_network_learns_from_nothing() -> None:
     assert "hub cannot be reached" in chosen(machine=Machine(memory=None, cores=2)).reasons["weights"][1]
     given = chosen(replace(TOLD, weights="w.safetensors"), Machine(memory=None, cores=2))
     assert given.model.backbone == "mobilenetv2_100" and given.model.weights == "w.safetensors"
+
+
+def test_a_hub_that_is_switched_off_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(machine_module.urllib.request, "urlopen", lambda *a, **k: asked.append(a) or io.BytesIO())
+    assert find_machine(TOLD).hub and len(asked) == 1
+    monkeypatch.setattr(machine_module.constants, "HF_HUB_OFFLINE", True)
+    assert not find_machine(TOLD).hub and len(asked) == 1
 
 
 def test_whatever_is_told_is_taken() -> None:

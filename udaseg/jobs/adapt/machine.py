@@ -25,6 +25,8 @@ def find_machine(told: Adapt) -> Machine:
 
 
 def _hub_answers() -> bool:
+    if constants.HF_HUB_OFFLINE:  # the hub's own library would not ask it either
+        return False
     try:
         with urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=5):
             return True
