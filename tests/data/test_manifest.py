@@ -18,9 +18,10 @@ from PIL import Image
 from tiny import draw, make_dataset
 
 from udaseg.data import index as index_module
+from udaseg.data import manifest as manifest_module
 from udaseg.data.classes import read_classes
 from udaseg.data.index import open_index
-from udaseg.data.manifest import MANIFEST, read_manifest
+from udaseg.data.manifest import MANIFEST, read_manifest, write_dataset
 from udaseg.data.plan import Plan, StreamPlan
 from udaseg.errors import DatasetError
 
@@ -30,6 +31,19 @@ FILES = ("manifest.parquet", "index.arrow", "class_rows.arrow")
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
     return Path(make_dataset(tmp_path / "data", "source", train=3, val=1))
+
+
+def test_a_dataset_that_was_cut_off_while_made_anew_is_none(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its manifest would be of the older images, beside newer classes."""
+
+    def full(uri: str, **_: object) -> None:
+        raise OSError(f"{uri}: no space left on device")
+
+    manifest, classes = read_manifest(str(dataset)), read_classes(str(dataset))
+    monkeypatch.setattr(manifest_module, "writer", full)
+    with pytest.raises(OSError, match="no space left"):
+        write_dataset(str(dataset), manifest, classes)
+    assert not (dataset / "manifest.parquet").exists()
 
 
 def refused(directory: Path) -> str:

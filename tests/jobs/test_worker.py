@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import ray
 import torch
@@ -144,3 +145,17 @@ def test_a_stage_waits_for_labels_of_all_that_its_target_holds(tmp_path: Path, m
         with pytest.raises(UnreachableError, match=r"1 target images could not be reached .* go on by --resume"):
             run_stage(run, number, stage)
     assert len(tried) == 2, "the second time too"
+
+
+def test_samples_of_another_step_or_rank_are_never_trained_on() -> None:
+    """A resumed stage whose stream began elsewhere, or shards that were handed out in another order."""
+    state = SimpleNamespace(step=5)
+    steps = [{"index": np.array([42, 43])}, {"index": np.array([46, 47])}]
+    checked = worker._checked(iter(steps), state, 4, rank=1)  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError, match=r"rank 1 got samples \[42 43\] at step 5, not \[22 23\]"):
+        next(checked)
+    state.step = 10
+    checked = worker._checked(iter(steps), state, 4, rank=1)  # type: ignore[arg-type]
+    assert next(checked) is steps[0]
+    state.step = 11
+    assert next(checked) is steps[1]

@@ -12,7 +12,8 @@ from torch import nn
 from toy import SEED, make_batches, make_stage, make_state
 
 from udaseg.errors import CheckpointError
-from udaseg.training.step import train_step
+from udaseg.training import step as step_module
+from udaseg.training.step import queue_step, train_step
 
 
 def test_clipping_bounds_the_step_but_reports_the_norm() -> None:
@@ -84,6 +85,16 @@ def test_dropout_repeats_after_a_resumption(tmp_path: Path) -> None:
     states[1].load(tmp_path / "state.pt")
     states[1].step = 1
     assert train_step(states[1], batches, stage, seed=SEED)["ce"] != first["ce"], "each step drops other units"
+
+
+def test_dropout_differs_from_rank_to_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = make_stage("supervised")
+    draws = []
+    for rank in (0, 1, 0):
+        monkeypatch.setattr(step_module, "rank", lambda rank=rank: rank)
+        queue_step(make_state(stage), make_batches(stage), stage, seed=SEED)
+        draws.append(torch.get_rng_state())
+    assert torch.equal(draws[0], draws[2]) and not torch.equal(draws[0], draws[1])
 
 
 def test_a_state_of_another_method_is_refused(tmp_path: Path) -> None:
