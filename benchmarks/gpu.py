@@ -39,22 +39,11 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-Result = dict[str, Any]
-Part = Callable[["Settings"], Iterator[Result]]
+from benchmarks.gpu_results import Result, Settings, described
 
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What every part is told."""
-
-    device: str = "cuda"
-    tiny: bool = False
-    """Small networks and images, few recipes and steps: for a CPU, to try all of the code."""
-
+Part = Callable[[Settings], Iterator[Result]]
 
 LIMITS = {
     "machine": 20,
@@ -127,13 +116,6 @@ def _inside(name: str, part: Part, settings: Settings, out: Path) -> int:
     sys.stdout.flush()
     sys.stderr.flush()
     return 0 if good else 1
-
-
-def described(error: BaseException) -> str:
-    """An error's kind, message and the last lines of code that it came through."""
-    frames = traceback.extract_tb(error.__traceback__)[-3:]
-    places = " < ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in reversed(frames))
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:500]} ({places})"
 
 
 def _write(out: Path, result: Result, shown: int = 1) -> None:

@@ -26,7 +26,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
-from benchmarks.gpu import Result, Settings, described
+from benchmarks.gpu_results import Result, Settings, described
 from udaseg.components.augment import strong
 from udaseg.config import PseudoLabel, Stage
 from udaseg.data.confidence import distribution_size, encode_confidence, encode_distribution

@@ -16,8 +16,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.gpu import LIMITS, Result, Settings, run
+from benchmarks.gpu import LIMITS, run
 from benchmarks.gpu_parts import FLOPS
+from benchmarks.gpu_results import Result, Settings
 
 ROOT = Path(__file__).parents[1]
 SLOW = ("pipeline", "pseudo_label", "data", "compiled")
