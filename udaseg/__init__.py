@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from udaseg.checkpoints.directory import load_model
-    from udaseg.checkpoints.predictor import Prediction, Predictor, load
+    from udaseg.checkpoints.predictor import OnnxPredictor, Prediction, Predictor, load
     from udaseg.config import PseudoLabel, Recipe
     from udaseg.errors import CheckpointError, ConfigError, DatasetError, TrainingError
     from udaseg.job_config import Adapt, Cluster, Inference
@@ -46,6 +46,7 @@ __all__ = [
     "DatasetError",
     "Inference",
     "LostWorkError",
+    "OnnxPredictor",
     "Prediction",
     "Predictor",
     "PseudoLabel",
@@ -66,7 +67,7 @@ __all__ = [
 
 _HOME = {
     "checkpoints.directory": ("load_model",),
-    "checkpoints.predictor": ("Prediction", "Predictor", "load"),
+    "checkpoints.predictor": ("OnnxPredictor", "Prediction", "Predictor", "load"),
     "config": ("PseudoLabel", "Recipe"),
     "errors": ("CheckpointError", "ConfigError", "DatasetError", "LostWorkError", "TrainingError"),
     "job_config": ("Adapt", "Cluster", "Inference"),
