@@ -66,12 +66,21 @@ def daformer_acdc() -> Recipe:
 
 
 def daformer_small() -> Recipe:
-    """DAFormer on a small network, from a source-only warm start, near whose features things stay."""
+    """DAFormer on a small network, from a source-only warm start, near whose features things stay.
+
+    Target pixels count by thresholds of their class, as in `dacs_small`.
+    """
     stage = replace(
         dacs_small().stages[1],
         name="daformer",
         method=DAFormer.Config(
-            threshold=0.9, teacher_momentum=0.99, things=(5, 6), ignore_top=0, ignore_bottom=0, feature_weight=0.005
+            threshold=0.9,
+            reliability="class",
+            teacher_momentum=0.99,
+            things=(5, 6),
+            ignore_top=0,
+            ignore_bottom=0,
+            feature_weight=0.005,
         ),
         data=replace(SMALL_DATA, source=SMALL_RARE),
     )
