@@ -45,6 +45,13 @@ def test_a_class_that_is_too_rare_keeps_its_top_or_all_of_it() -> None:
     assert top[1] == 1 and everything[1] == 1, "a class that was never predicted accepts nothing"
 
 
+def test_a_class_that_is_accepted_whole_loses_no_pixel_by_rounding() -> None:
+    for p in np.linspace(0.3, 0.999, 500, dtype=np.float32):
+        histogram = confidence_histogram(np.zeros((1, 1), np.int64), encode_confidence(np.array([[p]])), 2)
+        threshold = class_balanced_thresholds(histogram, 0.1, rare_class="keep_all")[0]
+        assert p > threshold and 1 - p == pytest.approx(1 - threshold, rel=0.003)
+
+
 def test_a_cap_bounds_the_thresholds_of_predicted_classes() -> None:
     label, confidence = _prediction((50, 50), 3)
     histogram = confidence_histogram(label, encode_confidence(confidence), 4)

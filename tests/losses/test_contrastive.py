@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,12 +32,12 @@ def _contrast_at_full_resolution(
     anchors: Tensor, keys: Tensor, anchor_label: Tensor, key_label: Tensor, classes: int, temperature: float
 ) -> Tensor:
     """One direction for one pair, step by step: features (A, h, w), labels (H, W)."""
-    size, full = tuple(anchors.shape[1:]), tuple(anchor_label.shape)
-    small = F.interpolate(key_label[None, None].double(), size=size, mode="nearest")[0, 0].long()
+    size, full, key_size = tuple(anchors.shape[1:]), tuple(anchor_label.shape), tuple(keys.shape[1:])
+    small = F.interpolate(key_label[None, None].double(), size=key_size, mode="nearest")[0, 0].long()
     anchor_small = F.interpolate(anchor_label[None, None].double(), size=size, mode="nearest")[0, 0].long()
     similarity = []
     for c in range(classes):
-        cells = [keys[:, i, j] for i, j in np.ndindex(*size) if small[i, j] == c]
+        cells = [keys[:, i, j] for i, j in np.ndindex(*key_size) if small[i, j] == c]
         if not cells:
             similarity.append(torch.full(size, -1.0, dtype=anchors.dtype))
             continue
@@ -58,11 +59,12 @@ def _contrast_at_full_resolution(
 SIZES = [((3, 4), (12, 16)), ((3, 4), (13, 17)), ((4, 5), (10, 11)), ((5, 3), (5, 3))]
 
 
-@pytest.mark.parametrize(("small", "full"), SIZES)
-def test_bidirectional_contrast_is_the_loop_at_full_resolution(small: tuple[int, int], full: tuple[int, int]) -> None:
+@pytest.mark.parametrize(("source", "target"), [*((size, size) for size in SIZES), (SIZES[0], SIZES[2])])
+def test_bidirectional_contrast_is_the_loop_at_full_resolution(source: Any, target: Any) -> None:
+    """Each of a size of features and one of labels."""
     classes = 5
-    fs, ft = normal(2, 6, *small, seed=1).requires_grad_(), normal(2, 6, *small, seed=2).requires_grad_()
-    ys, yt = labels(2, *full, classes=4, seed=3), labels(2, *full, classes=5, seed=4, ignored=0.5)
+    fs, ft = normal(2, 6, *source[0], seed=1).requires_grad_(), normal(2, 6, *target[0], seed=2).requires_grad_()
+    ys, yt = labels(2, *source[1], classes=4, seed=3), labels(2, *target[1], classes=5, seed=4, ignored=0.5)
     pairs = [
         (
             _contrast_at_full_resolution(ft[b], fs[b], yt[b], ys[b], classes, 0.2),

@@ -49,7 +49,8 @@ def class_balanced_thresholds(
             wanted = total
         from_top = np.cumsum(counts[::-1])
         lowest_bin = HISTOGRAM_BINS - 1 - int(np.searchsorted(from_top, max(1, wanted)))
-        thresholds[k] = min(cap, float(decode_confidence(np.array(lowest_bin * 8))))
+        whole = wanted == total and lowest_bin > 0  # of which a pixel that was rounded up lies below its bin's edge
+        thresholds[k] = min(cap, float(decode_confidence(np.array(lowest_bin * 8 - whole))))
     return thresholds
 
 

@@ -114,7 +114,7 @@ def bidirectional_contrast(
     """BCL's two terms for pairs of a source and a target image, as released.
 
     Args:
-        source_feature, target_feature: (B, A, h, w); pair i is (source i, target i).
+        source_feature, target_feature: (B, A, h, w), of any size each; pair i is (source i, target i).
         source_label, target_label: (B, H, W) int64 train ids, 255 = ignore.
         num_classes: K.
         temperature: > 0; the released code multiplies cosines by 10.
@@ -123,8 +123,8 @@ def bidirectional_contrast(
         forward (target pixels, source prototypes) and backward (source pixels, target prototypes) scalars. Both count
         only classes that both images hold at feature resolution.
     """
-    size = (source_feature.shape[2], source_feature.shape[3])
-    source_small, target_small = downscale_label(source_label, size), downscale_label(target_label, size)
+    source_small = downscale_label(source_label, (source_feature.shape[2], source_feature.shape[3]))
+    target_small = downscale_label(target_label, (target_feature.shape[2], target_feature.shape[3]))
     source_prototypes, in_source = masked_average_pool(source_feature, source_small, num_classes)
     target_prototypes, in_target = masked_average_pool(target_feature, target_small, num_classes)
     shared = (in_source & in_target).to(source_feature.dtype)

@@ -159,7 +159,7 @@ def entropy(logits: Tensor, *, form: EntropyForm = "shannon") -> Tensor:
 def negative_learning(logits: Tensor, place: int) -> Tensor:
     """Mean of -log(1 - p) of each pixel's class in a given place of its ranking: what the pixel is surely not.
 
-    Source: LDBE (2210.09519), which draws the place near the middle of the ranking at each step; checked against
+    Source: LDBE (2110.06484), which draws the place near the middle of the ranking at each step; checked against
     `Trainer.iter` of fumyou13/LDBE. The label is complementary and heuristic, so no pixel is left out.
 
     Args:

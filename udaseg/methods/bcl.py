@@ -173,8 +173,9 @@ class BCL(Method):
     @torch.no_grad()
     def _hybrid(self, source: Tensor, source_label: Tensor, target: Tensor, static: Tensor) -> Tensor:
         """Static labels, filled up by transfer from calibrated source prototypes; then the calibration learns."""
-        classes, size = self.student.num_classes, (source.shape[2], source.shape[3])
-        prototypes, in_source = masked_average_pool(source, downscale_label(source_label, size), classes)
+        classes = self.student.num_classes
+        small = downscale_label(source_label, (source.shape[2], source.shape[3]))
+        prototypes, in_source = masked_average_pool(source, small, classes)
         dynamic = prototype_transfer(
             target,
             self.domain_bias.calibrated(prototypes),
@@ -183,7 +184,8 @@ class BCL(Method):
             threshold=self.config.transfer_threshold,
         )
         hybrid = hybrid_label(static, dynamic)
-        target_prototypes, in_target = masked_average_pool(target, downscale_label(hybrid, size), classes)
+        small = downscale_label(hybrid, (target.shape[2], target.shape[3]))
+        target_prototypes, in_target = masked_average_pool(target, small, classes)
         self.domain_bias.update(prototypes, target_prototypes, in_source & in_target)
         return hybrid
 

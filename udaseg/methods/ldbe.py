@@ -1,4 +1,4 @@
-"""LDBE: source-free adaptation by label denoising, then boundary enhancement (2210.09519; fumyou13/LDBE)."""
+"""LDBE: source-free adaptation by label denoising, then boundary enhancement (2110.06484; fumyou13/LDBE)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LDBE: source-free, label denoising and boundary enhancement (2210.09519)."""
+"""LDBE: source-free, label denoising and boundary enhancement (2110.06484)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from udaseg.recipes.common import CAFFE_DEEPLAB, ROUND_STEPS, SMALL, SMALL_DATA,
 
 
 def ldbe() -> Recipe:
-    """LDBE, GTA5 -> Cityscapes (2210.09519): 45.5 mIoU after label denoising, 49.2 in all (authors' README), from 35.7.
+    """LDBE, GTA5 -> Cityscapes (2110.06484): 45.5 mIoU after label denoising, 49.2 in all (authors' README), from 35.7.
 
     Source-free: it takes `--target` alone. The source model, which needs this network (docs/methods/ldbe.md), is
     `--stages.0.init-from`. Two rounds of an epoch in each phase; the shares of the labels grow from 10 to 15 %. Labels
