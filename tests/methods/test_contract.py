@@ -115,14 +115,15 @@ def test_the_teacher_follows_in_after_step_alone(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [n if n == "sepico" else pytest.param(n, marks=pytest.mark.full) for n in METHODS if n != "clan"]
+    "name",
+    [n if n == "sepico" else pytest.param(n, marks=pytest.mark.full) for n in METHODS if n not in ("clan", "adabn")],
 )
 def test_a_step_at_two_resolutions(name: str) -> None:
-    """HRDA's network goes with every method but CLAN, which is refused for its two heads."""
+    """HRDA's network goes with every method but CLAN, which is refused for its two heads, and AdaBN."""
     stage = make_stage(name)
     stage = replace(stage, model=replace(stage.model, detail_crop=(32, 32), per_domain="nothing"))
     logs = train_step(make_state(stage), make_batches(stage), stage, seed=SEED)
-    assert all(map(math.isfinite, logs.values())) and (name == "adabn" or logs["grad_norm"] > 0)
+    assert all(map(math.isfinite, logs.values())) and logs["grad_norm"] > 0
 
 
 @pytest.mark.parametrize("name", METHODS)
