@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from draws import labels, normal
 from torch import Tensor
 
+from udaseg.losses import contrastive
 from udaseg.losses.contrastive import (
     bank_contrast,
     bidirectional_contrast,
@@ -257,6 +258,14 @@ def test_the_regulariser_is_lowest_where_the_mean_pixel_is_of_one_class() -> Non
     same = prototypes[:1].expand(3, -1)
     assert mean_feature_regulariser(feature, label, same, temperature=0.3).item() == pytest.approx(-1)
     assert torch.autograd.gradcheck(lambda f: mean_feature_regulariser(f, label, prototypes, temperature=0.3), feature)
+
+
+def test_the_regulariser_of_a_single_pixel_of_two_ranks_is_that_of_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    feature, label, prototypes = normal(2, 4), torch.tensor([1, IGNORE]), normal(3, 4, seed=1)
+    alone = mean_feature_regulariser(feature, label, prototypes, temperature=0.3)
+    for function in ("mean_over_ranks", "joined_mean"):  # the other rank has none
+        monkeypatch.setattr(contrastive, function, lambda value: value / 2)
+    assert mean_feature_regulariser(feature, label, prototypes, temperature=0.3) == pytest.approx(alone.item())
 
 
 @pytest.mark.parametrize("name", ["prototype", "bank", "regulariser"])

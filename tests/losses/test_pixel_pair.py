@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from draws import labels, normal
 from torch import Tensor
 
+from udaseg.losses import pixel_pair
 from udaseg.losses.pixel_pair import (
     flatten,
     memory_contrast,
@@ -242,6 +243,15 @@ def test_memory_contrast_is_the_loop_over_remembered_pixels(rows: int) -> None:
     mine, loop = (torch.autograd.grad(v, feature, retain_graph=True)[0] for v in (value, expected))
     assert mine.abs().max() > 0
     torch.testing.assert_close(mine, loop, rtol=1e-7, atol=1e-10)
+
+
+def test_a_single_pixel_of_two_ranks_counts_as_one_of_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mean count of ranks is a half, and of the ranks' losses, of which one is 0, a half is taken later."""
+    feature, y = normal(3, 4), torch.tensor([1, IGNORE, IGNORE])
+    memory, memory_y = normal(6, 4, seed=1), torch.tensor([0, 1, 2, 0, 1, 2])
+    alone = memory_contrast(feature, y, memory, memory_y, temperature=0.5)
+    monkeypatch.setattr(pixel_pair, "mean_over_ranks", lambda count: count / 2)
+    assert memory_contrast(feature, y, memory, memory_y, temperature=0.5) == pytest.approx(2 * alone.item())
 
 
 def test_with_an_empty_memory_its_contrast_is_zero_with_finite_gradients() -> None:

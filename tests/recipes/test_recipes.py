@@ -209,3 +209,9 @@ def test_a_row_of_acdc_has_its_sizes_and_margins(name: str, target: int, source:
         (mic,) = RECIPES["mic_acdc"]().stages
         assert mic.data == stage.data and mic.method.mic.images == "both"
         assert mic.method.mic.jitter == mic.method.mic.blur_probability == 0
+
+
+@pytest.mark.parametrize("name", ["sdca", "sdca_synthia", "proca", "proca_synthia"])
+def test_published_recipes_average_lovasz_softmax_over_the_classes_present(name: str) -> None:
+    methods = [stage.method for stage in RECIPES[name]().stages if getattr(stage.method, "lovasz_weight", 0)]
+    assert {method.lovasz_classes for method in methods} == {"present"} and len(methods) >= 2

@@ -280,7 +280,7 @@ def mean_feature_regulariser(feature: Tensor, label: Tensor, prototypes: Tensor,
     """
     labelled = (label != IGNORE).to(feature.dtype)
     count, classes = mean_over_ranks(labelled.sum()), len(prototypes)
-    mean = joined_mean(labelled @ feature / count.clamp_min(1))
+    mean = joined_mean(labelled @ feature / count.clamp_min(1e-12))
     logs = (prototypes @ mean / temperature).log_softmax(0)
     return logs.sum() / (classes * math.log(classes)) * (count > 0)
 

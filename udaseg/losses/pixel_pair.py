@@ -145,7 +145,7 @@ def memory_contrast(
         feature / temperature, label, memory, memory_label, valid=there, same_pixels=False, rows=rows
     )
     having = mean_over_ranks((counts > 0).sum().to(sums.dtype))
-    return (sums / counts.clamp_min(1)).sum() / having.clamp_min(1)
+    return (sums / counts.clamp_min(1)).sum() / having.clamp_min(1e-12)  # of ranks it may be below 1
 
 
 def multi_resolution_contrast(

@@ -26,7 +26,7 @@ def proca() -> Recipe:
         contrast,
         name="alignment",
         model=self_training.model,
-        method=ProCA.Config(confidence="logit", fill_steps=1000),
+        method=ProCA.Config(lovasz_classes="present", confidence="logit", fill_steps=1000),
         steps=90_000,
         optim=Optim(lr=2.5e-4),
     )
