@@ -78,3 +78,11 @@ def test_an_image_of_one_pixel_leaves_scores_finite() -> None:
     other = image_sums(torch.full((2, 3, 3), 0.5), torch.full((2, 3, 3), 0.5), np.arange(9))
     assert all(math.isfinite(value) for value in scores(sums + other).values())
     assert scores(sums)["snd"] == 0
+
+
+@pytest.mark.parametrize("value", [3, 255, -1])
+def test_a_prediction_that_is_no_class_is_refused(value: int) -> None:
+    label, prediction = np.array([0, 1, 255]), np.array([0, value, value])
+    with pytest.raises(ValueError, match="3 classes are 0 and on"):
+        confusion(label, prediction, 3)
+    assert confusion(np.array([0, 255, 255]), prediction, 3)[0, 0] == 1

@@ -105,8 +105,8 @@ def test_images_of_two_sizes_need_a_size_of_their_views() -> None:
     assert all(loss.value.isfinite() for loss in collect(make_state(made()), smaller).values())
 
 
-def test_with_edges_what_is_sure_without_the_things_has_its_class_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in the authors' enhanced script: the mask is of the one view, the classes in it are of the other."""
+def test_with_edges_mask_and_class_are_of_the_view_without_things(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in the authors' enhanced script: `label_1_w_f_ori` of main_edge_enhance.py, fe669154."""
     stage = made(edges=True)
     state, batches = make_state(stage), make_batches(stage)
     method = state.method.eval()
@@ -139,5 +139,5 @@ def test_with_edges_what_is_sure_without_the_things_has_its_class_with_them(monk
     list(method.losses(batches, 0, 10))
     things, half = pasted[0], torch.arange(labels[2].shape[2]) < labels[2].shape[2] // 2
     target = half & ~things  # pixels of the target in the mixture: those that are sure
-    assert target.any() and torch.equal(labels[2][target], weak[1][target])
+    assert target.any() and (labels[2][target] == 3).all()
     assert (weak[1][target] != 3).any(), "or nothing is tested"

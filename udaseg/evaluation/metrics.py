@@ -16,11 +16,16 @@ def confusion(label: np.ndarray, prediction: np.ndarray, num_classes: int) -> np
         label: any shape, train ids or 255.
         prediction: the same shape, train ids.
         num_classes: K.
+
+    Raises ValueError where shapes differ, or a labelled pixel is predicted as what is no class.
     """
     if label.shape != prediction.shape:
         raise ValueError(f"label has shape {label.shape} and prediction {prediction.shape}; they must be equal")
     known = label != IGNORE
-    slot = label[known].astype(np.int64) * num_classes + prediction[known].astype(np.int64)
+    predicted = prediction[known].astype(np.int64)
+    if predicted.size and not 0 <= predicted.min() <= predicted.max() < num_classes:
+        raise ValueError(f"predictions are {predicted.min()} to {predicted.max()}; {num_classes} classes are 0 and on")
+    slot = label[known].astype(np.int64) * num_classes + predicted
     return np.bincount(slot, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 

@@ -112,10 +112,9 @@ class EHTDI(Method):
         label = paste(things, source_label, label)
 
         on = {name: self.student(view, "target", target.index) for name, view in views.items()}
-        seen = on["weak"].logits.detach()
-        target_label = seen.argmax(1)
-        judged = self._predicted(weak) if c.edges else seen  # by what is sure without the things
-        sure = judged.softmax(1).amax(1) > c.threshold
+        judged = self._predicted(weak) if c.edges else on["weak"].logits.detach()  # with edges, without the things
+        confidence, target_label = judged.softmax(1).max(1)
+        sure = confidence > c.threshold
         known = paste(things, source_label, target_label.masked_fill(~sure, IGNORE))
         pasted = sure | things if c.edges else sure
         mixed_label = paste(pasted, known if c.edges else target_label, source_label)
