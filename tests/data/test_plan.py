@@ -156,3 +156,12 @@ def test_pixels_of_several_classes_are_ids_of_their_own_where_a_stream_asks(tmp_
     assert {key: (value.shape, value.dtype) for key, value in empty.items()} == {
         key: (value.shape, value.dtype) for key, value in sample.items()
     }
+
+
+def test_crops_of_an_image_at_its_own_size_come_from_every_place(plan: Plan) -> None:
+    """The last row and the last column too; one of the whole image is that."""
+    own, rng = replace(plan, scale=(1.0, 1.0)), keyed(0, "places")
+    boxes = [own._crop_box((42, 40), 40, (38, 40), rng) for _ in range(200)]  # width and height, then height and width
+    assert {(left, top) for left, top, _, _ in boxes} == {(left, top) for left in range(3) for top in range(3)}
+    assert all((right - left, bottom - top) == (40, 38) for left, top, right, bottom in boxes)
+    assert own._crop_box((42, 40), 40, (40, 42), rng) == (0, 0, 42, 40)

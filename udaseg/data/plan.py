@@ -150,8 +150,9 @@ class Plan:
         factor = rng.uniform(*self.scale) * short_side / min(width, height)
         factor = max(factor, crop[0] / height, crop[1] / width)
         box_height, box_width = crop[0] / factor, crop[1] / factor
-        top, left = rng.uniform(0, height - box_height + 1e-9), rng.uniform(0, width - box_width + 1e-9)
-        if factor == 1:  # at its own size no pixel is made of others
+        more = 1 if factor == 1 else 1e-9  # at its own size no pixel is made of others: whole places, the last one too
+        top, left = rng.uniform(0, height - box_height + more), rng.uniform(0, width - box_width + more)
+        if factor == 1:
             top, left = math.floor(top), math.floor(left)
         return left, top, min(left + box_width, width), min(top + box_height, height)
 
