@@ -51,5 +51,5 @@ def hrda_small() -> Recipe:
     finds few people and roadside objects (docs/log.md, 2026-11-29).
     """
     model = replace(SMALL, detail_crop=(64, 96))
-    stages = tuple(replace(stage, model=model) for stage in daformer_small().stages)
-    return small("hrda_small", *stages)
+    warm_start, stage = (replace(stage, model=model) for stage in daformer_small().stages)
+    return small("hrda_small", warm_start, replace(stage, method=replace(stage.method, reliability="quality")))
