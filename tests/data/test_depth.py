@@ -24,8 +24,8 @@ from udaseg.data.index import open_index
 from udaseg.data.manifest import MANIFEST, read_manifest, write_dataset
 from udaseg.errors import CheckpointError, DatasetError
 from udaseg.jobs.adapt.inputs import hold_out
+from udaseg.jobs.checking import check_block
 from udaseg.jobs.predict import predict_to
-from udaseg.jobs.prepare import _inspect_block
 from udaseg.jobs.pseudo_label.job import _depth_range
 from udaseg.types import DepthRange
 
@@ -128,8 +128,8 @@ def test_a_dataset_reads_its_images_with_the_range_that_prepare_was_told(thermal
     block = pa.table(
         {"row": [0], "image_uri": [str(thermal / "images/0.png")], "label_uri": pa.array([None], pa.string())}
     )
-    assert _inspect_block(block, CLASSES, RANGE)["problem"].to_pylist() == [None]
-    assert "--depth-range" in _inspect_block(block, CLASSES, None)["problem"][0].as_py()
+    assert check_block(block, CLASSES, RANGE)["problem"].to_pylist() == [None]
+    assert "--depth-range" in check_block(block, CLASSES, None)["problem"][0].as_py()
 
 
 def test_what_is_held_out_keeps_the_range(thermal: Path, tmp_path: Path) -> None:

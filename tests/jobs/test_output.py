@@ -68,7 +68,7 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     def begin(*_: object, **__: object) -> None:
         raise AssertionError("work has begun")
 
-    for job in ("train", "sweep", "evaluate", "prepare", "pseudo_label.job", "demo"):
+    for job in ("train", "sweep", "evaluate", "checking", "pseudo_label.job", "demo"):
         monkeypatch.setattr(f"udaseg.jobs.{job}.ensure_ray", begin)
 
 

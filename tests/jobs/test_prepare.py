@@ -25,7 +25,8 @@ from udaseg.data.manifest import read_manifest
 from udaseg.data.storage import filesystem, join, resolve
 from udaseg.errors import DatasetError, UnreachableError
 from udaseg.jobs import prepare as prepare_module
-from udaseg.jobs.output import mark
+from udaseg.jobs.checking import CHECKED, check_block
+from udaseg.jobs.output import MARKER, mark
 from udaseg.jobs.prepare import prepare
 
 CLASSES = Classes(names=("road", "sky", "car"), palette=((128, 64, 128), (70, 130, 180), (0, 0, 142)))
@@ -86,10 +87,11 @@ def run(tree: Path, **changes: object) -> list[datasets.Problem]:
 
 
 def refusal(tree: Path, **changes: object) -> str:
-    """The message of a refusal that wrote nothing."""
+    """The message of a refusal that wrote nothing but what was checked."""
     with pytest.raises(DatasetError) as error:
         run(tree, **changes)
-    assert not (tree / str(changes.get("out", "out"))).exists()
+    out = tree / str(changes.get("out", "out"))
+    assert not out.exists() or {path.name for path in out.iterdir()} == {MARKER, CHECKED}
     return str(error.value)
 
 
@@ -361,7 +363,7 @@ def test_refuses_an_image(tree: Path, case: str) -> None:
     spoil(tree)
     message = refusal(tree, splits="splits.json" if "split" in case else None)
     assert f"{tree}/" in message and reason in message
-    assert "nothing was written" in message
+    assert "no dataset was written" in message
 
 
 def test_shows_20_problems_of_all_kinds(tree: Path) -> None:
@@ -399,17 +401,17 @@ def test_what_cannot_be_reached_is_not_left_out(tree: Path, on_error: str, monke
     """A mount or a store that is away for a minute is no fault of its images."""
     block = pa.Table.from_pylist([{"row": 0, "image_uri": f"{tree}/gone/a.png", "label_uri": None}])
     with pytest.raises(UnreachableError, match=r"gone/a\.png: could not be reached"):
-        prepare_module._inspect_block(block, CLASSES, None)
-    inspect_all = prepare_module._inspect_all
+        check_block(block, CLASSES, None)
+    check_all = prepare_module.check_pairs
 
-    def away(pairs: Any, *rest: Any) -> Any:
+    def away(pairs: Any, *rest: Any, **out: str) -> Any:
         (tree / "images/b").rename(tree / "away")
-        return inspect_all(pairs, *rest)
+        return check_all(pairs, *rest, **out)
 
-    monkeypatch.setattr(prepare_module, "_inspect_all", away)
+    monkeypatch.setattr(prepare_module, "check_pairs", away)
     with pytest.raises(UnreachableError, match="could not be reached"):
         run(tree, on_error=on_error)
-    assert not (tree / "out").exists()
+    assert not (tree / "out/manifest.parquet").exists()
 
 
 def test_skip_refuses_to_skip_everything(tree: Path) -> None:

@@ -256,6 +256,13 @@ def _is_utf8(info: pafs.FileInfo) -> bool:
         return False
 
 
+def remove_folder(uri: str) -> None:
+    """Delete the folder at `uri` and all that is in it, where there is one."""
+    fs, path = filesystem(uri)
+    if fs.get_file_info(path).type != pafs.FileType.NotFound:
+        fs.delete_dir(path)
+
+
 def remove(uri: str) -> None:
     """Delete the file at `uri` where there is one."""
     fs, path = filesystem(uri)

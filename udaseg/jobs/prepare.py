@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import sys
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray
 from rich.table import Table
 
 from udaseg.data.classes import Classes
@@ -22,32 +18,28 @@ from udaseg.data.coco import Segments, drawn
 from udaseg.data.dataset_input import assign_splits, check_given, find_classes, find_pairs
 from udaseg.data.depth import require_depth_range
 from udaseg.data.folders import Pair, Problem, passed_over, sort_out
-from udaseg.data.images import inspect
 from udaseg.data.label_warnings import label_warnings
 from udaseg.data.layouts import LAYOUTS
 from udaseg.data.manifest import DATASET_FILES, MANIFEST, write_dataset
-from udaseg.data.places import GRID, count_places
-from udaseg.data.storage import exists, filesystem, join, read_bytes, remove, to_uri, write_bytes
+from udaseg.data.storage import (
+    absolute,
+    exists,
+    filesystem,
+    join,
+    read_bytes,
+    remove,
+    remove_folder,
+    to_uri,
+    write_bytes,
+)
 from udaseg.data.strict_json import dump_json
-from udaseg.errors import DatasetError, UnreachableError
+from udaseg.errors import DatasetError
+from udaseg.jobs.checking import CHECKED, check_pairs
 from udaseg.jobs.output import keep_apart, own_directory, require_own
-from udaseg.jobs.ray_session import ensure_ray, track
 from udaseg.reports.tables import cell, show
 from udaseg.types import DepthRange
 
 SKIPPED = "skipped.json"
-
-_FACTS = pa.schema(
-    [
-        ("row", pa.int64()),
-        ("height", pa.int32()),
-        ("width", pa.int32()),
-        ("class_pixels", pa.list_(pa.int64())),
-        ("places", pa.binary()),
-        ("raw_ids", pa.list_(pa.int32())),
-        ("problem", pa.string()),  # null where there is none
-    ]
-)
 
 _LISTED = 20  # problems that are shown
 
@@ -76,7 +68,8 @@ def prepare(
     """Check every image and label, and write a dataset directory. Images stay where they are.
 
     Give either --images (and --labels for a labelled set), or --layout and --root. Paths may be URIs such as s3://...
-    Returns what was skipped. Raises DatasetError or ConfigError, and writes nothing, where anything is wrong.
+    Returns what was skipped. Raises DatasetError or ConfigError, and writes no dataset, where anything is wrong. What
+    was checked until then, or until it was stopped, is kept in --out: run again, it looks anew at what has changed.
 
     Args:
         out: The dataset directory to write.
@@ -131,20 +124,22 @@ def prepare(
         if layout is not None and root is not None and (segments := LAYOUTS[layout].segments) is not None:
             good, more = _drawn(good, segments(root), join(out, "labels"), undo)
             problems += more
-        facts, places = _inspect_all(good, class_list, depth_range)
+        facts, places = check_pairs(good, class_list, depth_range, out=absolute(out))
         broken = pc.is_valid(facts["problem"])
         problems += [Problem(good[f["row"]].image_id, f["problem"]) for f in facts.filter(broken).to_pylist()]
         if problems and on_error == "refuse":
-            raise DatasetError(f"nothing was written; leave such images out by --on-error skip\n{_listing(problems)}")
+            listing = _listing(problems)
+            raise DatasetError(f"no dataset was written; leave such images out by --on-error skip\n{listing}")
         facts = facts.filter(pc.invert(broken))
         if facts.num_rows == 0:
-            raise DatasetError(f"nothing was written, as no image can be used\n{_listing(problems)}")
+            raise DatasetError(f"no dataset was written, as no image can be used\n{_listing(problems)}")
 
         manifest = _manifest([good[row] for row in facts["row"].to_pylist()], facts, out, name)
         warnings = label_warnings(manifest, class_list, pc.unique(pc.list_flatten(facts["raw_ids"])).to_pylist())
         warnings += [] if images is None else passed_over(images)
         if warnings and strict:
-            raise DatasetError("\n  ".join(["nothing was written, as --strict refuses what is warned of", *warnings]))
+            reason = "no dataset was written, as --strict refuses what is warned of"
+            raise DatasetError("\n  ".join([reason, *warnings]))
         skipped = join(out, SKIPPED)
         if problems:
             write_bytes(skipped, dump_json([problem._asdict() for problem in problems], indent=1).encode())
@@ -152,6 +147,7 @@ def prepare(
             remove(skipped)  # of an overwritten dataset
         write_dataset(out, manifest, class_list, places if places.any() else None, depth_range=depth_range)
         undo.pop_all()
+        remove_folder(join(out, CHECKED))
         if problems:
             print(f"skipped, as {skipped} lists\n{_listing(problems)}")
         _show(manifest, class_list, title=out)
@@ -187,55 +183,6 @@ def _is_own_list(uri: str) -> bool:
         return all(set(problem) == set(Problem._fields) for problem in content)
     except (ValueError, TypeError):
         return False
-
-
-def _inspect_block(block: pa.Table, classes: Classes, depth_range: DepthRange | None) -> pa.Table:
-    """Rows (row, image_uri, label_uri) -> `_FACTS`."""
-    lookup = classes.lookup()
-
-    def facts(row: dict) -> dict:
-        try:
-            found = inspect(row["image_uri"], row["label_uri"], classes, lookup, depth_range)
-            return {"row": row["row"], **found._asdict()}
-        except UnreachableError:
-            raise  # nothing is wrong with the image: it must not be left out, now or for good
-        except DatasetError as error:
-            return {"row": row["row"], "problem": str(error)}
-
-    with ThreadPoolExecutor(8) as pool:  # one remote read at a time would starve the task
-        return pa.Table.from_pylist(list(pool.map(facts, block.to_pylist())), schema=_FACTS)
-
-
-def _inspect_all(
-    pairs: Sequence[Pair], classes: Classes, depth_range: DepthRange | None
-) -> tuple[pa.Table, np.ndarray]:
-    """`_FACTS` of all pairs, in their order but without places, and these counted: a Ray Data job."""
-    places = np.zeros((len(classes), GRID[0] * GRID[1]), np.int64)
-    if not pairs:
-        return _FACTS.empty_table().drop_columns("places"), places
-    ensure_ray()
-    columns = {
-        "row": pa.array(range(len(pairs)), pa.int64()),
-        "image_uri": pa.array([pair.image_uri for pair in pairs], pa.string()),
-        "label_uri": pa.array([pair.label_uri for pair in pairs], pa.string()),
-    }
-    cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
-    rows = min(32, math.ceil(len(pairs) / cpus))  # a block: small for progress, not so small that its cost counts
-    plan = ray.data.from_arrow(pa.table(columns), override_num_blocks=math.ceil(len(pairs) / rows))
-    checked = plan.map_batches(
-        partial(_inspect_block, classes=classes, depth_range=depth_range), batch_size=None, batch_format="pyarrow"
-    )
-    checked.context.enable_progress_bars = False
-    checked.context.print_on_execution_start = False
-    blocks = checked.iter_batches(batch_size=None, batch_format="pyarrow")
-    facts = []
-    for block in track(blocks, len(pairs), "images checked"):
-        found = zip(block["row"].to_pylist(), block["places"].to_pylist(), strict=True)
-        training = [ids for row, ids in found if ids is not None and pairs[row].split == "train"]
-        if training:
-            places += count_places(np.frombuffer(b"".join(training), np.uint8).reshape(len(training), -1), len(classes))
-        facts.append(block.drop_columns("places"))  # of which the driver holds one block at a time
-    return pa.concat_tables(facts).sort_by("row"), places
 
 
 def _manifest(pairs: Sequence[Pair], facts: pa.Table, out: str, name: str | None) -> pa.Table:

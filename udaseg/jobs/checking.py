@@ -1,0 +1,174 @@
+"""The check of every image and label of a dataset to be: a Ray Data job that goes on where it was cut off.
+
+What is found is kept in the dataset's directory, a file a block of images, until there is a dataset. The same check run
+again looks anew at what has changed since, and at what could not be used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import math
+import zlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+
+from udaseg.data.classes import Classes
+from udaseg.data.folders import Pair
+from udaseg.data.images import inspect
+from udaseg.data.manifest import BROKEN
+from udaseg.data.places import GRID, count_places
+from udaseg.data.storage import exists, join, read_bytes, version, write_bytes
+from udaseg.data.strict_json import dump_json
+from udaseg.errors import DatasetError, UnreachableError
+from udaseg.jobs.output import MARKER
+from udaseg.jobs.ray_session import ensure_ray, track
+from udaseg.types import DepthRange
+
+CHECKED = ".checked"
+"""The folder, in a dataset's directory, of what is kept until there is a dataset."""
+
+FACTS = pa.schema(
+    [
+        ("row", pa.int64()),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("class_pixels", pa.list_(pa.int64())),
+        ("places", pa.binary()),
+        ("raw_ids", pa.list_(pa.int32())),
+        ("problem", pa.string()),  # null where there is none
+        ("versions", pa.list_(pa.int64())),  # of the image's file and the label's
+    ]
+)
+
+_BLOCK = 32
+"""Images that are checked, and kept, together: few for progress, not so few that their cost counts."""
+
+_FORMAT = 1
+"""Of what is kept; to be raised when `udaseg.data.images.inspect` finds other facts."""
+
+
+def check_pairs(
+    pairs: Sequence[Pair], classes: Classes, depth_range: DepthRange | None, *, out: str
+) -> tuple[pa.Table, np.ndarray]:
+    """`FACTS` of all pairs, in their order but without places, and these counted over those of the split "train".
+
+    Raises UnreachableError where a file cannot be reached: nothing is known to be wrong with it.
+
+    Args:
+        pairs: images, with labels or without.
+        classes: what labels hold.
+        depth_range: see `udaseg.data.depth.scaled`.
+        out: the dataset's directory, which is the command's own.
+    """
+    places = np.zeros((len(classes), GRID[0] * GRID[1]), np.int64)
+    dropped = ["places", "versions"]
+    if not pairs:
+        return FACTS.empty_table().drop_columns(dropped), places
+    ensure_ray()
+    blocks = list(_blocks(pairs))
+    plan = ray.data.from_arrow(
+        pa.table(
+            {
+                "rows": pa.array(blocks, pa.list_(pa.int64())),
+                "images": pa.array([[pairs[row].image_uri for row in block] for block in blocks]),
+                "labels": pa.array(
+                    [[pairs[row].label_uri for row in block] for block in blocks], pa.list_(pa.string())
+                ),
+            }
+        ),
+        override_num_blocks=len(blocks),
+    )
+    check = partial(_check_blocks, classes=classes, depth_range=depth_range, out=out)
+    checked = plan.map_batches(check, batch_size=None, batch_format="pyarrow")
+    checked.context.enable_progress_bars = False
+    checked.context.print_on_execution_start = False
+    facts = []
+    for block in track(checked.iter_batches(batch_size=None, batch_format="pyarrow"), len(pairs), "images checked"):
+        found = zip(block["row"].to_pylist(), block["places"].to_pylist(), strict=True)
+        training = [ids for row, ids in found if ids is not None and pairs[row].split == "train"]
+        if training:
+            places += count_places(np.frombuffer(b"".join(training), np.uint8).reshape(len(training), -1), len(classes))
+        facts.append(block.drop_columns(dropped))  # of whose places the driver holds one block at a time
+    return pa.concat_tables(facts).sort_by("row"), places
+
+
+def _blocks(pairs: Sequence[Pair]) -> Iterator[list[int]]:
+    """Numbers of consecutive pairs. A block ends where the hash of an image's address says so, whatever is before it.
+
+    An image more or less so changes the block that it is in, and no other.
+    """
+    cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
+    mean = min(_BLOCK, math.ceil(len(pairs) / cpus))
+    block: list[int] = []
+    for row, pair in enumerate(pairs):
+        block.append(row)
+        if zlib.crc32(str(pair.image_uri).encode()) % mean == 0 or len(block) == 4 * mean:
+            yield block
+            block = []
+    if block:
+        yield block
+
+
+def _check_blocks(plan: pa.Table, classes: Classes, depth_range: DepthRange | None, out: str) -> pa.Table:
+    """Blocks, a row each, -> `FACTS`."""
+    found = []
+    for block in plan.to_pylist():
+        keys = dump_json([_FORMAT, classes.to_json(), depth_range, block["images"], block["labels"]])
+        kept = join(out, CHECKED, f"{hashlib.sha256(keys.encode()).hexdigest()}.parquet")
+        before = _read(kept)
+        facts = check_block(
+            pa.table({"row": block["rows"], "image_uri": block["images"], "label_uri": block["labels"]}),
+            classes,
+            depth_range,
+            before,
+        )
+        unchanged = facts.drop_columns("row").equals(before.drop_columns("row"))
+        if not unchanged and exists(join(out, MARKER)):  # else it is a directory of another machine
+            with contextlib.suppress(OSError):  # what cannot be kept is checked again
+                sink = pa.BufferOutputStream()
+                pq.write_table(facts, sink, compression="zstd", write_statistics=False)
+                write_bytes(kept, sink.getvalue().to_pybytes())
+        found.append(facts)
+    return pa.concat_tables(found)
+
+
+def _read(uri: str) -> pa.Table:
+    """What is kept of a block; nothing where that is not whole."""
+    with contextlib.suppress(OSError, *BROKEN):
+        return pq.read_table(io.BytesIO(read_bytes(uri)), schema=FACTS)
+    return FACTS.empty_table()
+
+
+def check_block(
+    block: pa.Table, classes: Classes, depth_range: DepthRange | None, before: pa.Table | None = None
+) -> pa.Table:
+    """Rows (row, image_uri, label_uri) -> `FACTS`.
+
+    `before` are facts of the same rows, whatever their numbers, or none; they hold where files are still as they were.
+    """
+    lookup = classes.lookup()
+    known = before.to_pylist() if before is not None and before.num_rows else block.num_rows * [None]
+
+    def facts(row: dict, known: dict | None) -> dict:
+        try:
+            uris = [uri for uri in (row["image_uri"], row["label_uri"]) if uri is not None]
+            versions = [number for uri in uris for number in version(uri)]
+            if known is not None and known["problem"] is None and known["versions"] == versions:
+                return known | {"row": row["row"]}
+            found = inspect(row["image_uri"], row["label_uri"], classes, lookup, depth_range)
+            return {"row": row["row"], **found._asdict(), "versions": versions}
+        except UnreachableError:
+            raise  # nothing is wrong with the image: it must not be left out, now or for good
+        except DatasetError as error:
+            return {"row": row["row"], "problem": str(error)}
+
+    with ThreadPoolExecutor(8) as pool:  # one remote read at a time would starve the task
+        return pa.Table.from_pylist(list(pool.map(facts, block.to_pylist(), known)), schema=FACTS)
