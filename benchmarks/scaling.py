@@ -1,7 +1,7 @@
 """What data parallelism and large indices cost.
 
     python -m benchmarks.scaling index [--images 10000 100000 1000000 10000000]
-    python -m benchmarks.scaling workers [--steps 150] [--rounds 3]
+    python -m benchmarks.scaling workers [--steps 150] [--rounds 3] [--height 128]
 
 index: datasets of so many images, whose rows share 64 small files. For each, in a process of its own: what the checks
 before a run and the index take in the driver, the cost of planning a sample, and the time from a Ray that is up to the
@@ -186,21 +186,25 @@ def _small(name: str, values: dict[str, Any]) -> Recipe:
 # --- workers --------------------------------------------------------------------------------------------------------
 
 
-def workers(steps: int = 150, recipe: str = "dacs_small", rounds: int = 3) -> None:
-    """Images per second of one worker on one core and of two on two, in the last stage of a recipe, in turns."""
+def workers(steps: int = 150, recipe: str = "dacs_small", rounds: int = 3, height: int = 128) -> None:
+    """Images per second of one worker on one core and of two on two, in the last stage of a recipe, in turns.
+
+    Crops are `height` rows high and half as much again wide. Ends with the median of the turns' ratios.
+    """
     cores = sorted(os.sched_getaffinity(0))[:2]
     if len(cores) < 2:
         raise SystemExit("two cores are needed")
     with tempfile.TemporaryDirectory() as folder:
-        data = _pair(Path(folder))
+        data, stage = _pair(Path(folder)), _last_stage(recipe, height)
+        ratios = []
         for number in range(rounds):
             apart, found = {}, {}
             for count in (1, 2):
                 with ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn")) as pool:
-                    apart[count] = sum(pool.map(_measure_apart, [recipe] * count, cores[:count]))
+                    apart[count] = sum(pool.map(_measure_apart, [stage] * count, cores[:count]))
                 with _alone() as process:
                     out = str(Path(folder) / f"run-{number}-{count}")
-                    job = process.submit(_measure_workers, recipe, steps, count, cores[:count], data, out)
+                    job = process.submit(_measure_workers, stage, steps, count, cores[:count], data, out)
                     found[count] = job.result()
             for count, r in found.items():
                 print(
@@ -211,13 +215,20 @@ def workers(steps: int = 150, recipe: str = "dacs_small", rounds: int = 3) -> No
                 )
             two, bound = (x[2] / x[1] for x in ({n: r["speed"] for n, r in found.items()}, apart))
             print(f"two against one: {two:.2f}; apart: {bound:.2f}", flush=True)
+            ratios.append(two)
+        print(f"median of {rounds}: {statistics.median(ratios):.2f}", flush=True)
 
 
-def _measure_apart(name: str, core: int, seconds: float = 15.0) -> float:
+def _last_stage(recipe: str, height: int) -> Stage:
+    stage = dataclasses.replace(RECIPES[recipe]().stages[-1], init_from=None)
+    data = dataclasses.replace(stage.data, short_side=height, crop=(height, height * 3 // 2))
+    return dataclasses.replace(stage, data=data)
+
+
+def _measure_apart(stage: Stage, core: int, seconds: float = 15.0) -> float:
     """Images per second of the step on one worker's share of two, in memory, in a process on a core of its own."""
     os.sched_setaffinity(0, [core])
     torch.set_num_threads(1)
-    stage = dataclasses.replace(RECIPES[name]().stages[-1], init_from=None)
     count = stage.data.batch_size // 2
     rng = np.random.default_rng(0)
     columns = _random_columns(stage, count, len(CLASSES), rng)
@@ -251,7 +262,7 @@ def _pair(root: Path) -> dict[str, str | None]:
 
 
 def _measure_workers(
-    name: str, steps: int, count: int, cores: list[int], data: dict[str, str | None], out: str
+    stage: Stage, steps: int, count: int, cores: list[int], data: dict[str, str | None], out: str
 ) -> dict[str, float]:
     """One run on these cores, Ray's own processes included; its first third warms up and does not count."""
     import udaseg.jobs.train as job
@@ -301,11 +312,10 @@ def _measure_workers(
         return train_worker(config)
 
     job.train_worker = timed
-    whole = override(RECIPES[name](), {"log_every": 10, "checkpoint_every": 10**6})
-    stage = dataclasses.replace(whole.stages[-1], steps=steps, init_from=None)
+    stage = dataclasses.replace(stage, steps=steps)
     cluster = Cluster(workers=count, gpu=False, threads=1)
     train(
-        dataclasses.replace(whole, stages=(stage,)),
+        Recipe(name="scaling", stages=(stage,), log_every=10, checkpoint_every=10**6),
         source=data["source"],
         target=data["target"],
         out=out,

@@ -192,6 +192,20 @@ def test_lovasz_softmax_of_the_classes_present_is_the_mean_of_their_extensions()
 
 
 @pytest.mark.parametrize("classes", ["all", "present"])
+def test_lovasz_softmax_keeps_its_gradient_alone_for_the_backward_pass(classes: LovaszClasses) -> None:
+    logits, label = normal(2, 4, 5, 6).requires_grad_(), labels(2, 5, 6, classes=3)
+    loss = lovasz_softmax(2 * logits, label, classes=classes)
+    made = loss.grad_fn
+    assert made is not None and [kept.shape for kept in made.saved_tensors] == [logits.shape]  # type: ignore[attr-defined]
+    assert [node.name() for node, _ in made.next_functions if node is not None] == ["MulBackward0"]
+    (0.5 * loss).backward()
+    one = logits.detach()[:1].requires_grad_()
+    lovasz_softmax(2 * one, label[:1], classes=classes).backward()
+    assert logits.grad is not None and one.grad is not None
+    torch.testing.assert_close(4 * logits.grad[:1], one.grad, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("classes", ["all", "present"])
 def test_lovasz_softmax_waits_for_no_gpu(classes: LovaszClasses) -> None:
     with fake_gpu():
         logits, label = normal(2, 4, 5, 6).to(GPU, non_blocking=True), labels(2, 5, 6, classes=3)

@@ -130,14 +130,18 @@ def _check_blocks(plan: pa.Table, classes: Classes, depth_range: DepthRange | No
             depth_range,
             before,
         )
-        unchanged = facts.drop_columns("row").equals(before.drop_columns("row"))
-        if not unchanged and exists(join(out, MARKER)):  # else it is a directory of another machine
+        if not facts.drop_columns("row").equals(before.drop_columns("row")):
             with contextlib.suppress(OSError):  # what cannot be kept is checked again
-                sink = pa.BufferOutputStream()
-                pq.write_table(facts, sink, compression="zstd", write_statistics=False)
-                write_bytes(kept, sink.getvalue().to_pybytes())
+                _keep(facts, kept, out)
         found.append(facts)
     return pa.concat_tables(found)
+
+
+def _keep(facts: pa.Table, uri: str, out: str) -> None:
+    if exists(join(out, MARKER)):  # else this machine does not see the directory
+        sink = pa.BufferOutputStream()
+        pq.write_table(facts, sink, compression="zstd", write_statistics=False)
+        write_bytes(uri, sink.getvalue().to_pybytes())
 
 
 def _read(uri: str) -> pa.Table:

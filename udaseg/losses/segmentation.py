@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import kornia
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 
 from udaseg.distributed import mean_over_ranks
 from udaseg.types import IGNORE, SegOutput
@@ -225,15 +226,41 @@ def lovasz_softmax(logits: Tensor, label: Tensor, *, classes: LovaszClasses = "a
     Returns:
         Scalar, the mean over images; an image without labels counts as 0.
     """
-    count, ignored = logits.shape[1], (label == IGNORE)[:, None]
-    surely = torch.zeros_like(logits[:, :1]).masked_fill(~ignored, -math.inf)
-    widened = torch.cat([logits.masked_fill(ignored, -math.inf), surely], 1)
-    label = label.masked_fill(ignored[:, 0], count)
-    if classes == "all":
-        loss: Tensor = kornia.losses.lovasz_softmax_loss(widened, label)
-        return loss * (count + 1) / count  # its mean counts the class that is added, whose loss is 0
-    present = logits.new_zeros(len(logits), count + 1).scatter_(1, label.flatten(1), 1)
-    present[:, count] = 0
-    weight = (count + 1) * present / present.sum(1, keepdim=True).clamp_min(1)
-    each = zip(widened.split(1), label.split(1), weight, strict=True)
-    return torch.stack([kornia.losses.lovasz_softmax_loss(*one) for one in each]).mean()
+    count = logits.shape[1]
+
+    def image_loss(logits: Tensor, label: Tensor) -> Tensor:
+        ignored = (label == IGNORE)[:, None]
+        surely = torch.zeros_like(logits[:, :1]).masked_fill(~ignored, -math.inf)
+        widened = torch.cat([logits.masked_fill(ignored, -math.inf), surely], 1)
+        label = label.masked_fill(ignored[:, 0], count)
+        counted = logits.new_ones(count + 1)
+        if classes == "present":
+            counted = torch.zeros_like(counted).scatter_(0, label.flatten(), 1)
+        counted[count] = 0
+        # Kornia's mean counts the class that is added
+        weight = (count + 1) * counted / counted.sum().clamp_min(1)
+        loss: Tensor = kornia.losses.lovasz_softmax_loss(widened, label, weight)
+        return loss
+
+    loss: Tensor = _ImageByImage.apply(image_loss, logits, label)
+    return loss
+
+
+class _ImageByImage(torch.autograd.Function):
+    """The mean over images of a loss whose gradient is made with it, so that only one image at a time is sorted."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, loss: Callable[[Tensor, Tensor], Tensor], logits: Tensor, label: Tensor) -> Tensor:
+        losses, gradients = [], []
+        for image, truth in zip(logits.split(1), label.split(1), strict=True):
+            with torch.enable_grad():
+                image = image.detach().requires_grad_()
+                losses.append(loss(image, truth) / len(logits))
+            gradients += torch.autograd.grad(losses[-1], image)
+        ctx.save_for_backward(torch.cat(gradients))
+        return torch.stack(losses).sum()
+
+    @staticmethod
+    def backward(ctx: Any, *grad: Tensor) -> tuple[None, Tensor, None]:
+        (gradient,) = ctx.saved_tensors
+        return None, grad[0] * gradient, None
