@@ -20,6 +20,7 @@ from steps import CASES, PLANES, near
 from torch import Tensor, nn
 
 from udaseg.components import cross_domain_mix, masked_consistency
+from udaseg.components import feature_distance as distance_module
 from udaseg.components.augment import BLUR_KERNEL, jitter_hsv
 from udaseg.components.feature_distance import feature_distance
 from udaseg.components.masked_consistency import MIC
@@ -27,7 +28,6 @@ from udaseg.data.index import open_index
 from udaseg.data.manifest import MANIFEST, write_dataset
 from udaseg.data.taxonomies import CITYSCAPES_CLASSES
 from udaseg.losses.segmentation import output_cross_entropy
-from udaseg.methods import daformer as daformer_module
 from udaseg.methods.dacs import DACS
 from udaseg.methods.daformer import DAFormer
 from udaseg.models.build import build_segmenter
@@ -114,7 +114,7 @@ def test_a_step_of_mic(name: str, border: tuple[int, int], fixed: None, monkeypa
     source, mixed, masked = given_logits((0.29, 0), (0.61, 2), (0.83, 0.5))
     feature = plane((2, 32, 6, 8), 0.37).requires_grad_()
     frozen, things = plane((2, 32, 6, 8), 0.53, 1), plane((2, 1, 6, 8), 0.9)[:, 0] > 0
-    monkeypatch.setattr(daformer_module, "thing_distance", lambda x, *_, **__: feature_distance(x, frozen, things))
+    monkeypatch.setattr(distance_module, "thing_distance", lambda x, *_, **__: feature_distance(x, frozen, things))
     config = DAFormer.Config(threshold=0.8, ignore_top=border[0], ignore_bottom=border[1], mic=MIC(weight=1.0))
     method = DAFormer(config, Given(), seed=0)  # type: ignore[arg-type]
     method.student.left, method.student.feature = [source, mixed, masked], feature  # type: ignore[assignment]

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from udaseg.data.classes import Classes
 from udaseg.data.folders import Pair
 from udaseg.data.manifest import read_manifest
+from udaseg.data.storage import exists, join, remove_folder, write_bytes
 from udaseg.errors import DatasetError, UnreachableError
 from udaseg.jobs import checking
 from udaseg.jobs.checking import CHECKED, check_pairs
@@ -26,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """images/00.png to 11.png, their labels, and classes.json."""
+    """images/00.png to 11.png, their labels, classes.json, and out/, which is prepare's."""
     rng = np.random.default_rng(0)
     for kind, shape in (("images", (12, 16, 3)), ("labels", (12, 16))):
         (tmp_path / kind).mkdir()
@@ -34,106 +39,151 @@ def tree(tmp_path: Path) -> Path:
             pixels = rng.integers(0, 2, shape).astype(np.uint8)
             Image.fromarray(pixels).save(tmp_path / kind / f"{number:02d}.png")
     (tmp_path / "classes.json").write_text(CLASSES.to_json())
+    mark(str(tmp_path / "out"), "prepare")
     return tmp_path
 
 
-def run(tree: Path, out: str = "out", **changes: object) -> list[dict]:
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the images that are opened by blocks that are checked in this process."""
+    names: list[str] = []
+    inspect = checking.inspect
+
+    def note(image_uri: str, *rest: object) -> object:
+        names.append(Path(image_uri).stem)
+        return inspect(image_uri, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(checking, "inspect", note)
+    return names
+
+
+def check(tree: Path, names: list[str], classes: Classes = CLASSES, first: int = 0) -> pa.Table:
+    """Facts of images, which are one block."""
+    plan = {
+        "rows": list(range(first, first + len(names))),
+        "images": [f"{tree}/images/{name}.png" for name in names],
+        "labels": [f"{tree}/labels/{name}.png" for name in names],
+    }
+    return checking._check_blocks(pa.Table.from_pylist([plan]), classes, None, str(tree / "out"))
+
+
+def run(tree: Path, **changes: object) -> list[dict]:
     given = {"images": tree / "images", "labels": tree / "labels", "classes": tree / "classes.json"} | changes
-    prepare(out=str(tree / out), **{name: str(value) for name, value in given.items()})
-    return read_manifest(str(tree / out)).drop_columns("dataset").to_pylist()
+    prepare(**{name: str(value) for name, value in ({"out": tree / "out"} | given).items()})
+    return read_manifest(str(given.get("out", tree / "out"))).drop_columns("dataset").to_pylist()
 
 
-def spoil(path: Path, *, unseen: bool) -> None:
-    """Break a file; `unseen`: so that its size and time of change stay as they were."""
-    before = path.stat()
-    path.write_bytes(b"\0" * before.st_size)
-    if unseen:
-        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+def kept(tree: Path) -> list[Path]:
+    return sorted((tree / "out" / CHECKED).iterdir())
 
 
-def test_a_refused_check_is_not_done_again(tree: Path) -> None:
-    expected = run(tree, "whole")
-    assert not (tree / "whole" / CHECKED).exists()
-    whole = (tree / "labels/05.png").read_bytes()
-    spoil(tree / "labels/05.png", unseen=True)
-    with pytest.raises(DatasetError, match=r"labels/05\.png: not an image"):
-        run(tree)
-    assert list((tree / "out" / CHECKED).iterdir())
-
-    # what would be noticed, if these files were opened once more
-    spoil(tree / "images/02.png", unseen=True)
-    spoil(tree / "labels/07.png", unseen=True)
-    (tree / "labels/05.png").write_bytes(whole)
-    (tree / "images/11.png").unlink()  # an image less, whose label is gone too
-    (tree / "labels/11.png").unlink()
-    assert run(tree) == expected[:-1]
-    assert not (tree / "out" / CHECKED).exists()
-
-    with pytest.raises(DatasetError, match="problems: 2"):  # nothing is taken from a dataset that is there
-        run(tree, overwrite="yes")
+def test_a_block_is_opened_once(tree: Path, opened: list[str]) -> None:
+    names = ["00", "01", "02"]
+    facts = check(tree, names)
+    assert sorted(opened) == names and len(kept(tree)) == 1
+    again = check(tree, names, first=7)
+    assert sorted(opened) == names and again["row"].to_pylist() == [7, 8, 9]
+    assert again.drop_columns("row").equals(facts.drop_columns("row"))
+    assert len(kept(tree)) == 1
 
 
 @pytest.mark.parametrize("kind", ["images", "labels"])
-def test_what_has_changed_is_checked_anew(tree: Path, kind: str) -> None:
-    spoil(tree / "labels/05.png", unseen=False)
-    with pytest.raises(DatasetError, match="problems: 1"):
-        run(tree)
-    spoil(tree / kind / "03.png", unseen=False)
-    with pytest.raises(DatasetError, match="problems: 2"):
-        run(tree)
+def test_what_has_changed_is_opened_again(tree: Path, opened: list[str], kind: str) -> None:
+    """A file of the same size with the same time of change, as copies keep it, is another all the same."""
+    names = ["00", "01", "02"]
+    facts = check(tree, names)
+    path = tree / kind / "01.png"
+    before = path.stat()
+    path.write_bytes(b"\0" * before.st_size)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    opened.clear()
+    again = check(tree, names)
+    assert opened == ["01"] and facts["problem"].null_count == 3 and again["problem"].null_count == 2
+
+    opened.clear()
+    check(tree, names)
+    assert opened == ["01"]  # what could not be used is
 
 
-def test_other_classes_are_checked_anew(tree: Path) -> None:
-    spoil(tree / "images/00.png", unseen=False)
-    with pytest.raises(DatasetError, match="problems: 1"):
-        run(tree)
-    (tree / "one.json").write_text(Classes(names=("road",), palette=((0, 0, 0),)).to_json())
-    with pytest.raises(DatasetError, match=f"problems: {COUNT}"):
-        run(tree, classes=tree / "one.json")
+def test_other_classes_and_neighbours_are_another_check(tree: Path, opened: list[str]) -> None:
+    check(tree, ["00", "01"])
+    check(tree, ["00", "01"], Classes(names=("sky", "road"), palette=CLASSES.palette))
+    check(tree, ["01"])
+    assert len(opened) == 5 and len(kept(tree)) == 3
 
 
-def test_what_is_kept_may_be_damaged(tree: Path) -> None:
-    expected = run(tree, "whole")
-    image = (tree / "images/00.png").read_bytes()
-    spoil(tree / "images/00.png", unseen=False)
-    with pytest.raises(DatasetError, match="problems: 1"):
-        run(tree)
-    for number, path in enumerate((tree / "out" / CHECKED).iterdir()):
-        path.write_bytes(path.read_bytes()[:-9] if number % 2 else b"")
-    (tree / "images/00.png").write_bytes(image)
-    assert run(tree) == expected
+def test_what_is_kept_may_be_damaged(tree: Path, opened: list[str]) -> None:
+    names = ["00", "01", "02"]
+    facts = check(tree, names)
+    (path,) = kept(tree)
+    whole = path.read_bytes()
+    for damaged in (b"", whole[:-9], whole[: len(whole) // 3], *(_flipped(whole, at) for at in range(0, 400, 7))):
+        path.write_bytes(damaged)
+        assert check(tree, names).equals(facts)
+    pq.write_table(facts.slice(0, 2), path)
+    opened.clear()
+    assert check(tree, names).equals(facts) and len(opened) == 3
 
 
-def test_blocks_that_are_whole_are_kept_when_another_cannot_be_reached(tree: Path) -> None:
-    pairs = [Pair(f"{n:02d}", f"{tree}/images/{n:02d}.png", f"{tree}/labels/{n:02d}.png", "train") for n in range(3)]
-    mark(str(tree / "out"), "prepare")
-    facts, places = check_pairs(pairs, CLASSES, None, out=str(tree / "out"))
-    for path in ("images/00.png", "labels/01.png", "labels/02.png"):
-        spoil(tree / path, unseen=True)
-    away = Pair("away", f"{tree}/gone/a.png", None, "val")
-    with pytest.raises(UnreachableError, match=r"gone/a\.png: could not be reached"):
-        check_pairs([away, *pairs], CLASSES, None, out=str(tree / "out"))
-    again, places_again = check_pairs(pairs, CLASSES, None, out=str(tree / "out"))
-    assert again.equals(facts) and facts["problem"].null_count == 3
-    np.testing.assert_array_equal(places_again, places)
+def _flipped(content: bytes, at: int) -> bytes:
+    return content[:at] + bytes([content[at] ^ 16]) + content[at + 1 :]
 
 
 def test_another_machine_s_directory_is_left_alone(tree: Path) -> None:
     """A task on a node that does not see --out keeps nothing there."""
-    pairs = [Pair("00", f"{tree}/images/00.png", None, "train")]
-    facts, _ = check_pairs(pairs, CLASSES, None, out=str(tree / "elsewhere"))
-    assert facts["height"].to_pylist() == [12] and not (tree / "elsewhere").exists()
+    shutil.rmtree(tree / "out")
+    assert check(tree, ["00"])["problem"].null_count == 1
+    assert not (tree / "out").exists()
 
 
-def test_an_image_more_changes_one_block(ray_session: None) -> None:
+def test_prepare_takes_what_is_kept_until_there_is_a_dataset(tree: Path) -> None:
+    expected = run(tree, out=tree / "whole")
+    assert not (tree / "whole" / CHECKED).exists()
+    broken = tree / "labels/05.png"
+    content = broken.read_bytes()
+    broken.write_bytes(b"\0")
+    with pytest.raises(DatasetError, match=r"labels/05\.png: not an image"):
+        run(tree)
+    taken = 0
+    for path in kept(tree):  # so that it shows whether they are taken
+        facts = pq.read_table(path)
+        taken += facts["problem"].null_count
+        pq.write_table(facts.set_column(1, "height", pa.array([999] * len(facts), pa.int32())), path)
+    broken.write_bytes(content)
+    rows = run(tree)
+    assert taken == COUNT - 1 and sum(row["height"] == 999 for row in rows) == taken
+    assert [row | {"height": 12} for row in rows] == expected
+    assert not (tree / "out" / CHECKED).exists()
+    assert run(tree, overwrite="yes") == expected  # nothing is taken from a dataset that is there
+
+
+def test_what_cannot_be_reached_is_kept_as_no_problem(tree: Path) -> None:
+    away = Pair("away", f"{tree}/gone/a.png", None, "val")
+    with pytest.raises(UnreachableError, match=r"gone/a\.png: could not be reached"):
+        check_pairs([away], CLASSES, None, out=str(tree / "out"))
+    assert not (tree / "out" / CHECKED).exists()
+
+
+def test_an_image_more_changes_one_block_or_two() -> None:
     def blocks(names: list[int]) -> set[tuple[str, ...]]:
         pairs = [Pair(str(n), f"s3://fleet/{n:05d}.jpg", None, "train") for n in names]
         rows = list(checking._blocks(pairs))
         assert [row for block in rows for row in block] == list(range(len(pairs)))
-        assert max(map(len, rows)) <= 128 and 20 < len(pairs) / len(rows) < 45
+        assert max(map(len, rows)) <= 32 and 6 < len(pairs) / len(rows) < 10
         return {tuple(pairs[row].image_id for row in block) for block in rows}
 
     names = list(range(4000))
     whole = blocks(names)
     for less in (0, 1234, 3999):
         assert len(whole - blocks(names[:less] + names[less + 1 :])) <= 2
+
+
+def test_a_folder_is_removed_wherever_it_is(store: Callable[[str, str], str]) -> None:
+    home = store("checking", "data/set")
+    folder = join(home, CHECKED)
+    remove_folder(folder)
+    for name in ("a", "b c"):
+        write_bytes(join(folder, name), b"1")
+    write_bytes(join(home, "beside"), b"1")
+    remove_folder(folder)
+    assert not exists(join(folder, "a")) and not exists(join(folder, "b c")) and exists(join(home, "beside"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -11,8 +12,34 @@ from torch import Tensor
 from udaseg.components.drawn import among
 from udaseg.distributed import mean_over_ranks
 from udaseg.losses.contrastive import cell_label_counts
+from udaseg.models.segmenter import Segmenter
 from udaseg.models.teacher import FrozenNetwork
-from udaseg.types import IGNORE, Batch
+from udaseg.ranges import NonNegative, Share
+from udaseg.types import IGNORE, Batch, Loss, SegOutput
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureDistance:
+    """The settings of DAFormer's feature distance (2111.14887), which a method's `Config` takes over."""
+
+    feature_weight: NonNegative = 0.005
+    """Of the feature distance; 0 = off."""
+    things: tuple[int, ...] = (6, 7, 11, 12, 13, 14, 15, 16, 17, 18)
+    """Train ids of the thing classes."""
+    thing_share: Share = 0.75
+    """Share of a cell's pixels that its commonest class must have to count."""
+
+    def network_now(self, student: Segmenter) -> FrozenNetwork | None:
+        """The network as it is, which the method keeps; None where the distance is off."""
+        return FrozenNetwork(student) if self.feature_weight else None
+
+    def distances(self, out: SegOutput, beginning: FrozenNetwork | None, source: Batch) -> tuple[Loss, ...]:
+        """The term "feature_distance" of the source's output, or none where it is off."""
+        if beginning is None:
+            return ()
+        feature = out.features[-1]
+        distance = thing_distance(feature, beginning, source, things=self.things, min_share=self.thing_share)
+        return (Loss("feature_distance", distance, self.feature_weight),)
 
 
 def thing_distance(

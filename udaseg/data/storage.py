@@ -259,8 +259,11 @@ def _is_utf8(info: pafs.FileInfo) -> bool:
 def remove_folder(uri: str) -> None:
     """Delete the folder at `uri` and all that is in it, where there is one."""
     fs, path = filesystem(uri)
-    if fs.get_file_info(path).type != pafs.FileType.NotFound:
-        fs.delete_dir(path)
+    if fs.type_name == "local":
+        if os.path.exists(path):
+            fs.delete_dir(path)
+    else:  # stores have no folders, of which Google's would miss one here
+        fs.delete_dir_contents(path, missing_dir_ok=True)
 
 
 def remove(uri: str) -> None:

@@ -1,7 +1,7 @@
 """The check of every image and label of a dataset to be: a Ray Data job that goes on where it was cut off.
 
 What is found is kept in the dataset's directory, a file a block of images, until there is a dataset. The same check run
-again looks anew at what has changed since, and at what could not be used.
+again looks anew at what has changed since, at what could not be used, and at label maps that were drawn for it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import contextlib
 import hashlib
 import io
 import math
+import os
+import time
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +27,7 @@ from udaseg.data.folders import Pair
 from udaseg.data.images import inspect
 from udaseg.data.manifest import BROKEN
 from udaseg.data.places import GRID, count_places
-from udaseg.data.storage import exists, join, read_bytes, version, write_bytes
+from udaseg.data.storage import exists, filesystem, join, read_bytes, version, write_bytes
 from udaseg.data.strict_json import dump_json
 from udaseg.errors import DatasetError, UnreachableError
 from udaseg.jobs.output import MARKER
@@ -48,11 +50,17 @@ FACTS = pa.schema(
     ]
 )
 
-_BLOCK = 32
-"""Images that are checked, and kept, together: few for progress, not so few that their cost counts."""
+_KEPT = 8
+"""Images whose facts are kept together, on average."""
+
+_TASK = 32
+"""Images of a task: few for progress, not so few that their cost counts."""
 
 _FORMAT = 1
-"""Of what is kept; to be raised when `udaseg.data.images.inspect` finds other facts."""
+"""Of what is kept; to be raised when `udaseg.data.images.inspect` finds other facts, of places too."""
+
+_SETTLED = 2.0
+"""Seconds after which a file that is written once more has another time of change, in stores that keep whole ones."""
 
 
 def check_pairs(
@@ -73,6 +81,8 @@ def check_pairs(
     if not pairs:
         return FACTS.empty_table().drop_columns(dropped), places
     ensure_ray()
+    cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
+    tasks = math.ceil(len(pairs) / min(_TASK, math.ceil(len(pairs) / cpus)))
     blocks = list(_blocks(pairs))
     plan = ray.data.from_arrow(
         pa.table(
@@ -84,7 +94,7 @@ def check_pairs(
                 ),
             }
         ),
-        override_num_blocks=len(blocks),
+        override_num_blocks=min(tasks, len(blocks)),
     )
     check = partial(_check_blocks, classes=classes, depth_range=depth_range, out=out)
     checked = plan.map_batches(check, batch_size=None, batch_format="pyarrow")
@@ -103,14 +113,12 @@ def check_pairs(
 def _blocks(pairs: Sequence[Pair]) -> Iterator[list[int]]:
     """Numbers of consecutive pairs. A block ends where the hash of an image's address says so, whatever is before it.
 
-    An image more or less so changes the block that it is in, and no other.
+    So an image more or less changes one block or two, and no other.
     """
-    cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
-    mean = min(_BLOCK, math.ceil(len(pairs) / cpus))
     block: list[int] = []
     for row, pair in enumerate(pairs):
         block.append(row)
-        if zlib.crc32(str(pair.image_uri).encode()) % mean == 0 or len(block) == 4 * mean:
+        if zlib.crc32(str(pair.image_uri).encode()) % _KEPT == 0 or len(block) == 4 * _KEPT:
             yield block
             block = []
     if block:
@@ -123,7 +131,7 @@ def _check_blocks(plan: pa.Table, classes: Classes, depth_range: DepthRange | No
     for block in plan.to_pylist():
         keys = dump_json([_FORMAT, classes.to_json(), depth_range, block["images"], block["labels"]])
         kept = join(out, CHECKED, f"{hashlib.sha256(keys.encode()).hexdigest()}.parquet")
-        before = _read(kept)
+        before = _read(kept, len(block["rows"]))
         facts = check_block(
             pa.table({"row": block["rows"], "image_uri": block["images"], "label_uri": block["labels"]}),
             classes,
@@ -140,15 +148,34 @@ def _check_blocks(plan: pa.Table, classes: Classes, depth_range: DepthRange | No
 def _keep(facts: pa.Table, uri: str, out: str) -> None:
     if exists(join(out, MARKER)):  # else this machine does not see the directory
         sink = pa.BufferOutputStream()
-        pq.write_table(facts, sink, compression="zstd", write_statistics=False)
+        pq.write_table(facts, sink, compression="zstd", write_statistics=False, write_page_checksum=True)
         write_bytes(uri, sink.getvalue().to_pybytes())
 
 
-def _read(uri: str) -> pa.Table:
-    """What is kept of a block; nothing where that is not whole."""
+def _read(uri: str, rows: int) -> pa.Table:
+    """What is kept of a block of so many rows; nothing where that is not whole."""
     with contextlib.suppress(OSError, *BROKEN):
-        return pq.read_table(io.BytesIO(read_bytes(uri)), schema=FACTS)
+        facts = pq.read_table(io.BytesIO(read_bytes(uri)), schema=FACTS, page_checksum_verification=True)
+        if facts.num_rows == rows:
+            return facts
     return FACTS.empty_table()
+
+
+def _versions(uris: Sequence[str]) -> list[int] | None:
+    """What is another for each file once its content is; None where a file does not show that."""
+    found: list[int] = []
+    for uri in uris:
+        fs, path = filesystem(uri)
+        if fs.type_name == "local" and os.path.exists(path):
+            # copies may keep the time of change, which can be set, but not that of the entry
+            status = os.stat(path)
+            found += status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
+        else:
+            size, changed = version(uri)
+            if time.time() - changed / 1e9 < _SETTLED or not changed:
+                return None
+            found += size, changed
+    return found
 
 
 def check_block(
@@ -164,8 +191,8 @@ def check_block(
     def facts(row: dict, known: dict | None) -> dict:
         try:
             uris = [uri for uri in (row["image_uri"], row["label_uri"]) if uri is not None]
-            versions = [number for uri in uris for number in version(uri)]
-            if known is not None and known["problem"] is None and known["versions"] == versions:
+            versions = _versions(uris)
+            if versions and known is not None and known["problem"] is None and known["versions"] == versions:
                 return known | {"row": row["row"]}
             found = inspect(row["image_uri"], row["label_uri"], classes, lookup, depth_range)
             return {"row": row["row"], **found._asdict(), "versions": versions}

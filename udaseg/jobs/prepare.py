@@ -147,7 +147,8 @@ def prepare(
             remove(skipped)  # of an overwritten dataset
         write_dataset(out, manifest, class_list, places if places.any() else None, depth_range=depth_range)
         undo.pop_all()
-        remove_folder(join(out, CHECKED))
+        with contextlib.suppress(OSError):  # there is a dataset
+            remove_folder(join(out, CHECKED))
         if problems:
             print(f"skipped, as {skipped} lists\n{_listing(problems)}")
         _show(manifest, class_list, title=out)

@@ -11,7 +11,7 @@ import kornia
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
+from torch.autograd.function import FunctionCtx, once_differentiable
 
 from udaseg.distributed import mean_over_ranks
 from udaseg.types import IGNORE, SegOutput
@@ -242,6 +242,8 @@ def lovasz_softmax(logits: Tensor, label: Tensor, *, classes: LovaszClasses = "a
         loss: Tensor = kornia.losses.lovasz_softmax_loss(widened, label, weight)
         return loss
 
+    if not (torch.is_grad_enabled() and logits.requires_grad):
+        return torch.stack([image_loss(*one) for one in zip(logits.split(1), label.split(1), strict=True)]).mean()
     loss: Tensor = _ImageByImage.apply(image_loss, logits, label)
     return loss
 
@@ -251,16 +253,17 @@ class _ImageByImage(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: FunctionCtx, loss: Callable[[Tensor, Tensor], Tensor], logits: Tensor, label: Tensor) -> Tensor:
-        losses, gradients = [], []
-        for image, truth in zip(logits.split(1), label.split(1), strict=True):
+        losses, gradient = [], torch.empty_like(logits)
+        for number, (image, truth) in enumerate(zip(logits.split(1), label.split(1), strict=True)):
             with torch.enable_grad():
                 image = image.detach().requires_grad_()
                 losses.append(loss(image, truth) / len(logits))
-            gradients += torch.autograd.grad(losses[-1], image)
-        ctx.save_for_backward(torch.cat(gradients))
+            gradient[number : number + 1] = torch.autograd.grad(losses[-1], image)[0]
+        ctx.save_for_backward(gradient)
         return torch.stack(losses).sum()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grad: Tensor) -> tuple[None, Tensor, None]:
         (gradient,) = ctx.saved_tensors
         return None, grad[0] * gradient, None

@@ -10,15 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from udaseg.components.cross_domain_mix import SelfTraining
-from udaseg.components.feature_distance import thing_distance
+from udaseg.components.feature_distance import FeatureDistance
 from udaseg.components.mixing import context_mask
 from udaseg.components.uncertainty import entropy_threshold, noisy_entropy
 from udaseg.losses.consistency import SignificanceForm, significant_cross_entropy
 from udaseg.losses.segmentation import Reduction, output_cross_entropy
 from udaseg.methods.base import Method, MethodConfig, require_classes
 from udaseg.models.segmenter import Segmenter
-from udaseg.models.teacher import EMATeacher, FrozenNetwork
-from udaseg.ranges import Count, CountOrZero, Jitter, Momentum, NonNegative, Share
+from udaseg.models.teacher import EMATeacher
+from udaseg.ranges import Count, CountOrZero, Jitter, Momentum, NonNegative
 from udaseg.types import Batch, Loss
 
 
@@ -42,7 +42,7 @@ class CAMix(Method):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(SelfTraining, MethodConfig):
+    class Config(FeatureDistance, SelfTraining, MethodConfig):
         teacher_momentum: Momentum = 0.99
         ignore_top: CountOrZero = 0
         ignore_bottom: CountOrZero = 0
@@ -64,10 +64,6 @@ class CAMix(Method):
         """Of the feature distance; 0.005 with DAFormer."""
         source_reduction: Reduction = "valid"
         """Of the source's cross-entropy: DACS's; "all" is DAFormer's. `reduction` is of the mixture's."""
-        things: tuple[int, ...] = (6, 7, 11, 12, 13, 14, 15, 16, 17, 18)
-        """Train ids of the classes that the feature distance is of."""
-        thing_share: Share = 0.75
-        """Share of a cell's pixels that its commonest class must have to count in it."""
 
         def build(self, student: Segmenter, *, seed: int) -> CAMix:
             return CAMix(self, student, seed)
@@ -80,7 +76,7 @@ class CAMix(Method):
         self.student = student
         self.teacher = EMATeacher(student, momentum=config.teacher_momentum)
         self.thresholds = config.thresholds(student.num_classes)
-        self.beginning = FrozenNetwork(student) if config.feature_weight else None
+        self.beginning = config.network_now(student)
 
     @property
     def predictor(self) -> Segmenter:
@@ -93,12 +89,7 @@ class CAMix(Method):
         out = self.student(source.image, "source", source.index)
         losses = [Loss("source_ce", output_cross_entropy(out, source.labels, reduction=c.source_reduction))]
         losses += c.pne.losses(out, source.labels, source.index, seed=self.seed)
-        if self.beginning is not None:
-            distance = thing_distance(
-                out.features[-1], self.beginning, source, things=c.things, min_share=c.thing_share
-            )
-            losses.append(Loss("feature_distance", distance, c.feature_weight))
-        yield tuple(losses)
+        yield *losses, *c.distances(out, self.beginning, source)
 
         probability = self.teacher(target.image).logits.softmax(1)
         confidence, label = probability.max(1)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from udaseg.components.cross_domain_mix import SelfTraining
-from udaseg.components.feature_distance import thing_distance
+from udaseg.components.feature_distance import FeatureDistance
 from udaseg.config import Optim
 from udaseg.losses.contrastive import downscale_label
 from udaseg.losses.pixel_pair import multi_resolution_contrast, pixel_contrast
@@ -20,8 +20,8 @@ from udaseg.losses.segmentation import output_cross_entropy
 from udaseg.methods.base import Method, MethodConfig, build_optimizer, require_classes
 from udaseg.models.heads import ContextAwareHead
 from udaseg.models.segmenter import Segmenter
-from udaseg.models.teacher import EMATeacher, FrozenNetwork
-from udaseg.ranges import Channels, Count, CountOrZero, NonNegative, Pixels, Share
+from udaseg.models.teacher import EMATeacher
+from udaseg.ranges import Channels, Count, CountOrZero, NonNegative, Pixels
 from udaseg.types import IGNORE, Batch, Loss, SegOutput
 
 
@@ -40,13 +40,7 @@ class CLUDA(Method):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(SelfTraining, MethodConfig):
-        feature_weight: NonNegative = 0.005
-        """Of the feature distance; 0 = off."""
-        things: tuple[int, ...] = (6, 7, 11, 12, 13, 14, 15, 16, 17, 18)
-        """Train ids of the thing classes."""
-        thing_share: Share = 0.75
-        """Share of a cell's pixels that its commonest class must have to count."""
+    class Config(FeatureDistance, SelfTraining, MethodConfig):
         contrast_weight: NonNegative = 1.0
         contrast_size: Pixels = 65
         """Side of the square grid that features and labels are brought to."""
@@ -73,7 +67,7 @@ class CLUDA(Method):
         )
         self.teacher = EMATeacher(student, momentum=config.teacher_momentum)
         self.thresholds = config.thresholds(student.num_classes)
-        self.beginning = FrozenNetwork(student) if config.feature_weight else None
+        self.beginning = config.network_now(student)
 
     @property
     def predictor(self) -> Segmenter:
@@ -89,12 +83,7 @@ class CLUDA(Method):
             Loss("source_contrast", self._contrast(out, source.labels), c.contrast_weight),
         ]
         losses += c.pne.losses(out, source.labels, source.index, seed=self.seed)
-        if self.beginning is not None:
-            distance = thing_distance(
-                out.features[-1], self.beginning, source, things=c.things, min_share=c.thing_share
-            )
-            losses.append(Loss("feature_distance", distance, c.feature_weight))
-        yield tuple(losses)
+        yield *losses, *c.distances(out, self.beginning, source)
 
         mixed = c.mix(self.teacher, source, target, seed=self.seed, thresholds=self.thresholds)
         out = self.student(mixed.image, "target", target.index, detail="entropy" if step >= c.seek_from else "random")

@@ -6,12 +6,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from udaseg.components.cross_domain_mix import SelfTraining
-from udaseg.components.feature_distance import thing_distance
+from udaseg.components.feature_distance import FeatureDistance
 from udaseg.losses.segmentation import output_cross_entropy
 from udaseg.methods.base import Method, MethodConfig, require_classes
 from udaseg.models.segmenter import Segmenter
-from udaseg.models.teacher import EMATeacher, FrozenNetwork
-from udaseg.ranges import NonNegative, Share
+from udaseg.models.teacher import EMATeacher
 from udaseg.types import Batch, Loss
 
 
@@ -30,14 +29,7 @@ class DAFormer(Method):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(SelfTraining, MethodConfig):
-        feature_weight: NonNegative = 0.005
-        """Of the feature distance; 0 = off."""
-        things: tuple[int, ...] = (6, 7, 11, 12, 13, 14, 15, 16, 17, 18)
-        """Train ids of the thing classes."""
-        thing_share: Share = 0.75
-        """Share of a cell's pixels that its commonest class must have to count."""
-
+    class Config(FeatureDistance, SelfTraining, MethodConfig):
         def build(self, student: Segmenter, *, seed: int) -> DAFormer:
             return DAFormer(self, student, seed)
 
@@ -48,7 +40,7 @@ class DAFormer(Method):
         self.student = student
         self.teacher = EMATeacher(student, momentum=config.teacher_momentum)
         self.thresholds = config.thresholds(student.num_classes)
-        self.beginning = FrozenNetwork(student) if config.feature_weight else None
+        self.beginning = config.network_now(student)
 
     @property
     def predictor(self) -> Segmenter:
@@ -61,12 +53,7 @@ class DAFormer(Method):
         out = self.student(source.image, "source", source.index)
         losses = [Loss("source_ce", output_cross_entropy(out, source.labels, reduction=c.reduction))]
         losses += c.pne.losses(out, source.labels, source.index, seed=self.seed)
-        if self.beginning is not None:
-            distance = thing_distance(
-                out.features[-1], self.beginning, source, things=c.things, min_share=c.thing_share
-            )
-            losses.append(Loss("feature_distance", distance, c.feature_weight))
-        yield tuple(losses)
+        yield *losses, *c.distances(out, self.beginning, source)
 
         mixed = c.mix(self.teacher, source, target, seed=self.seed, thresholds=self.thresholds)
         out = self.student(mixed.image, "target", target.index)
