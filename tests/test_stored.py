@@ -32,7 +32,7 @@ def unpacked(name: str, folder: Path) -> Path:
 
 
 def test_every_small_recipe_has_its_losses_kept() -> None:
-    assert set(STORED) == set(SMALL), "python tests/support/stored.py writes them"
+    assert set(STORED) == set(SMALL), ".venv/bin/python tests/support/stored.py NAME writes them"
 
 
 @pytest.mark.parametrize("name", SMALL)
