@@ -7,6 +7,7 @@ import io
 import json
 import struct
 import zlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from udaseg.data.index import open_index
 from udaseg.data.manifest import MANIFEST, read_manifest, write_dataset
 from udaseg.errors import CheckpointError, DatasetError
 from udaseg.jobs.adapt.inputs import hold_out
-from udaseg.jobs.checking import check_block
+from udaseg.jobs.checking import check_image
 from udaseg.jobs.predict import predict_to
 from udaseg.jobs.pseudo_label.job import _depth_range
 from udaseg.types import DepthRange
@@ -125,11 +126,9 @@ def test_a_dataset_reads_its_images_with_the_range_that_prepare_was_told(thermal
     assert index.depth_range == RANGE
     for row in (0, 1):
         assert (index.image(row)[..., 0] == scaled(raw(row), RANGE)).all()
-    block = pa.table(
-        {"row": [0], "image_uri": [str(thermal / "images/0.png")], "label_uri": pa.array([None], pa.string())}
-    )
-    assert check_block(block, CLASSES, RANGE)["problem"].to_pylist() == [None]
-    assert "--depth-range" in check_block(block, CLASSES, None)["problem"][0].as_py()
+    check = partial(check_image, str(thermal / "images/0.png"), None, classes=CLASSES, lookup=CLASSES.lookup())
+    assert "problem" not in check(depth_range=RANGE)
+    assert "--depth-range" in check(depth_range=None)["problem"]
 
 
 def test_what_is_held_out_keeps_the_range(thermal: Path, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from udaseg.data.manifest import read_manifest
 from udaseg.data.storage import filesystem, join, resolve
 from udaseg.errors import DatasetError, UnreachableError
 from udaseg.jobs import prepare as prepare_module
-from udaseg.jobs.checking import CHECKED, check_block
+from udaseg.jobs.checking import CHECKED, check_image
 from udaseg.jobs.output import MARKER, mark
 from udaseg.jobs.prepare import prepare
 
@@ -399,9 +399,8 @@ def test_skip(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("on_error", ["refuse", "skip"])
 def test_what_cannot_be_reached_is_not_left_out(tree: Path, on_error: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A mount or a store that is away for a minute is no fault of its images."""
-    block = pa.Table.from_pylist([{"row": 0, "image_uri": f"{tree}/gone/a.png", "label_uri": None}])
     with pytest.raises(UnreachableError, match=r"gone/a\.png: could not be reached"):
-        check_block(block, CLASSES, None)
+        check_image(f"{tree}/gone/a.png", None, classes=CLASSES, lookup=CLASSES.lookup(), depth_range=None)
     check_all = prepare_module.check_pairs
 
     def away(pairs: Any, *rest: Any, **out: str) -> Any:

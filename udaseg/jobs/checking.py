@@ -127,38 +127,67 @@ def _blocks(pairs: Sequence[Pair]) -> Iterator[list[int]]:
 
 def _check_blocks(plan: pa.Table, classes: Classes, depth_range: DepthRange | None, out: str) -> pa.Table:
     """Blocks, a row each, -> `FACTS`."""
-    found = []
-    for block in plan.to_pylist():
-        keys = dump_json([_FORMAT, classes.to_json(), depth_range, block["images"], block["labels"]])
-        kept = join(out, CHECKED, f"{hashlib.sha256(keys.encode()).hexdigest()}.parquet")
-        before = _read(kept, len(block["rows"]))
-        facts = check_block(
-            pa.table({"row": block["rows"], "image_uri": block["images"], "label_uri": block["labels"]}),
-            classes,
-            depth_range,
-            before,
-        )
-        if not facts.drop_columns("row").equals(before.drop_columns("row")):
-            with contextlib.suppress(OSError):  # what cannot be kept is checked again
-                _keep(facts, kept, out)
-        found.append(facts)
-    return pa.concat_tables(found)
+    blocks = plan.to_pylist()
+    kept = [_address(block, classes, depth_range, out) for block in blocks]
+    numbers = [row for block in blocks for row in block["rows"]]
+    images = [uri for block in blocks for uri in block["images"]]
+    labels = [uri for block in blocks for uri in block["labels"]]
+    check = partial(check_image, classes=classes, lookup=classes.lookup(), depth_range=depth_range)
+    with ThreadPoolExecutor(8) as pool:  # one remote file at a time would starve the task
+        before = pa.concat_tables(pool.map(_read, kept, [len(block["rows"]) for block in blocks]))
+        found = zip(numbers, pool.map(check, images, labels, before.to_pylist()), strict=True)
+        facts = pa.Table.from_pylist([{"row": row} | one for row, one in found], schema=FACTS)
+        ends = np.cumsum([len(block["rows"]) for block in blocks]).tolist()
+        changed = []
+        for uri, start, end in zip(kept, [0, *ends], ends, strict=False):
+            now, then = (table.slice(start, end - start).drop_columns("row") for table in (facts, before))
+            changed += [] if now.equals(then) else [(uri, facts.slice(start, end - start))]
+        with contextlib.suppress(OSError):  # what cannot be kept is checked again
+            if changed and exists(join(out, MARKER)):  # else this machine does not see the directory
+                list(pool.map(_keep, *zip(*changed, strict=True)))
+    return facts
 
 
-def _keep(facts: pa.Table, uri: str, out: str) -> None:
-    if exists(join(out, MARKER)):  # else this machine does not see the directory
-        sink = pa.BufferOutputStream()
-        pq.write_table(facts, sink, compression="zstd", write_statistics=False, write_page_checksum=True)
-        write_bytes(uri, sink.getvalue().to_pybytes())
+def _address(block: dict, classes: Classes, depth_range: DepthRange | None, out: str) -> str:
+    """The file of what is kept of a block."""
+    key = dump_json([_FORMAT, classes.to_json(), depth_range, block["images"], block["labels"]])
+    return join(out, CHECKED, f"{hashlib.sha256(key.encode()).hexdigest()}.parquet")
+
+
+def _keep(uri: str, facts: pa.Table) -> None:
+    sink = pa.BufferOutputStream()
+    pq.write_table(facts, sink, compression="zstd", write_statistics=False, write_page_checksum=True)
+    write_bytes(uri, sink.getvalue().to_pybytes())
 
 
 def _read(uri: str, rows: int) -> pa.Table:
-    """What is kept of a block of so many rows; nothing where that is not whole."""
+    """What is kept of a block of so many rows; rows of nulls where that is not whole."""
     with contextlib.suppress(OSError, *BROKEN):
         facts = pq.read_table(io.BytesIO(read_bytes(uri)), schema=FACTS, page_checksum_verification=True)
         if facts.num_rows == rows:
             return facts
-    return FACTS.empty_table()
+    return pa.Table.from_pylist(rows * [{}], schema=FACTS)
+
+
+def check_image(
+    image_uri: str,
+    label_uri: str | None,
+    known: dict | None = None,
+    *,
+    classes: Classes,
+    lookup: np.ndarray,
+    depth_range: DepthRange | None,
+) -> dict:
+    """A row of `FACTS`, but for its number; `known` is an earlier one, which holds where files show no change since."""
+    try:
+        versions = _versions([uri for uri in (image_uri, label_uri) if uri is not None])
+        if versions and known is not None and known["problem"] is None and known["versions"] == versions:
+            return {name: value for name, value in known.items() if name != "row"}
+        return {**inspect(image_uri, label_uri, classes, lookup, depth_range)._asdict(), "versions": versions}
+    except UnreachableError:
+        raise  # nothing is wrong with the image: it must not be left out, now or for good
+    except DatasetError as error:
+        return {"problem": str(error)}
 
 
 def _versions(uris: Sequence[str]) -> list[int] | None:
@@ -176,30 +205,3 @@ def _versions(uris: Sequence[str]) -> list[int] | None:
                 return None
             found += size, changed
     return found
-
-
-def check_block(
-    block: pa.Table, classes: Classes, depth_range: DepthRange | None, before: pa.Table | None = None
-) -> pa.Table:
-    """Rows (row, image_uri, label_uri) -> `FACTS`.
-
-    `before` are facts of the same rows, whatever their numbers, or none; they hold where files are still as they were.
-    """
-    lookup = classes.lookup()
-    known = before.to_pylist() if before is not None and before.num_rows else block.num_rows * [None]
-
-    def facts(row: dict, known: dict | None) -> dict:
-        try:
-            uris = [uri for uri in (row["image_uri"], row["label_uri"]) if uri is not None]
-            versions = _versions(uris)
-            if versions and known is not None and known["problem"] is None and known["versions"] == versions:
-                return known | {"row": row["row"]}
-            found = inspect(row["image_uri"], row["label_uri"], classes, lookup, depth_range)
-            return {"row": row["row"], **found._asdict(), "versions": versions}
-        except UnreachableError:
-            raise  # nothing is wrong with the image: it must not be left out, now or for good
-        except DatasetError as error:
-            return {"row": row["row"], "problem": str(error)}
-
-    with ThreadPoolExecutor(8) as pool:  # one remote read at a time would starve the task
-        return pa.Table.from_pylist(list(pool.map(facts, block.to_pylist(), known)), schema=FACTS)
