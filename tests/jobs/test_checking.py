@@ -16,7 +16,7 @@ from PIL import Image
 from udaseg.data.classes import Classes
 from udaseg.data.folders import Pair
 from udaseg.data.manifest import read_manifest
-from udaseg.data.storage import exists, join, remove_folder, write_bytes
+from udaseg.data.storage import children, exists, join, remove_folder, write_bytes
 from udaseg.errors import DatasetError, UnreachableError
 from udaseg.jobs import checking
 from udaseg.jobs.checking import CHECKED, check_pairs
@@ -155,6 +155,20 @@ def test_prepare_takes_what_is_kept_until_there_is_a_dataset(tree: Path) -> None
     assert [row | {"height": 12} for row in rows] == expected
     assert not (tree / "out" / CHECKED).exists()
     assert run(tree, overwrite="yes") == expected  # nothing is taken from a dataset that is there
+
+
+def test_prepare_goes_on_in_a_store(tree: Path, store: Callable[[str, str], str]) -> None:
+    expected = run(tree)
+    out = store("prepared", "data/set")
+    broken = tree / "labels/05.png"
+    content = broken.read_bytes()
+    broken.write_bytes(b"\0")
+    with pytest.raises(DatasetError, match=r"labels/05\.png: not an image"):
+        run(tree, out=out)
+    assert children(join(out, CHECKED)) and not exists(join(out, "manifest.parquet"))
+    broken.write_bytes(content)
+    assert run(tree, out=out) == expected
+    assert not children(join(out, CHECKED))
 
 
 def test_what_cannot_be_reached_is_kept_as_no_problem(tree: Path) -> None:
