@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -169,6 +170,22 @@ def test_prepare_goes_on_in_a_store(tree: Path, store: Callable[[str, str], str]
     broken.write_bytes(content)
     assert run(tree, out=out) == expected
     assert not children(join(out, CHECKED))
+
+
+def test_what_was_just_written_to_a_store_is_not_trusted(
+    store: Callable[[str, str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its time of change may be a whole second, in which the same file can be written once more."""
+    uri = store("checking", "a.png")
+    write_bytes(uri, b"1")
+    assert checking._versions([uri]) is None
+    later = time.time() + 60
+    monkeypatch.setattr(time, "time", lambda: later)
+    settled = checking._versions([uri])
+    assert settled is not None and settled == checking._versions([uri])
+    write_bytes(uri, b"22")
+    assert checking._versions([uri]) != settled
+    assert checking._versions([join(uri, "missing")]) is None
 
 
 def test_what_cannot_be_reached_is_kept_as_no_problem(tree: Path) -> None:
