@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 from toy import METHODS, SEED, adapting_stage, flat, make_batches, make_stage, make_state, warm_up
@@ -17,6 +18,8 @@ from udaseg.types import Batch
 GLOBAL = 4
 STEPS = 2
 Arrays = dict[str, np.ndarray]
+Trained = tuple[Arrays, Arrays, dict[str, float]]
+"""A rank's state, last gradients and last logs."""
 
 
 def share(batches: dict[str, Batch], rank: int | None) -> dict[str, Batch]:
@@ -57,12 +60,12 @@ def narrow_stage(name: str) -> Stage:
     return replace(stage, model=replace(stage.model, backbone="test_byobnet"))
 
 
-def train_some(rank: int | None, name: str, frozen: bool = True) -> tuple[Arrays, Arrays, dict[str, float]]:
-    """State, last gradients and last logs after some steps of `narrow_stage`."""
+def train_some(rank: int | None, name: str, frozen: bool = True) -> Trained:
+    """What some steps of `narrow_stage` leave."""
     return train_stage(rank, narrow_stage(name), frozen)
 
 
-def train_stage(rank: int | None, stage: Stage, frozen: bool = True) -> tuple[Arrays, Arrays, dict[str, float]]:
+def train_stage(rank: int | None, stage: Stage, frozen: bool = True) -> Trained:
     """`train_some` of a stage.
 
     In double precision: in single, a pixel at the edge of a threshold or a unit at the edge of a ReLU would fall to
@@ -83,6 +86,18 @@ def train_stage(rank: int | None, stage: Stage, frozen: bool = True) -> tuple[Ar
         logs = train_step(state, share(batches, rank), stage, seed=SEED)
     gradients = {n: p.grad for n, p in state.method.named_parameters() if p.grad is not None}
     return flat(state.method.state_dict()), flat(gradients), logs
+
+
+def assert_ranks_equal_one(ranks: list[Trained], one: Trained) -> None:
+    """Ranks have one state and one log, to the bit, and both, as the gradients, are those of one process."""
+    state, gradients, logs = one
+    for theirs, _, their_logs in ranks[1:]:
+        for key in theirs:
+            assert np.array_equal(theirs[key], ranks[0][0][key]), f"ranks differ in {key}"
+        assert their_logs == ranks[0][2]
+    assert_close(ranks[0][1], gradients, "gradient")
+    assert_close(ranks[-1][0], state, "state")
+    assert ranks[0][2] == pytest.approx(logs, rel=1e-5, abs=1e-8)
 
 
 def assert_close(mine: Arrays, theirs: Arrays, what: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from equal_ranks import GLOBAL, assert_close, narrow_stage, share, train_some
+from equal_ranks import GLOBAL, assert_ranks_equal_one, narrow_stage, share, train_some
 from torch import Tensor, nn
 from toy import METHODS, SEED, flat, make_batches, make_stage, make_state
 from two_ranks import WORLD_SIZE, TwoRanks
@@ -55,14 +55,10 @@ def test_a_method_on_two_ranks_equals_one(name: str, two_ranks: TwoRanks) -> Non
     state, gradients, logs = train_some(None, name)
     start = flat(make_state(narrow_stage(name)).method.state_dict())
     assert any(not np.array_equal(start[key], state[key]) for key in state if "student" in key)
-    for part, other in zip(ranks[0][:2], ranks[1][:2], strict=True):
-        for key in part:
-            assert np.array_equal(part[key], other[key]), f"ranks differ in {key}"
-    assert_close(ranks[0][1], gradients, "gradient")
-    assert_close(ranks[0][0], state, "state")
-    assert ranks[0][2]["grad_norm"] == ranks[1][2]["grad_norm"] == pytest.approx(logs["grad_norm"], rel=1e-5)
+    assert all(np.array_equal(ranks[0][1][key], ranks[1][1][key]) for key in gradients)
+    assert_ranks_equal_one(ranks, (state, gradients, logs))
     if name == "dacs":
-        assert 0 < ranks[0][2]["coverage"] == ranks[1][2]["coverage"] == pytest.approx(logs["coverage"])
+        assert logs["coverage"] > 0
     if "paper" in name:
         assert state["domain_bias.bias"].any()
 

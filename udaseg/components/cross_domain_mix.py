@@ -16,7 +16,6 @@ from udaseg.components.masked_consistency import MIC
 from udaseg.components.mixing import class_mask, paste
 from udaseg.components.pseudo_label import confident_share
 from udaseg.components.relation_consistency import CRDA
-from udaseg.distributed import mean_over_ranks
 from udaseg.losses.segmentation import Reduction
 from udaseg.models.segmenter import Segmenter
 from udaseg.models.teacher import EMATeacher
@@ -44,7 +43,8 @@ class Mixture:
     target_weight: Tensor
     """(B, H, W): their weights."""
     quality: Tensor
-    """Scalar in [0, 1]: share of the target's pixels that the teacher is sure of."""
+    """Scalar in [0, 1]: share of the target's pixels that the teacher is sure of, with thresholds per class of this
+    rank's alone."""
 
 
 def mix(
@@ -93,7 +93,7 @@ def mix(
         thresholds.update(confidence, target_label)
         sure = thresholds.reliable(confidence, target_label)
         target_weight = sure.to(confidence.dtype)
-        quality = mean_over_ranks(target_weight.mean())
+        quality = target_weight.mean()
     target_weight[:, :ignore_top] = 0
     target_weight[:, max(confidence.shape[1] - ignore_bottom, 0) :] = 0
 

@@ -37,13 +37,11 @@ def cross_entropy(
             "nonzero": pixels whose loss, before it is weighted, is above 0 (LDBE's boundary stage).
     """
     loss = F.cross_entropy(logits, label, ignore_index=IGNORE, reduction="none")
+    weighted = loss if weight is None else loss * weight
     if reduction == "all":
-        count = torch.full((), label.numel(), device=label.device)
-    else:
-        count = (label != IGNORE if reduction == "valid" else loss > 0).sum()
-    if weight is not None:
-        loss = loss * weight
-    return loss.sum() / mean_over_ranks(count.to(loss.dtype)).clamp_min(1e-12)
+        return weighted.mean()  # ranks have as many
+    count = (label != IGNORE if reduction == "valid" else loss > 0).sum()
+    return weighted.sum() / mean_over_ranks(count.to(loss.dtype)).clamp_min(1e-12)
 
 
 def output_cross_entropy(

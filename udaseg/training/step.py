@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from udaseg.checkpoints.tensor_files import read_state
 from udaseg.config import Stage
-from udaseg.distributed import average_batch_norm, rank
+from udaseg.distributed import average_batch_norm, begin_mean_over_ranks, rank
 from udaseg.errors import CheckpointError, TrainingError
 from udaseg.methods.base import Method
 from udaseg.models.build import build_segmenter
@@ -52,22 +52,21 @@ class RunState:
     _sound: Tensor | None = field(default=None, init=False, repr=False)
     _values: dict[str, float] = field(default_factory=dict, init=False, repr=False)
 
-    def take_in(self, losses: Mapping[str, Tensor], gathered: list[tuple[Tensor, Tensor]]) -> Tensor:
+    def take_in(self, names: Iterable[str], losses: Tensor, gathered: list[tuple[Tensor, Tensor]]) -> Tensor:
         """Keep a step's losses, and each optimiser's gradient norm and word of `GradientAverage.finish`, for `read`.
 
         Returns a scalar tensor: 0 if all that was found since the start is finite, and each optimiser has a gradient;
         else 1.
         """
-        device = next(self.method.parameters()).device
-        found = [*losses.values(), *(norm for norm, _ in gathered), *(reached for _, reached in gathered)]
-        numbers = torch.stack([x.detach().to(device, torch.float64, non_blocking=True) for x in found])
-        self._unread.append(_Unread(self.step, tuple(losses), numbers))
+        found = [*(norm for norm, _ in gathered), *(reached for _, reached in gathered)]
+        numbers = torch.cat([losses, *(x.detach().to(losses, non_blocking=True).view(1) for x in found)])
+        self._unread.append(_Unread(self.step, tuple(names), numbers))
         sound = numbers.isfinite().all() & (numbers[len(numbers) - len(gathered) :] > 0).all()
         self._sound = sound if self._sound is None else self._sound & sound
         return (~self._sound).float()
 
     def read(self) -> dict[str, float]:
-        """Each loss of the last step by name, and "grad_norm", that of the first optimiser.
+        """Each loss of the last step by name, the mean over ranks, and "grad_norm", that of the first optimiser.
 
         This is where the host waits for the device. Raises TrainingError, naming the first step since the last reading
         where a loss or gradient was not finite, an optimiser had no gradient or workers disagree which parameters have
@@ -225,7 +224,11 @@ def queue_step(state: RunState, batches: Mapping[str, Batch], stage: Stage, *, s
             torch.stack(terms).sum().backward()
         logs |= {loss.name: loss.value.detach() for loss in losses}
 
-    unsound = state.take_in(logs, [_gather(state, number, stage) for number in range(len(state.optimizers))])
+    device = next(method.parameters()).device
+    values = [value.to(device, torch.float64, non_blocking=True) for value in logs.values()]
+    mean = begin_mean_over_ranks(torch.stack(values))
+    gathered = [_gather(state, number, stage) for number in range(len(state.optimizers))]
+    unsound = state.take_in(logs, mean(), gathered)
     if not all(map(_asks, state.optimizers)):
         state.read()
     for optimizer in state.optimizers:
