@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from udaseg.components.augment import balanced_crop, random_resized_crop, strong, weak
+from udaseg.components.rand_augment import rand_augment
 from udaseg.rng import keyed, uniforms
 from udaseg.types import IGNORE, Batch
 
@@ -259,3 +263,37 @@ def test_a_resized_crop_is_a_linear_map_of_image_and_label_within_its_range_of_a
     assert ratio.min() > 0.74 and ratio.max() < 1.34
     part = random_resized_crop(image[:2], label[:2], torch.tensor([7, 9]), **options)  # type: ignore[arg-type]
     assert torch.equal(part[0], view[[7, 9]]) and torch.equal(part[1], ids[[7, 9]])
+
+
+def _turned(image: torch.Tensor, index: torch.Tensor) -> None:
+    weak(Batch(image=image, index=index, label=image[:, 0].long()), seed=3, purpose="test", rotation=10)
+
+
+def _cropped(image: torch.Tensor, index: torch.Tensor) -> None:
+    random_resized_crop(image, image[:, 0].long(), index, size=(8, 8), scale=(0.2, 0.8), seed=3, purpose="test")
+
+
+def _carried(image: torch.Tensor, index: torch.Tensor) -> None:
+    rand_augment(image, index, seed=3, purpose="test").carry(image[:, :1], 0)
+
+
+@pytest.mark.parametrize("sample", [_turned, _cropped, _carried])
+def test_places_are_products_in_full_precision(sample: Callable[[torch.Tensor, torch.Tensor], None]) -> None:
+    """Where a run's other products are in TF32, whose eleven bits are half a pixel of an image of 1024."""
+    seen = []
+
+    class Products(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if "mm" in func.name() or "affine_grid" in func.name():
+                seen.append(torch.get_float32_matmul_precision())
+            return func(*args, **(kwargs or {}))
+
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        with Products():
+            sample(torch.rand(2, 3, 16, 16), torch.arange(2))
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert seen and set(seen) == {"highest"}

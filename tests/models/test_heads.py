@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from networks import images, small_network
 from torch import Tensor, nn
 
 from udaseg.models.heads import ASPPGroupNormHead, ContextAwareHead, DeepLabV3Head, draw
+from udaseg.types import HeadName
 
 
 def test_the_context_aware_head_joins_levels_before_it_looks_around() -> None:
@@ -76,7 +79,7 @@ def test_hrda_takes_no_pair_of_heads() -> None:
 def spread(convolution: nn.Module) -> float:
     """Deviation of a convolution's weights about 0."""
     assert isinstance(convolution, nn.Conv2d)
-    return float(convolution.weight.square().mean().sqrt())
+    return float(convolution.weight.detach().square().mean().sqrt())
 
 
 def kaiming(convolution: nn.Module) -> float:
@@ -150,5 +153,20 @@ def test_the_mean_of_deeplabv3_is_not_rounded_to_bfloat16() -> None:
     head([level.float()])
     with torch.autocast("cpu", torch.bfloat16):
         head([level])
-    exact, rounded = found
+    exact, rounded = (norm.detach() for norm in found)
     assert float((rounded - exact).norm() / exact.norm()) < 0.02
+
+
+@pytest.mark.parametrize("name", ["context_aware", "multilevel"])
+def test_levels_are_joined_in_single_precision(name: HeadName, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU an upsampled map's gradient is added up in its type, where bfloat16 has lost two hundredths of it."""
+    seen, real = [], nn.functional.interpolate
+
+    def interpolate(x: Tensor, **named: Any) -> Tensor:
+        seen.append(x.dtype)
+        return real(x, **named)
+
+    network = small_network(head=name, head_channels=8, bf16=True)
+    monkeypatch.setattr(nn.functional, "interpolate", interpolate)
+    network(images())
+    assert len(seen) > 3 and set(seen) == {torch.float32}

@@ -13,6 +13,7 @@ import torchvision.transforms.functional as tv
 from torch import Tensor
 from torchvision.transforms.v2.functional import equalize_image
 
+from udaseg.components.augment import full_precision
 from udaseg.components.drawn import on_device
 from udaseg.rng import keyed
 
@@ -50,6 +51,7 @@ class StrongView:
     cut: Tensor
     """(B, 4) left, top, right and bottom of the cut-out, in shares of the sides."""
 
+    @full_precision()
     def carry(self, plane: Tensor, fill: float) -> Tensor:
         """A map of the images, (B, C, h, w) of any size, as the views show it: nearest; `fill` where nothing is."""
         grid = F.affine_grid(self.source.to(plane.dtype), list(plane.shape), align_corners=False)
@@ -57,6 +59,7 @@ class StrongView:
         return moved.masked_fill(_cut_out(self.cut, plane.shape[2], plane.shape[3])[:, None], fill)
 
 
+@full_precision()
 def rand_augment(image: Tensor, index: Tensor, *, seed: int, purpose: str) -> StrongView:
     """ProDA's strong view: a flip, two operations of FixMatch's pool, and a cut-out of a third of the short side.
 

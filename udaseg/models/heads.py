@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -217,11 +217,20 @@ class MultiLevelHead(nn.Module):
 
 def _to_finest(project: nn.ModuleList, features: Sequence[Tensor]) -> list[Tensor]:
     """Each level through its projection, at the size of the first."""
-    size = features[0].shape[-2:]
-    return [
-        F.interpolate(layer(x), size=size, mode="bilinear", align_corners=False)
-        for layer, x in zip(project, features, strict=True)
-    ]
+    return _resized([layer(x) for layer, x in zip(project, features, strict=True)], features[0].shape[-2:])
+
+
+def _resized(levels: Iterable[Tensor], size: Sequence[int]) -> list[Tensor]:
+    """Maps at one size.
+
+    Those in bfloat16 by way of single precision: a GPU adds a cell's gradient up in the type of the map.
+    """
+
+    def resize(x: Tensor) -> Tensor:
+        wide = x.float() if x.dtype == torch.bfloat16 else x
+        return F.interpolate(wide, size=list(size), mode="bilinear", align_corners=False).to(x.dtype)
+
+    return [resize(x) for x in levels]
 
 
 class ProjectionHead(nn.Module):
@@ -256,8 +265,7 @@ class LevelProjection(nn.Module):
         self.layers = nn.Sequential(ConvNormAct(joined, between, 1), ConvNormAct(between, channels, 1))
 
     def forward(self, levels: Sequence[Tensor]) -> Tensor:
-        size = levels[0].shape[-2:]
-        joined = torch.cat([F.interpolate(x, size=size, mode="bilinear", align_corners=False) for x in levels], 1)
+        joined = torch.cat(_resized(levels, levels[0].shape[-2:]), 1)
         return F.normalize(self.layers(joined), dim=1)
 
 
