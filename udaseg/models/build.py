@@ -93,25 +93,26 @@ def build_segmenter(
         ValueError: unknown backbone, one that cannot be built like this, or missing weights; it says which.
     """
     _check_ranges(head_branches, head_channels, projection, drop_path, input_size)
-    if weights is not None and not Path(weights).is_file():
-        raise ValueError(f"model.weights: there is no file {weights}")
-    if backbone.startswith("mit_b"):
-        if same_padding or input_size or output_stride != 32:
-            raise ValueError(f"backbone {backbone!r} has neither same_padding, input_size nor output_stride")
-        if caffe:
-            raise ValueError(f"model.caffe is of ResNets with bottlenecks, and backbone {backbone!r} is none")
-        parts, native = mix_transformer(backbone, pretrained, weights, drop_path), None
-    else:
-        options: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
-        if same_padding:
-            options["pad_type"] = "same"
-        if output_stride != 32:
-            options["output_stride"] = output_stride
-        parts, native = timm_backbone(backbone, pretrained, weights, input_size, options)
-        if caffe:
-            as_caffe(parts.body, backbone)
+    if detail_crop is not None:
+        _check_detail(align_corners=align_corners, caffe=caffe, head_pair=head_pair)
+    parts, native = _build_backbone(
+        backbone,
+        pretrained=pretrained,
+        weights=weights,
+        same_padding=same_padding,
+        input_size=input_size,
+        output_stride=output_stride,
+        caffe=caffe,
+        drop_path=drop_path,
+    )
+    if per_domain != "nothing" and not parts.stem_end:
+        raise ValueError(f"backbone {backbone!r} has no stem of its own per domain; set model.per_domain to nothing")
     if input_form == "caffe" and pretrained and weights is None:
         for_caffe_input(parts, backbone)
+    if frozen_norm_affine:
+        for module in parts.body.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.requires_grad_(False)
     if image_sizes is None:
         image_sizes = _image_sizes(
             parts, native, input_size, key=(backbone, same_padding, input_size, output_stride, caffe), name=backbone
@@ -123,12 +124,6 @@ def build_segmenter(
     made: Head | HeadPair = first
     if head_pair:
         made = HeadPair(first, build_head(head, parts.channels, num_classes, **shape), num_classes)
-    if frozen_norm_affine:
-        for module in parts.body.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.requires_grad_(False)
-    if per_domain != "nothing" and not parts.stem_end:
-        raise ValueError(f"backbone {backbone!r} has no stem of its own per domain; set model.per_domain to nothing")
     stride = parts.strides[-1] if head in ("aspp", "aspp_gn", "deeplabv3") else parts.strides[0]
     settings: dict[str, Any] = {
         "num_classes": num_classes,
@@ -149,12 +144,6 @@ def build_segmenter(
     }
     if detail_crop is None:
         return Segmenter(parts.body, made, **settings)
-    if align_corners:
-        raise ValueError("model.align_corners: HRDA (model.detail_crop) aligns its resolutions by cells; leave it off")
-    if caffe:
-        raise ValueError("model.caffe: HRDA (model.detail_crop) needs whole cells, Caffe's round up; leave it off")
-    if head_pair:
-        raise ValueError("model.head_pair: HRDA (model.detail_crop) has one head for both resolutions; leave it off")
     # HRDA's attention reads the same levels; its authors' context-aware head for it has no dilated convolutions.
     branches = () if head == "context_aware" else head_branches
     attention = build_head(head, parts.channels, num_classes, branches=branches, **form)
@@ -175,6 +164,47 @@ def _check_ranges(
         raise ValueError(f"model.drop_path is {drop_path}; it must lie in [0, 1)")
     if input_size is not None and min(input_size) < 1:
         raise ValueError(f"model.input_size is {input_size}; height and width must be at least 1")
+
+
+def _check_detail(*, align_corners: bool, caffe: bool, head_pair: bool) -> None:
+    """Raise ValueError where HRDA cannot be built of such parts."""
+    if align_corners:
+        raise ValueError("model.align_corners: HRDA (model.detail_crop) aligns its resolutions by cells; leave it off")
+    if caffe:
+        raise ValueError("model.caffe: HRDA (model.detail_crop) needs whole cells, Caffe's round up; leave it off")
+    if head_pair:
+        raise ValueError("model.head_pair: HRDA (model.detail_crop) has one head for both resolutions; leave it off")
+
+
+def _build_backbone(
+    name: str,
+    *,
+    pretrained: bool,
+    weights: str | None,
+    same_padding: bool,
+    input_size: tuple[int, int] | None,
+    output_stride: int,
+    caffe: bool,
+    drop_path: float,
+) -> tuple[Backbone, tuple[int, int] | None]:
+    """A backbone, and the one size of images that it was made for, where there is one."""
+    if weights is not None and not Path(weights).is_file():
+        raise ValueError(f"model.weights: there is no file {weights}")
+    if name.startswith("mit_b"):
+        if same_padding or input_size or output_stride != 32:
+            raise ValueError(f"backbone {name!r} has neither same_padding, input_size nor output_stride")
+        if caffe:
+            raise ValueError(f"model.caffe is of ResNets with bottlenecks, and backbone {name!r} is none")
+        return mix_transformer(name, pretrained, weights, drop_path), None
+    options: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
+    if same_padding:
+        options["pad_type"] = "same"
+    if output_stride != 32:
+        options["output_stride"] = output_stride
+    parts, native = timm_backbone(name, pretrained, weights, input_size, options)
+    if caffe:
+        as_caffe(parts.body, name)
+    return parts, native
 
 
 def _image_sizes(
