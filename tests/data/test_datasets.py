@@ -16,12 +16,14 @@ import pytest
 from PIL import Image
 
 from udaseg.data.classes import Classes, read_classes
+from udaseg.data.dataset_input import find_classes
 from udaseg.data.folders import sort_out
 from udaseg.data.images import decode_label, inspect, read_raw_label
 from udaseg.data.index import open_index
 from udaseg.data.layouts import LAYOUTS
 from udaseg.data.manifest import read_manifest
 from udaseg.data.plan import Plan, StreamPlan
+from udaseg.data.street_layouts import IDD_CLASSES
 from udaseg.data.taxonomies import CITYSCAPES_CLASSES, remap
 from udaseg.errors import DatasetError
 from udaseg.jobs.prepare import prepare
@@ -90,8 +92,10 @@ class Mini:
         """Its image and label."""
         split, (head, _, rest) = self.rows[image_id], image_id.partition("/")
         rest = rest.removeprefix("ulm_000000_000019_")  # of rainy_cityscapes, whose ids are of two names
+        if self.images.startswith("{head}/"):  # of cross_city, whose folders have capitals
+            head, split = head.capitalize(), split.capitalize()
         image, label = (p.format(id=image_id, split=split, head=head, rest=rest) for p in (self.images, self.labels))
-        return image, None if split in self.unlabelled else label
+        return image, None if self.rows[image_id] in self.unlabelled else label
 
     def build(self, root: Path) -> dict[str, np.ndarray | None]:
         """Write its files; the labels, which hold all ids, by image id."""
@@ -146,6 +150,7 @@ MINIS = {
         ids=35,
         raw_ids=CITY,
         encode=palette_png,
+        left_alone=("labels/00001_labelTrainIds.png",),
     ),
     "synthia": Mini(
         images="RGB/{id}.png",
@@ -154,7 +159,7 @@ MINIS = {
         ids=23,
         raw_ids=[3, 4, 2, 21, 5, 7, 15, 9, 6, 16, 1, 10, 17, 8, 18, 19, 20, 12, 11],
         encode=rgb16_png,
-        left_alone=("GT/COLOR/0000000.png",),
+        left_alone=("GT/COLOR/0000000.png", "GT/LABELS/0000000_labelTrainIds.png"),
     ),
     "acdc": Mini(
         images="rgb_anon/{head}/{split}/{rest}_rgb_anon.png",
@@ -174,6 +179,8 @@ MINIS = {
             "gt/fog/train/GOPR01/GOPR01_frame_000001_gt_labelColor.png",
             "gt/fog/train/GOPR01/GOPR01_frame_000001_gt_labelTrainIds.png",
             "gt/fog/train/GOPR01/GOPR01_frame_000001_gt_invIds.png",
+            "rgb_anon/train/GOPR01_frame_000001_rgb_anon.png",
+            "gt/train/GOPR01_frame_000001_gt_labelTrainIds.png",
         ),
     ),
     "dark_zurich": Mini(
@@ -198,6 +205,14 @@ MINIS = {
         ids=19,
         raw_ids=[*range(19)],
         left_alone=("labels/sem_seg/colormaps/train/0a0a0b1a-7c39d841.png", "images/100k/train/0000f77c-6257be58.jpg"),
+    ),
+    "cross_city": Mini(
+        images="{head}/Images/{split}/{rest}.png",
+        labels="{head}/Labels/{split}/{rest}_eval.png",
+        rows={"rio/pano_00002": "train", "rio/pano_00001": "test", "tokyo/pano_00001": "test"},
+        unlabelled=("train",),
+        ids=34,
+        raw_ids=CITY,
     ),
     "idd": Mini(
         images="leftImg8bit/{split}/{id}_leftImg8bit.png",
@@ -229,6 +244,7 @@ MINIS = {
         left_alone=(
             "leftImg8bit_foggy/train/ulm/ulm_000000_000019_leftImg8bit_foggy_beta_0.01.png",
             "leftImg8bit_foggy/train/ulm/ulm_000000_000019_leftImg8bit_foggy_beta_0.005.png",
+            "leftImg8bit_foggy/train_extra/nuernberg/nuernberg_000000_000000_leftImg8bit_foggy_beta_0.01.png",
         ),
     ),
     "rainy_cityscapes": Mini(
@@ -246,6 +262,13 @@ MINIS = {
         ids=34,
         raw_ids=CITY,
         left_alone=("NightCity-label/color/train/Chicago_0000_color.png",),
+    ),
+    "nightcity_fine": Mini(
+        images="{split}/img/{id}.png",
+        labels="{split}/lbl/{id}_trainIds.png",
+        rows={"Chicago_0002": "train", "Dubai_0016": "val"},
+        ids=19,
+        raw_ids=[*range(19)],
     ),
     "camvid": Mini(
         images="{split}/{id}.png",
@@ -287,6 +310,51 @@ def test_layout(tmp_path: Path, name: str) -> None:
 def test_every_layout_is_in_the_help_of_prepare() -> None:
     named = re.split(r"\W+", (prepare.__doc__ or "").partition("layout: ")[2].partition("root: ")[0])
     assert set(LAYOUTS) - set(named) == set()
+
+
+def check_mini(mini: Mini, name: str, root: Path) -> None:
+    """Another form of a layout: what its labels hold is read."""
+    labels = mini.build(root)
+    pairs = list(LAYOUTS[name].pairs(str(root)))
+    assert sort_out(pairs) == (pairs, []) and {pair.image_id for pair in pairs} == set(mini.rows)
+    classes = find_classes(None, None, name, str(root), None, reduce_zero_label=False)
+    for pair in pairs:
+        label = labels[pair.image_id]
+        assert (label is None) == (pair.label_uri is None)
+        if label is not None:
+            read = classes.lookup()[read_raw_label(str(pair.label_uri), classes)]
+            assert np.array_equal(read, mini.train_ids(label))
+
+
+def test_bdd100k_of_before(tmp_path: Path) -> None:
+    images, labels = "bdd100k/seg/images/{split}/{id}.jpg", "bdd100k/seg/labels/{split}/{id}_train_id.png"
+    left = ("bdd100k/seg/color_labels/train/0a0a0b1a-7c39d841_train_color.png",)
+    check_mini(replace(MINIS["bdd100k"], images=images, labels=labels, left_alone=left), "bdd100k", tmp_path)
+
+
+def test_idd_in_the_train_ids_of_cityscapes(tmp_path: Path) -> None:
+    labels = "gtFine/{split}/{id}_gtFine_labelcsTrainIds.png"
+    mini = replace(MINIS["idd"], labels=labels, ids=19, raw_ids=[*range(19)])
+    check_mini(mini, "idd", tmp_path / "train_ids")
+    MINIS["idd"].build(tmp_path / "train_ids")  # the label ids beside them come first
+    assert find_classes(None, None, "idd", str(tmp_path / "train_ids"), None, reduce_zero_label=False) == IDD_CLASSES
+    check_mini(MINIS["idd"], "idd", tmp_path / "ids")
+
+
+def test_idd_as_it_is_drawn_if_nothing_is_said(tmp_path: Path) -> None:
+    replace(MINIS["idd"], labels="gtFine/{split}/{id}_gtFine_labellevel3Ids.png").build(tmp_path)
+    with pytest.raises(DatasetError, match=r"gtFine: no label ends in .*; draw them by createLabels\.py --id-type id"):
+        list(LAYOUTS["idd"].pairs(str(tmp_path)))
+
+
+def test_archives_that_were_unpacked_into_folders_of_their_own(tmp_path: Path) -> None:
+    mini = MINIS["cityscapes"]
+    images, labels = f"leftImg8bit_trainvaltest/{mini.images}", f"gtFine_trainvaltest/{mini.labels}"
+    check_mini(replace(mini, images=images, labels=labels, left_alone=()), "cityscapes", tmp_path)
+    put_image(tmp_path / "leftImg8bit_trainextra/leftImg8bit/train_extra/augsburg/a_leftImg8bit.png")
+    message = r"leftImg8bit_trainextra/leftImg8bit and .*: put what these hold into one folder, .*/leftImg8bit"
+    with pytest.raises(DatasetError, match=message):
+        list(LAYOUTS["cityscapes"].pairs(str(tmp_path)))
 
 
 def test_idd_part_2_has_jpeg(tmp_path: Path) -> None:
@@ -337,6 +405,8 @@ def test_palette_is_that_of_cityscapes() -> None:
         ("gta5", ["labels"], "labels: no such folder"),
         ("synthia", ["GT"], "GT/LABELS: no such folder"),
         ("acdc", ["rgb_anon/night/train"], "rgb_anon/night: no folder <split> in this folder"),
+        ("acdc", ["rgb_anon/night", "rgb_anon/fog"], "rgb_anon: no folder fog, night, rain or snow in this folder"),
+        ("cross_city", ["Rio/Images", "Tokyo/Images"], "no folder <city>/Images in this folder"),
         ("dark_zurich", ["rgb_anon/train/night", "rgb_anon/val/night"], "rgb_anon: no folder <split>/night in this"),
         ("idd", ["gtFine/train/201/000001_gtFine_labelids.png"], "gtFine/train: no file in .* _gtFine_labelids.png"),
         ("camvid", ["valannot"], "valannot: no such folder"),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from udaseg.data import coco
 from udaseg.data.classes import Classes
 from udaseg.data.dataset_input import find_classes
 from udaseg.data.folders import Pair, sort_out
@@ -17,7 +18,7 @@ from udaseg.data.index import open_index
 from udaseg.data.layouts import LAYOUTS
 from udaseg.data.manifest import read_manifest
 from udaseg.data.taxonomies import CARLA_CLASSES, CITYSCAPES_CLASSES
-from udaseg.errors import DatasetError
+from udaseg.errors import DatasetError, UnreachableError
 from udaseg.jobs.prepare import prepare
 
 SIZE = (6, 8)
@@ -210,6 +211,35 @@ def test_isprs(tmp_path: Path, layout: str) -> None:
         list(LAYOUTS[layout].pairs(str(tmp_path)))
 
 
+@pytest.mark.parametrize("form", ["flat", "eroded", "eroded, flat"])
+@pytest.mark.parametrize("layout", ["potsdam", "vaihingen"])
+def test_isprs_labels_as_their_archives_unpack(tmp_path: Path, layout: str, form: str) -> None:
+    """Beside those of the participants, which lack the tiles that judged them."""
+    if layout == "potsdam":
+        image, name, folder = "2_Ortho_RGB/top_potsdam_{}_RGB.tif", "top_potsdam_{}_label", "5_Labels_all_noBoundary/"
+        train, judged, participants = "6_7", "5_15", "5_Labels_for_participants/top_potsdam_{}_label.tif"
+    else:
+        image, name = "top/top_mosaic_09cm_area{}.tif", "top_mosaic_09cm_area{}"
+        folder = "ISPRS_semantic_labeling_Vaihingen_ground_truth_eroded_COMPLETE/"
+        train, judged, participants = "37", "38", "gts_for_participants/top_mosaic_09cm_area{}.tif"
+    label = ("" if "flat" in form else folder) + name + ("_noBoundary.tif" if "eroded" in form else ".tif")
+    for tile in (train, judged):
+        put(tmp_path / image.format(tile))
+        put(tmp_path / label.format(tile), cycle(ISPRS))
+    if "eroded" in form and layout == "vaihingen":
+        put(tmp_path / label.format(9), cycle(ISPRS))
+    put(tmp_path / participants.format(train), cycle(ISPRS))
+    of = {p.image_id: p for p in pairs_of(layout, tmp_path)}
+    assert {tile: (p.split, p.label_uri) for tile, p in of.items()} == {
+        train: ("train", f"{tmp_path}/{label.format(train)}"), judged: ("val", f"{tmp_path}/{label.format(judged)}")
+    }  # fmt: skip
+    assert np.array_equal(train_ids(of[judged], classes_of(layout, tmp_path)), cycle([0, 1, 2, 3, 4, 5, 255, 1]))
+    if form == "eroded, flat":  # whole ones come first
+        put(tmp_path / f"{name}.tif".format(judged), cycle(ISPRS))
+        whole = {p.image_id: p.label_uri for p in LAYOUTS[layout].pairs(str(tmp_path))}
+        assert whole == {train: None, judged: f"{tmp_path}/{name.format(judged)}.tif"}
+
+
 CATEGORIES = [
     {"id": 1, "name": "person", "isthing": 1, "color": [220, 20, 60], "supercategory": "person"},
     {"id": 200, "name": "rug-merged", "isthing": 0, "color": [250, 141, 255], "supercategory": "floor"},
@@ -251,6 +281,31 @@ def test_coco_panoptic(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"000000000009\.png: segment 70000 \(12 pixels\) is not in the annotations"):
         prepare(layout="coco_panoptic", root=str(tmp_path / "coco"), out=out, overwrite=True)
     assert {path: path.read_bytes() for path in Path(out).rglob("*.png")} == before
+
+
+def test_coco_panoptic_as_detectron2_has_it_and_without_images_of_train(tmp_path: Path) -> None:
+    make_panoptic(tmp_path)
+    for split in ("train2017", "val2017"):
+        (tmp_path / "annotations" / f"panoptic_{split}").rename(tmp_path / f"panoptic_{split}")
+    assert [pair.label_uri for pair in pairs_of("coco_panoptic", tmp_path)] == [
+        f"{tmp_path}/panoptic_train2017/000000000009.png", f"{tmp_path}/panoptic_val2017/000000000139.png"
+    ]  # fmt: skip
+    (tmp_path / "train2017").rename(tmp_path / "gone")
+    assert [pair.split for pair in pairs_of("coco_panoptic", tmp_path)] == ["val"]
+    segments = LAYOUTS["coco_panoptic"].segments
+    assert segments is not None and [*segments(str(tmp_path)).of] == [f"{tmp_path}/panoptic_val2017/000000000139.png"]
+
+
+def test_a_store_that_goes_away_is_no_problem_of_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_panoptic(tmp_path)
+
+    def away(uri: str) -> np.ndarray:
+        raise UnreachableError(f"{uri}: cannot be reached")
+
+    monkeypatch.setattr(coco, "read_colours", away)
+    pairs, segments = pairs_of("coco_panoptic", tmp_path), coco.panoptic_segments(str(tmp_path))
+    with pytest.raises(UnreachableError):
+        coco.drawn(pairs, segments, str(tmp_path / "labels"), [])
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,12 @@ Sources of names, ids and colours: github.com/Junjue-Wang/LoveDA; isprs.org/educ
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 
 from udaseg.data.classes import Classes, of_color_labels
 from udaseg.data.folders import Pair, files, has_folder, match
-from udaseg.data.storage import join
+from udaseg.data.storage import children, join
 from udaseg.errors import DatasetError
 
 LOVEDA_CLASSES = Classes(
@@ -55,40 +56,66 @@ def loveda(root: str, domains: Sequence[str] = ("Rural", "Urban")) -> Iterator[P
 
 
 def potsdam(root: str, images: str = "2_Ortho_RGB") -> Iterator[Pair]:
-    """2_Ortho_RGB/top_potsdam_<tile>_RGB.tif, 5_Labels_all/top_potsdam_<tile>_label.tif in colours.
+    """2_Ortho_RGB/top_potsdam_<tile>_RGB.tif, and labels top_potsdam_<tile>_label.tif in colours.
 
-    `images` may be 3_Ortho_IRRG too, whose bands are Vaihingen's: infrared, red and green.
-    The 24 tiles that participants were given are train, the 14 that judged them val; without 5_Labels_all the latter
-    have no labels, and the former those of 5_Labels_for_participants.
+    `images` may be 3_Ortho_IRRG too, whose bands are Vaihingen's: infrared, red and green. Labels lie in the root, as
+    5_Labels_all.zip unpacks, or in a folder of its name, or else in 5_Labels_all_noBoundary, whose names end in
+    _label_noBoundary.tif and whose borders between classes are black, which is ignored.
+    The 24 tiles that participants were given are train, the 14 that judged them val; where there is but
+    5_Labels_for_participants the latter have no labels.
     """
-    folder = _first(root, ("5_Labels_all", "5_Labels_for_participants"))
-    found = files(join(root, images), [f"_{images.rpartition('_')[2]}.tif"]), files(folder, ["_label.tif"])
-    yield from _of_tiles(*found, "top_potsdam_", _POTSDAM_TRAIN)
+    tile = "top_potsdam_", "_label.tif"
+    labels = _labels(root, "5_Labels_all", "5_Labels_all_noBoundary", "5_Labels_for_participants", tile=tile)
+    yield from _of_tiles(files(join(root, images), [f"_{images.rpartition('_')[2]}.tif"]), labels, _POTSDAM_TRAIN)
 
 
 def vaihingen(root: str) -> Iterator[Pair]:
     """top/top_mosaic_09cm_area<tile>.tif, and labels of the same names in colours.
 
-    They lie in ISPRS_semantic_labeling_Vaihingen_ground_truth_COMPLETE or in gts_for_participants. The 16 tiles that
-    participants were given are train, the 17 that judged them val.
+    They lie in the root, as ISPRS_semantic_labeling_Vaihingen_ground_truth_COMPLETE.zip unpacks, or in a folder of its
+    name, or in that of ..._eroded_COMPLETE.zip, whose names end in _noBoundary.tif and whose borders between classes
+    are black, which is ignored; it has a tile 9 more than there are images. The 16 tiles that participants were given
+    are train, the 17 that judged them val; where there is but gts_for_participants these have no labels.
     """
-    names = "ISPRS_semantic_labeling_Vaihingen_ground_truth_COMPLETE", "gts_for_participants"
-    found = files(join(root, "top"), [".tif"]), files(_first(root, names), [".tif"])
-    yield from _of_tiles(*found, "top_mosaic_09cm_area", _VAIHINGEN_TRAIN)
+    complete = "ISPRS_semantic_labeling_Vaihingen_ground_truth_{}COMPLETE"
+    tile = "top_mosaic_09cm_area", ".tif"
+    labels = _labels(root, complete.format(""), complete.format("eroded_"), "gts_for_participants", tile=tile)
+    for pair in _of_tiles(files(join(root, "top"), [".tif"]), labels, _VAIHINGEN_TRAIN):
+        if pair.image_uri is not None or pair.image_id != "9":
+            yield pair
 
 
-def _first(root: str, names: Sequence[str]) -> str:
-    """The first of these folders that is there."""
-    there = [join(root, name) for name in names if has_folder(join(root, name))]
-    if not there:
-        raise DatasetError(f"{root}: no folder {' or '.join(names)} in this folder")
-    return there[0]
+def _labels(root: str, whole: str, eroded: str, participants: str, *, tile: tuple[str, str]) -> list[tuple[str, str]]:
+    """The labels of tiles: those of the first of these folders that is there, or of the root before the last of them.
+
+    Args:
+        root: of the layout, into which the archives of `whole` and `eroded` unpack without a folder.
+        whole, eroded, participants: folders.
+        tile: what names of labels begin and end with; those of `eroded` have _noBoundary before their extension.
+    """
+    start, end = tile
+    borderless = end.replace(".tif", "_noBoundary.tif")
+    names = [info.base_name for info in children(root) if info.is_file and info.base_name.startswith(start)]
+    for folder, ending in ((whole, end), (eroded, borderless)):
+        if has_folder(join(root, folder)):
+            return files(join(root, folder), [ending])
+        flat = [name for name in names if name.endswith(ending) and (ending == borderless or borderless not in name)]
+        if flat:
+            return [(name.removesuffix(ending), join(root, name)) for name in sorted(flat)]
+    if not has_folder(join(root, participants)):
+        raise DatasetError(
+            f"{root}: no folder {whole}, {eroded} or {participants} in this folder, and no {start}*{end}"
+        )
+    return files(join(root, participants), [end])
 
 
 def _of_tiles(
-    images: Sequence[tuple[str, str]], labels: Sequence[tuple[str, str]], prefix: str, train: Sequence[str]
+    images: Sequence[tuple[str, str]], labels: Sequence[tuple[str, str]], train: Sequence[str]
 ) -> Iterator[Pair]:
     """Pairs whose ids are the tiles' numbers."""
-    for pair in match(images, labels, "train"):
-        tile = pair.image_id.rpartition("/")[2].removeprefix(prefix)
-        yield pair._replace(image_id=tile, split="train" if tile in train else "val")
+
+    def of_tile(found: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+        return [(re.sub(r".*(top_potsdam_|top_mosaic_09cm_area)", "", name), uri) for name, uri in found]
+
+    for pair in match(of_tile(images), of_tile(labels), "train"):
+        yield pair._replace(split="train" if pair.image_id in train else "val")

@@ -22,7 +22,7 @@ from udaseg.data.images import read_colours
 from udaseg.data.storage import children, join, read_bytes, write_bytes
 from udaseg.data.strict_json import parse_json
 from udaseg.data.taxonomies import voc_palette
-from udaseg.errors import DatasetError
+from udaseg.errors import DatasetError, UnreachableError
 
 _MAX_BYTES = 1 << 31
 """panoptic_train2017.json has 0.4 GB."""
@@ -42,16 +42,17 @@ class Segments(NamedTuple):
 def panoptic_pairs(root: str) -> Iterator[Pair]:
     """<split>2017/<id>.jpg and annotations/panoptic_<split>2017/<id>.png, as the JSON file beside that folder says.
 
-    The labels hold numbers of segments; `drawn` makes label maps of them.
+    The labels hold numbers of segments; `drawn` makes label maps of them. Their folders may be in the root too, where
+    Detectron2 has them. Splits whose images were not unpacked are passed over.
     """
-    for name, uri in _annotations(root, "panoptic"):
+    for name, uri in _there(root, "panoptic"):
         content, folder = _read(uri, "images", "annotations"), _images(root, name)
         file_of = {image["id"]: image["file_name"] for image in content["images"]}
         for annotation in content["annotations"]:
             image, label = file_of.get(annotation["image_id"]), annotation["file_name"]
             if image is None:
                 raise DatasetError(f"{uri}: the image {annotation['image_id']!r} of {label} is not among its images")
-            label_uri = join(root, "annotations", f"panoptic_{name}", *label.split("/"))
+            label_uri = join(_segment_folder(root, name), *label.split("/"))
             yield Pair(_stem(image), join(folder, *image.split("/")), label_uri, _split(name))
 
 
@@ -64,8 +65,8 @@ def panoptic_segments(root: str) -> Segments:
     """Of all panoptic annotations in a root folder."""
     segments: dict[str, dict[int, int]] = {}
     digest = hashlib.sha256()
-    for name, uri in _annotations(root, "panoptic"):
-        folder = join(root, "annotations", f"panoptic_{name}")
+    for name, uri in _there(root, "panoptic"):
+        folder = _segment_folder(root, name)
         for annotation in _read(uri, "annotations", digest=digest)["annotations"]:
             parts = annotation["segments_info"]
             segments[join(folder, *annotation["file_name"].split("/"))] = {s["id"]: s["category_id"] for s in parts}
@@ -75,9 +76,9 @@ def panoptic_segments(root: str) -> Segments:
 def stuff_pairs(root: str) -> Iterator[Pair]:
     """<split>2017/<id>.jpg and annotations/stuff_<split>2017_pixelmaps/<id>.png, whose pixels are category ids.
 
-    The pixel maps are a zip within the zip of annotations.
+    The pixel maps are a zip within the zip of annotations. Splits whose images were not unpacked are passed over.
     """
-    for name, _ in _annotations(root, "stuff"):
+    for name, _ in _there(root, "stuff"):
         folder = join(root, "annotations", f"stuff_{name}_pixelmaps")
         if not has_folder(folder):
             raise DatasetError(f"{folder}: no such folder; unpack stuff_{name}_pixelmaps.zip there")
@@ -100,6 +101,8 @@ def drawn(pairs: Sequence[Pair], segments: Segments, folder: str, done: list[str
         assert pair.label_uri is not None
         try:
             label = _categories(read_colours(pair.label_uri), segments.of[pair.label_uri])
+        except UnreachableError:
+            raise
         except DatasetError as error:
             text = str(error) if pair.label_uri in str(error) else f"{pair.label_uri}: {error}"
             return Problem(pair.image_id, text)
@@ -138,6 +141,19 @@ def _annotations(root: str, kind: str) -> list[tuple[str, str]]:
     if not found:
         raise DatasetError(f"{folder}: no file {kind}_<split>.json in this folder")
     return found
+
+
+def _there(root: str, kind: str) -> list[tuple[str, str]]:
+    """Those of `_annotations` whose images are there, or all where none are."""
+    found = _annotations(root, kind)
+    return [one for one in found if has_folder(_images(root, one[0]))] or found
+
+
+def _segment_folder(root: str, name: str) -> str:
+    """Where the labels of a split are, whose pixels are segments."""
+    beside = join(root, f"panoptic_{name}")
+    below = join(root, "annotations", f"panoptic_{name}")
+    return beside if not has_folder(below) and has_folder(beside) else below
 
 
 def _smallest(root: str, kind: str) -> str:

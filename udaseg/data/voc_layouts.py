@@ -19,11 +19,18 @@ def voc(root: str) -> Iterator[Pair]:
     """JPEGImages/<id>.jpg, SegmentationClass/<id>.png; ImageSets/Segmentation/<split>.txt has the ids of a split.
 
     Images that no list names have no segmentation. trainval.txt is train and val; beside one of them alone, the rest of
-    it is the other. Raises DatasetError where two lists name one image, as train.txt and a longer train_aug.txt do.
+    it is the other. Where SegmentationClassAug has the labels of SBD (Hariharan et al., ICCV 2011) beside VOC's own,
+    trainaug.txt or train_aug.txt is train, in place of train.txt and aug.txt. Raises DatasetError where two lists name
+    one image.
     """
     images, labels = _of_ids(root, "JPEGImages", IMAGE_SUFFIXES), _of_ids(root, "SegmentationClass", [".png"])
     found = files(join(root, "ImageSets", "Segmentation"), [".txt"])
     lists = {name: (uri, _ids(uri)) for name, uri in found}
+    if has_folder(join(root, "SegmentationClassAug")):
+        labels |= _of_ids(root, "SegmentationClassAug", [".png"])
+        if longer := next((name for name in ("trainaug", "train_aug") if name in lists), None):
+            lists["train"] = lists.pop(longer)
+            lists.pop("aug", None)
     known = sorted({"train", "val"} & lists.keys())
     if "trainval" in lists and known:
         uri, both = lists.pop("trainval")
