@@ -44,3 +44,12 @@ def _seen(rank: int | None) -> np.ndarray:
 def test_two_ranks_equal_one(two_ranks: TwoRanks) -> None:
     one = _seen(None)
     assert all(np.array_equal(one, found) for found in two_ranks.run(_seen))
+
+
+def test_shares_stay_while_no_step_shows_a_label() -> None:
+    frequencies = ClassFrequencies(3)
+    frequencies.update(torch.tensor([1, 1, 1, 0]))
+    before = frequencies.shares()
+    for _ in range(3000):
+        frequencies.update(torch.tensor([255]))
+    torch.testing.assert_close(frequencies.shares(), before)

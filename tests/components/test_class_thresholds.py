@@ -76,3 +76,14 @@ def test_two_ranks_equal_one(two_ranks: TwoRanks) -> None:
     for found in both:
         for mine, theirs in zip(one, found, strict=True):
             assert np.array_equal(mine, theirs)
+
+
+def test_every_pixel_reaches_the_threshold_of_its_own_bin() -> None:
+    """Also one unit in the last place below an edge that single precision rounds up."""
+    edges = torch.arange(1, 1000).float() / 1000
+    for confidence in torch.cat(
+        [edges, torch.nextafter(edges, torch.zeros(())), torch.nextafter(edges, torch.ones(()))]
+    ):
+        thresholds, plane, label = ClassThresholds(2, cap=1.0), confidence.expand(1, 1, 4), torch.zeros(1, 1, 4).long()
+        thresholds.update(plane, label)
+        assert thresholds.reliable(plane, label).all(), float(confidence)

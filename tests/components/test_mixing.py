@@ -199,3 +199,14 @@ def test_classes_are_drawn_by_how_reliable_their_pixels_are() -> None:
 
 def test_the_next_of_a_group_is_found_within_it() -> None:
     assert next_of_group(torch.arange(6), 3).tolist() == [1, 2, 0, 4, 5, 3]
+
+
+def test_a_share_of_whole_classes_is_that_many() -> None:
+    """Single precision has 3 / 21 of 21 a little above 3."""
+    for classes in range(1, 31):
+        label = torch.arange(classes)[None, None]
+        for wanted in range(1, classes + 1):
+            mask = reliable_mask(
+                label, torch.ones(1, 1, classes), torch.tensor([0]), share=wanted / classes, seed=0, num_classes=classes
+            )
+            assert int(mask.sum()) == wanted

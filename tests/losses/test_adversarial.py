@@ -77,6 +77,12 @@ def test_disagreement_is_one_less_the_cosine_of_probabilities() -> None:
     assert disagreement(first, first).abs().max() < 1e-12
 
 
+def test_disagreement_with_oneself_is_not_below_zero() -> None:
+    logits = 3 * normal(4, 7, 30, 30).float()
+    found = disagreement(logits, logits)
+    assert found.min() >= 0 and found.max() < 1e-6
+
+
 def test_classifiers_that_are_equal_differ_least() -> None:
     first, second = normal(7).requires_grad_(), normal(7, seed=1)
     dot = sum(a * b for a, b in zip(first.tolist(), second.tolist(), strict=True))

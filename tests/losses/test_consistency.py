@@ -81,3 +81,21 @@ def test_only_significant_pixels_are_learned_from(reduction: Reduction) -> None:
     assert logits.grad is not None and not logits.grad[:, :, :2].any() and logits.grad[:, :, 2:].any()
     nothing = significant_cross_entropy(SegOutput(logits=logits, embedding=logits), label, weight, 0 * significance)
     assert nothing.item() == 0
+
+
+@pytest.mark.parametrize("reduction", ["all", "valid", "nonzero"])
+@pytest.mark.parametrize("significant", ["left", "right"])
+def test_the_mean_over_significant_pixels_of_a_detail_crop_is_of_the_crop(
+    significant: str, reduction: Reduction
+) -> None:
+    """Each pixel of the whole loses ln 4, of the crop, which is the left upper quarter, less."""
+    logits, label = torch.zeros(1, 4, 8, 8), torch.zeros(1, 8, 8, dtype=torch.int64)
+    significance = torch.zeros(1, 8, 8)
+    significance[:, :, slice(0, 4) if significant == "left" else slice(4, 8)] = 1
+    detail = torch.zeros(1, 4, 4, 4)
+    detail[:, 0] = 1.0
+    aux = {"detail_logits": detail, "detail_at": torch.tensor([[0, 0]])}
+    out = SegOutput(logits=logits, embedding=logits, aux=aux)
+    found = significant_cross_entropy(out, label, torch.ones(1, 8, 8), significance, reduction=reduction)
+    of_crop = math.log(math.e + 3) - 1 if significant == "left" else 0
+    assert found.item() == pytest.approx(0.9 * math.log(4) + 0.1 * of_crop, rel=1e-6)

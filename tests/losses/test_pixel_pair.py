@@ -57,6 +57,28 @@ def test_pair_contrast_gradient() -> None:
     assert torch.autograd.gradcheck(lambda a, k: pair_contrast(a, y, k, key_y, rows=4)[0], (anchor, key))
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.1, 0.02, 0.002])
+@pytest.mark.parametrize("released", [False, True])
+def test_pair_contrast_keeps_what_lies_far_below_the_anchor_s_own_pixel(temperature: float, released: bool) -> None:
+    """A positive and a negative opposite to the anchor, whose powers are nothing beside that of itself."""
+    anchor = torch.tensor([[1.0, 0], [-1, 0], [-1, 0]], requires_grad=True)
+    y = torch.tensor([0, 0, 1])
+    scaled = anchor / temperature
+    sums, counts = pair_contrast(scaled, y, anchor, y, unshifted_negatives=released)
+    shift = 1 / temperature if released else 0  # the anchor's own pixel is the most similar
+    assert counts[0] == 1 and sums[0].item() == pytest.approx(float(np.logaddexp(0, shift)), rel=1e-5)
+    (gradient,) = torch.autograd.grad(sums[0], scaled)
+    (exact,) = torch.autograd.grad(_far(scaled.double(), anchor.double(), shift), scaled)
+    torch.testing.assert_close(gradient, exact, rtol=1e-5, atol=1e-6)
+    alone, _ = pair_contrast(scaled, torch.zeros(3).long(), anchor, torch.zeros(3).long(), unshifted_negatives=released)
+    assert alone.tolist() == [0, 0, 0] and not torch.autograd.grad(alone.sum(), anchor)[0].any()
+
+
+def _far(anchor: Tensor, key: Tensor, shift: float) -> Tensor:
+    s = anchor[0] @ key.T
+    return torch.logaddexp(s[1] - shift, s[2]) - (s[1] - shift)
+
+
 def test_one_class_alone_gives_zero_with_finite_gradients() -> None:
     feature = normal(1, 4, 3, 3).requires_grad_()
     loss = pixel_contrast(feature, torch.zeros(1, 3, 3, dtype=torch.int64))

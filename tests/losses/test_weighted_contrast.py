@@ -38,3 +38,17 @@ def test_weighted_contrast_is_the_loop_over_pairs_of_a_group(released: bool) -> 
     torch.testing.assert_close(gradient, wanted)
     nothing = torch.full_like(y, IGNORE)
     assert weighted_contrast(anchor, nothing, u, key, key_y, v, temperature=0.5).item() == 0
+
+
+def test_the_released_form_is_finite_at_any_temperature() -> None:
+    """What it takes the largest similarity off is in the range of no power then."""
+    anchor, y, one = normal(1, 6, 4).requires_grad_(), torch.tensor([[0, 0, 0, 1, 1, 1]]), torch.ones(1, 6, 1)
+    both = (anchor, y, one.double()) * 2
+    for temperature in (0.011, 0.001):
+        loss = weighted_contrast(*both, temperature=temperature, unshifted_negatives=True)
+        (gradient,) = torch.autograd.grad(loss, anchor)
+        assert loss.item() > 1 and gradient.isfinite().all() and gradient.any()
+    nothing = torch.full_like(y, IGNORE)
+    ignored = (anchor, nothing, one.double()) * 2
+    loss = weighted_contrast(*ignored, temperature=0.001, unshifted_negatives=True)
+    assert loss.item() == 0 and not torch.autograd.grad(loss, anchor)[0].any()

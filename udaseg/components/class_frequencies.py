@@ -38,5 +38,6 @@ class ClassFrequencies(nn.Module):
     def shares(self) -> Tensor:
         """(K,) float, `LEAST` or more; all alike before a label is seen."""
         total = self.counts.sum()
-        shares = torch.where(total > 0, self.counts / total.clamp_min(1e-12), 1 / len(self.counts))
+        least = torch.finfo(total.dtype).tiny  # counts fade while no step shows a label
+        shares = torch.where(total > 0, self.counts / total.clamp_min(least), 1 / len(self.counts))
         return shares.float().clamp_min(LEAST)

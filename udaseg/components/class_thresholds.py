@@ -44,7 +44,8 @@ class ClassThresholds(nn.Module):
     def update(self, confidence: Tensor, label: Tensor) -> None:
         """Take in the pixels of all ranks: confidence (B, H, W) in [0, 1] and train ids (B, H, W), 255 = left out."""
         classes = len(self.histogram)
-        place = (confidence.nan_to_num() * BINS).long().clamp_max(BINS - 1)  # NaN ends the step by its loss
+        # In double precision, so that no pixel is counted above its own confidence; NaN ends the step by its loss.
+        place = (confidence.nan_to_num().double() * BINS).long().clamp_max(BINS - 1)
         slot = (label.clamp_max(classes) * BINS + place).flatten()  # what is left out is a class more, which is dropped
         ones = self.histogram.new_ones(()).expand(len(slot))
         counts = self.histogram.new_zeros((classes + 1) * BINS).index_add_(0, slot, ones).view(-1, BINS)[:classes]

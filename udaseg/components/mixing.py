@@ -247,7 +247,8 @@ def reliable_mask(
     score = reliable.log() + on_device(noise, label.device)
     present = count > 0
     place = score.masked_fill(~present, -math.inf).argsort(1, descending=True).argsort(1)
-    chosen = present & (place < (share * present.sum(1, keepdim=True)).ceil())
+    number = (share * present.sum(1, keepdim=True).double() - 1e-9).ceil()  # 3 / 21 of 21 are 3, however it is rounded
+    chosen = present & (place < number)
     return F.pad(chosen, (0, IGNORE + 1 - num_classes)).gather(1, flat).view_as(label)
 
 

@@ -46,7 +46,7 @@ def prototype_transfer(
     with torch.no_grad():
         confidence, label = prototype_logits(feature, prototypes, present, temperature=temperature).softmax(1).max(1)
         known = present.any(1)[:, None, None]
-        return torch.where((confidence > threshold) & known, label, IGNORE)
+        return torch.where((confidence >= threshold) & known, label, IGNORE)
 
 
 def hybrid_label(static: Tensor, dynamic: Tensor) -> Tensor:

@@ -66,7 +66,7 @@ def disagreement(first: Tensor, second: Tensor) -> Tensor:
     Returns:
         (B, 1, H, W).
     """
-    return 1 - F.cosine_similarity(first.softmax(1), second.softmax(1), dim=1)[:, None]
+    return (1 - F.cosine_similarity(first.softmax(1), second.softmax(1), dim=1)[:, None]).clamp(0, 1)
 
 
 def weight_discrepancy(first: Tensor, second: Tensor) -> Tensor:

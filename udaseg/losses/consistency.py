@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from udaseg.distributed import mean_over_ranks
-from udaseg.losses.segmentation import Reduction, output_cross_entropy
+from udaseg.losses.segmentation import Reduction, output_cross_entropy, with_detail
 from udaseg.types import IGNORE, SegOutput
 
 SignificanceForm = Literal["paper", "released"]
@@ -81,12 +80,12 @@ def significant_cross_entropy(
     if form == "released":
         anything = mean_over_ranks(significance.mean()) > 0
         return output_cross_entropy(out, label, weight, reduction=reduction) * anything
-    loss = output_cross_entropy(out, label, weight * significance, reduction=reduction)
-    if reduction == "all":
-        counted = torch.ones_like(significance)
-    elif reduction == "valid":
-        counted = (label != IGNORE).to(significance.dtype)
-    else:
-        counted = (F.cross_entropy(out.logits, label, ignore_index=IGNORE, reduction="none") > 0).to(significance.dtype)
-    count = mean_over_ranks(counted.sum()).clamp_min(1e-12)
-    return loss * count / mean_over_ranks((significance * counted).sum()).clamp_min(1e-12)
+
+    def mean(logits: Tensor, label: Tensor, weight: Tensor, significance: Tensor) -> Tensor:
+        loss = F.cross_entropy(logits, label, ignore_index=IGNORE, reduction="none")
+        total = (significance * weight * loss).sum()
+        if reduction != "all":
+            significance = significance * (label != IGNORE if reduction == "valid" else loss > 0)
+        return total / mean_over_ranks(significance.sum()).clamp_min(1e-12)
+
+    return with_detail(mean, out, label, weight, significance)

@@ -30,7 +30,7 @@ def mmd(source: Tensor, target: Tensor) -> Tensor:
     count, half = len(both), len(source)
     distance = (both[:, None] - both[None]).square().sum(2)
     bandwidth = distance.detach().sum() / (count * (count - 1)) / BASE ** (KERNELS // 2)
-    bandwidth = bandwidth.clamp_min(torch.finfo(distance.dtype).tiny)  # equal vectors have distance 0 at any width
+    bandwidth = torch.where(bandwidth > 0, bandwidth, 1.0)  # equal vectors have distance 0 at any width
     kernel = torch.stack([torch.exp(-distance / (bandwidth * BASE**i)) for i in range(KERNELS)]).sum(0)
     return kernel[:half, :half].mean() + kernel[half:, half:].mean() - 2 * kernel[:half, half:].mean()
 

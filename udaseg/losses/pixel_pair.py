@@ -56,14 +56,12 @@ def pair_contrast(
 
     def block(part: slice, anchor: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         similarity = anchor[part] @ key.T
-        largest = similarity.detach().max(1, keepdim=True).values
-        similarity = similarity - largest  # cancels; keeps exp in range
         same = anchor_label[part, None] == key_label
-        power = similarity.exp()
-        negative = power.masked_fill(same if valid is None else same | ~valid, 0).sum(1, keepdim=True)
+        lowest = torch.finfo(similarity.dtype).min
+        negative = similarity.masked_fill(same if valid is None else same | ~valid, lowest).logsumexp(1, keepdim=True)
         if unshifted_negatives:
-            negative = negative * largest.exp()
-        log_share = similarity - (power + negative).clamp_min(torch.finfo(power.dtype).tiny).log()
+            similarity = similarity - similarity.detach().max(1, keepdim=True).values
+        log_share = -F.softplus(negative - similarity)  # in logarithms: no power leaves the range
         positive = (same if valid is None else same & valid).to(similarity.dtype)
         if same_pixels and part.start < len(key):
             positive.diagonal(part.start).zero_()  # each anchor's own pixel

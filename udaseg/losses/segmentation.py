@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 import kornia
@@ -59,13 +60,25 @@ def output_cross_entropy(
         out: of a `Segmenter`.
         label, weight, reduction: see `cross_entropy`.
     """
-    whole = cross_entropy(out.logits, label, weight, reduction=reduction)
+    return with_detail(partial(cross_entropy, reduction=reduction), out, label, weight)
+
+
+def with_detail(loss: Callable[..., Tensor], out: SegOutput, label: Tensor, *planes: Tensor | None) -> Tensor:
+    """`loss(logits, label, *planes)` of an output, in which HRDA's detail crop, by itself, has `DETAIL_SHARE`.
+
+    Args:
+        loss: a mean over pixels; gets 255 as the label, and 0 in the planes, where the crop leaves the image.
+        out: of a `Segmenter`.
+        label: (B, H, W) int64.
+        planes: (B, H, W), or None.
+    """
+    whole = loss(out.logits, label, *planes)
     if "detail_logits" not in out.aux:
         return whole
     logits, at = out.aux["detail_logits"], out.aux["detail_at"]
-    label = _crops(label, at, logits.shape[-2:], IGNORE)
-    weight = None if weight is None else _crops(weight, at, logits.shape[-2:], 0)
-    return (1 - DETAIL_SHARE) * whole + DETAIL_SHARE * cross_entropy(logits, label, weight, reduction=reduction)
+    size = logits.shape[-2:]
+    cropped = [None if plane is None else _crops(plane, at, size, 0) for plane in planes]
+    return (1 - DETAIL_SHARE) * whole + DETAIL_SHARE * loss(logits, _crops(label, at, size, IGNORE), *cropped)
 
 
 def unbiased_cross_entropy(out: SegOutput, label: Tensor, old_classes: int) -> Tensor:
