@@ -85,13 +85,13 @@ def test_names_that_look_alike_pair(image: str, label: str, tmp_path: Path) -> N
     for name in (f"i/{image}/{image}.jpg", "i/x.jpg", f"l/{label}/{label}.png", "l/y.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    pairs = find_pairs(f"{tmp_path}/i", f"{tmp_path}/l", None, None, None, None, None)
+    pairs, _ = find_pairs(f"{tmp_path}/i", f"{tmp_path}/l", None, None, None, None, None)
     good, problems = sort_out(pairs)
     uris = f"{tmp_path}/i/{image}/{image}.jpg", f"{tmp_path}/l/{label}/{label}.png"
     assert [tuple(pair) for pair in good] == [(f"{image}/{image}", *uris, "train")]  # each as it stands on disk
     assert [problem.image_id for problem in problems] == ["x", "y"]
     (tmp_path / "i" / image / f"{label}.jpg").touch()
-    good, problems = sort_out(find_pairs(f"{tmp_path}/i", f"{tmp_path}/l", None, None, None, None, None))
+    good, problems = sort_out(find_pairs(f"{tmp_path}/i", f"{tmp_path}/l", None, None, None, None, None)[0])
     assert good == [] and sum("is not unique" in problem.text for problem in problems) == 2
 
 

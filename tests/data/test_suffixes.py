@@ -51,7 +51,7 @@ def make(root: Path, image: str, label: str, stems: Sequence[str] = ("a/1", "a/2
 
 
 def found(root: Path, image_suffix: str | None = None, label_suffix: str | None = None) -> list[tuple[str, str, str]]:
-    pairs = find_pairs(f"{root}/images", f"{root}/labels", None, None, None, image_suffix, label_suffix)
+    pairs, _ = find_pairs(f"{root}/images", f"{root}/labels", None, None, None, image_suffix, label_suffix)
     return [(p.image_id, str(p.image_uri), str(p.label_uri)) for p in pairs]
 
 

@@ -207,6 +207,11 @@ def test_pictures_that_are_passed_over_are_told(model: str, files: Path, capsys:
     endings = " or ".join(IMAGE_SUFFIXES)
     said = f"warning: {files}/folder: passed over, as images end in {endings}: 2 of .heic, 1 of .mp4\n"
     assert capsys.readouterr().err == said
+    for path in (files / "folder").rglob("*.*"):
+        if path.suffix in IMAGE_SUFFIXES:
+            path.unlink()
+    assert main([model, str(files / "folder"), "--out", str(files / "out")]) == 2
+    assert "but there are 2 of .heic, 1 of .mp4; convert them" in capsys.readouterr().err
 
 
 def test_a_name_as_long_as_is_allowed(model: str, files: Path) -> None:

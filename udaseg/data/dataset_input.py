@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import posixpath
+from collections import Counter
 from collections.abc import Sequence
 from typing import Literal
 
 from udaseg.data.classes import Classes, of_color_labels, of_reduced_labels
-from udaseg.data.folders import IMAGE_SUFFIXES, LABEL_SUFFIXES, Pair, Problem, composed, files, likely_suffixes, match
+from udaseg.data.folders import (
+    IMAGE_SUFFIXES,
+    LABEL_SUFFIXES,
+    Pair,
+    Problem,
+    composed,
+    files,
+    likely_suffixes,
+    match,
+    passed_over,
+)
 from udaseg.data.images import MAX_BYTES
 from udaseg.data.layouts import LAYOUTS
 from udaseg.data.storage import exists, join, read_bytes
@@ -55,20 +66,21 @@ def find_pairs(
     split: str | None,
     image_suffix: str | None,
     label_suffix: str | None,
-) -> list[Pair]:
-    """The images with their labels, for arguments that are checked.
+) -> tuple[list[Pair], list[str]]:
+    """The images with their labels, for arguments that are checked, and what is to be warned of.
 
     Raises DatasetError where there is no image, or no label has an image's name; it then says what the names end in.
     """
     if layout is not None and root is not None:
-        return list(LAYOUTS[layout].pairs(root))
+        return list(LAYOUTS[layout].pairs(root)), []
     assert images is not None
-    found = files(images, _endings(image_suffix, IMAGE_SUFFIXES))
+    unread = Counter[str]()
+    found = files(images, _endings(image_suffix, IMAGE_SUFFIXES), unread=unread)
     label_files = [] if labels is None else files(labels, _endings(label_suffix, LABEL_SUFFIXES))
     pairs = list(match(found, label_files, split or "train"))
     if label_files and not any(pair.image_uri and pair.label_uri for pair in pairs):
         raise DatasetError(f"{labels}: no label has the name of an image of {images}; {_hint(found, label_files)}")
-    return pairs
+    return pairs, passed_over(images, unread)
 
 
 def _endings(suffix: str | None, extensions: Sequence[str]) -> list[str]:

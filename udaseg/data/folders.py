@@ -100,7 +100,9 @@ def has_folder(folder: str) -> bool:
     return exists(folder)
 
 
-def walk(folder: str, suffixes: Sequence[str], *, _above: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:
+def walk(
+    folder: str, suffixes: Sequence[str], *, unread: Counter[str] | None = None, _above: tuple[str, ...] = ()
+) -> Iterator[tuple[str, str]]:
     r"""(path below `folder` less its suffix, URI) of each file in or below it that ends in one of `suffixes`.
 
     One folder after the other is listed, so that a walk holds the names of one folder, however many there are below
@@ -110,7 +112,7 @@ def walk(folder: str, suffixes: Sequence[str], *, _above: tuple[str, ...] = ()) 
 
     What reading will refuse is among the files, so that no part of a dataset is missed without a word: links to
     nothing, and names that are not UTF-8 (with \xe9 for a byte). Where their names have no ending at all they may
-    have been folders, and are among them too.
+    have been folders, and are among them too. `unread` counts the pictures of `UNREAD_SUFFIXES`, which are passed over.
 
     Raises DatasetError where the folder is missing or a link leads back to a folder above it.
     """
@@ -127,25 +129,41 @@ def walk(folder: str, suffixes: Sequence[str], *, _above: tuple[str, ...] = ()) 
             found.append((name[: -len(suffix)], name))
         elif kind == "unreadable" and not os.path.splitext(name)[1]:
             found.append((name, name))
+        elif (
+            unread is not None
+            and kind != "folder"
+            and (ending := posixpath.splitext(name)[1].lower()) in UNREAD_SUFFIXES
+        ):
+            unread[ending] += 1
     yield from ((name, join(folder, base_name)) for name, base_name in sorted(found))
     for below in sorted(name for name, kind in visible if kind == "folder"):
-        for name, uri in walk(join(folder, below), suffixes, _above=(*_above, real)):
+        for name, uri in walk(join(folder, below), suffixes, unread=unread, _above=(*_above, real)):
             yield f"{below}/{name}", uri
 
 
-def files(folder: str, suffixes: Sequence[str]) -> list[tuple[str, str]]:
+def files(folder: str, suffixes: Sequence[str], *, unread: Counter[str] | None = None) -> list[tuple[str, str]]:
     """What `walk` finds, sorted. Raises DatasetError, too, where that is nothing."""
-    found = sorted(walk(folder, suffixes))
+    found = sorted(walk(folder, suffixes, unread=unread))
     if not found:
-        raise DatasetError(f"{folder}: no file in this folder or below ends in {' or '.join(suffixes)}")
+        raise DatasetError(
+            f"{folder}: no file in this folder or below ends in {' or '.join(suffixes)}{but(unread or Counter())}"
+        )
     return found
 
 
-def passed_over(folder: str) -> list[str]:
-    """A warning of the pictures in or below a folder of images that are in no format that is read, or none."""
-    found = Counter(posixpath.splitext(filesystem(uri)[1])[1].lower() for _, uri in walk(folder, UNREAD_SUFFIXES))
-    counts = ", ".join(f"{count} of {suffix}" for suffix, count in found.items())
-    return [f"{folder}: passed over, as images end in {' or '.join(IMAGE_SUFFIXES)}: {counts}"] if found else []
+def but(unread: Counter[str]) -> str:
+    """What to say of pictures that `walk` counted where it found nothing else."""
+    return f", but there are {_counted(unread)}; convert them" if unread else ""
+
+
+def _counted(unread: Counter[str]) -> str:
+    return ", ".join(f"{count} of {ending}" for ending, count in sorted(unread.items()))
+
+
+def passed_over(folder: str, unread: Counter[str]) -> list[str]:
+    """A warning of the pictures that `walk` counted in a folder of images, or none."""
+    endings = " or ".join(IMAGE_SUFFIXES)
+    return [f"{folder}: passed over, as images end in {endings}: {_counted(unread)}"] if unread else []
 
 
 def folders(folder: str) -> list[str]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import posixpath
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 import pyarrow.compute as pc
 
-from udaseg.data.folders import IMAGE_SUFFIXES, walk
+from udaseg.data.folders import IMAGE_SUFFIXES, but, walk
 from udaseg.data.manifest import read_manifest
 from udaseg.data.storage import exists, filesystem, join, resolve
 from udaseg.errors import DatasetError
@@ -20,8 +21,12 @@ _KINDS = {
 """What folders of images and of labels are called that lie side by side, in small letters."""
 
 
-def list_images(images: str, split: str | None = None) -> Iterator[dict[str, Any]]:
+def list_images(
+    images: str, split: str | None = None, *, unread: Counter[str] | None = None
+) -> Iterator[dict[str, Any]]:
     """Rows of `udaseg.jobs.ledger.LISTING` of a dataset directory, or of a bare folder whose images are its "train".
+
+    `unread` counts what of a bare folder is passed over, see `udaseg.data.folders.walk`.
 
     Raises DatasetError where there are none, two have the same id, or one would lead out of the output folder.
     """
@@ -29,14 +34,17 @@ def list_images(images: str, split: str | None = None) -> Iterator[dict[str, Any
     if path.lower().endswith((".zip", ".tar", ".tgz", ".tar.gz", ".7z")):
         raise DatasetError(f"{images}: an archive; unpack it, where you can see what it holds, and give the folder")
     count = 0
-    for row in _manifest_rows(images, split) if exists(join(images, "manifest.parquet")) else _folder_rows(images):
+    bare, unread = not exists(join(images, "manifest.parquet")), Counter() if unread is None else unread
+    for row in _folder_rows(images, unread) if bare else _manifest_rows(images, split):
         _check_id(row["image_id"], images)
         if row["split"] in ("", ".", "..") or not row["split"].isprintable() or "/" in row["split"]:
             raise DatasetError(f"{images}: split {row['split']!r} would lead out of the output folder")
         count += 1
         yield row
     if not count:
-        raise DatasetError(f"{images}: no file in this folder or below ends in {' or '.join(IMAGE_SUFFIXES)}")
+        raise DatasetError(
+            f"{images}: no file in this folder or below ends in {' or '.join(IMAGE_SUFFIXES)}{but(unread)}"
+        )
 
 
 def _manifest_rows(images: str, split: str | None) -> Iterator[dict[str, Any]]:
@@ -57,11 +65,11 @@ def _manifest_rows(images: str, split: str | None) -> Iterator[dict[str, Any]]:
             }
 
 
-def _folder_rows(images: str) -> Iterator[dict[str, Any]]:
+def _folder_rows(images: str, unread: Counter[str]) -> Iterator[dict[str, Any]]:
     last = None
     kinds: dict[str, dict[str, str]] = {}  # of the folders in a folder
     name = posixpath.basename(filesystem(images)[1])
-    for image_id, uri in walk(images, IMAGE_SUFFIXES):
+    for image_id, uri in walk(images, IMAGE_SUFFIXES, unread=unread):
         if image_id == last:  # the files of a folder come in order
             raise DatasetError(
                 f"{images}: two images are called {image_id!r}; an id must be unique without its extension"

@@ -13,6 +13,7 @@ import itertools
 import posixpath
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -155,10 +156,11 @@ def _images(uri: str, out: str) -> Iterator[tuple[str, str, str | None]]:
     directory = uri if exists(join(uri, "manifest.parquet")) else None
     if lies_in(out, uri) and directory is None:
         raise DatasetError(f"{out}: lies in the folder of images; choose an --out outside of it")
-    for warning in passed_over(uri) if directory is None else ():
-        print(f"warning: {warning}", file=sys.stderr)
-    for row in list_images(uri):
+    unread = Counter[str]()
+    for row in list_images(uri, unread=unread):
         yield row["image_id"], row["image_uri"], directory
+    for warning in passed_over(uri, unread):
+        print(f"warning: {warning}", file=sys.stderr)
 
 
 def _summary(pixels: np.ndarray, classes: Classes) -> str:

@@ -17,7 +17,7 @@ from udaseg.data.classes import Classes
 from udaseg.data.coco import Segments, drawn
 from udaseg.data.dataset_input import assign_splits, check_given, find_classes, find_pairs
 from udaseg.data.depth import require_depth_range
-from udaseg.data.folders import Pair, Problem, passed_over, sort_out
+from udaseg.data.folders import Pair, Problem, sort_out
 from udaseg.data.label_warnings import label_warnings
 from udaseg.data.layouts import LAYOUTS
 from udaseg.data.manifest import DATASET_FILES, MANIFEST, write_dataset
@@ -116,7 +116,7 @@ def prepare(
         if not _is_own_list(join(out, SKIPPED)):
             raise DatasetError(f"{join(out, SKIPPED)}: not written by `udaseg prepare`, which would; move it elsewhere")
         class_list = find_classes(classes, mapping, layout, root, label_colors, reduce_zero_label=reduce_zero_label)
-        pairs = find_pairs(images, labels, layout, root, split, image_suffix, label_suffix)
+        pairs, passed = find_pairs(images, labels, layout, root, split, image_suffix, label_suffix)
         good, problems = sort_out(pairs)
         if splits is not None:
             good, more = assign_splits(good, {pair.image_id for pair in pairs if pair.image_uri}, splits)
@@ -136,7 +136,7 @@ def prepare(
 
         manifest = _manifest([good[row] for row in facts["row"].to_pylist()], facts, out, name)
         warnings = label_warnings(manifest, class_list, pc.unique(pc.list_flatten(facts["raw_ids"])).to_pylist())
-        warnings += [] if images is None else passed_over(images)
+        warnings += passed
         if warnings and strict:
             reason = "no dataset was written, as --strict refuses what is warned of"
             raise DatasetError("\n  ".join([reason, *warnings]))

@@ -25,7 +25,9 @@ import dataclasses
 import hashlib
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -143,8 +145,10 @@ def pseudo_label(
     if depth_range is not None:  # jobs of 8-bit images, and those begun before, know of none
         job["depth_range"] = list(depth_range)
     with own_directory(out, "pseudo-label"):
-        ledger = open_ledger(join(out, "job"), lambda: list_images(images, split), block_size=block_size, job=job)
-        for warning in () if exists(join(images, "manifest.parquet")) else passed_over(images):
+        unread = Counter[str]()
+        rows = partial(list_images, images, split, unread=unread)
+        ledger = open_ledger(join(out, "job"), rows, block_size=block_size, job=job)
+        for warning in passed_over(images, unread):
             print(f"warning: {warning}", file=sys.stderr)
         whole = all(exists(join(out, name)) for name in ("manifest.parquet", *REPORTS))
         if not whole or unreachable_images(out):
