@@ -150,6 +150,9 @@ def test_what_is_no_field_of_its_own_is_refused(name: str) -> None:
         ("data.crop", (64, "wide"), "tuple"),
         ("data.crop", (True, True), "tuple"),
         ("model.head_branches", 6, "tuple"),
+        ("data.target.short_side", True, "int or None"),
+        ("optim.warmup_start", True, "float or None"),
+        ("optim.lr", 10**400, "401 digits"),
     ],
 )
 def test_a_value_of_another_type_is_refused(name: str, value: Any, expected: str) -> None:
@@ -235,6 +238,10 @@ def _with(stage: dict[str, Any] | None = None, **fields: Any) -> Recipe:
             _with({"data": replace(_BASE.stages[0].data, target=Stream(labels="none", sampling="rare_class"))}),
             "data.target.sampling",
         ),
+        (override(_BASE, {"data.target.max_class_share": 0.75}), "data.target.max_class_share"),
+        (override(_BASE, {"data.source.labels": "candidates"}), "data.source.labels"),
+        (override(_BASE, {"data.target.labels": "candidates"}), "data.target.labels"),
+        (override(RECIPES["tada_small"](), {"data.source.labels": "true"}), "data.source.labels"),
         (replace(_BASE, checkpoint_every=0), "checkpoint_every"),
         (replace(_BASE, keep_checkpoints=0), "keep_checkpoints"),
         (replace(_BASE, log_every=0), "log_every"),

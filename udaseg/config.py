@@ -20,7 +20,7 @@ from udaseg.ranges import (
     check_numbers,
     naming,
 )
-from udaseg.types import Domain, HeadInit, HeadName, InputForm, PerDomain, Resample, Sampling
+from udaseg.types import DOMAIN_OF, Domain, HeadInit, HeadName, InputForm, PerDomain, Resample, Sampling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,21 +108,6 @@ class Model:
     """Largest rate of stochastic depth in the backbone."""
     detail_crop: tuple[Pixels, Pixels] | None = None
     """Height and width of HRDA's detail crop; None = one resolution."""
-
-
-DOMAIN_OF: dict[str, Domain] = {
-    "source": "source",
-    "target": "target",
-    "template": "source",
-    "rare": "source",
-    "fewshot": "target",
-}
-"""The streams that a method can read, and the domain that each draws from."""
-
-
-def split_of(stream: str) -> str:
-    """The split of its dataset that a stream draws from."""
-    return "fewshot" if stream == "fewshot" else "train"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,6 +198,8 @@ class Data:
         for name, stream in self.streams().items():
             if stream.sampling != "uniform" and stream.labels == "none":
                 raise ConfigError(f"{name}.sampling is {stream.sampling}, which needs labels")
+            if stream.max_class_share < 1 and stream.labels == "none":
+                raise ConfigError(f"{name}.max_class_share is {stream.max_class_share}, which needs labels")
             planes = {"labels is distribution": stream.labels == "distribution", "prior is on": stream.prior}
             for what, on in planes.items():
                 if on and self.rotation:
@@ -291,6 +278,12 @@ class Stage:
                 f"data.group_size is {self.data.group_size}, but method.group_size {own_group}: "
                 "the method couples samples, so both must be equal"
             )
+        have = {name for name, stream in self.data.streams().items() if stream.labels == "candidates"}
+        wanted = {"source"} if self.method.reads_candidates else set()
+        if unread := have - wanted:
+            raise ConfigError(f'data.{min(unread)}.labels is "candidates", which this method does not read')
+        if wanted - have:
+            raise ConfigError('data.source.labels must be "candidates", which this method reads')
         if self.translated_by is not None and self.data.source is None:
             raise ConfigError("translated_by is set, but data.source is off")
         for name, stream in self.data.streams().items():

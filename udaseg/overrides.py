@@ -111,8 +111,12 @@ def _set(value: Any, path: list[str], new: Any, full: str) -> Any:
     expected = typing.get_type_hints(type(value))[path[0]]
     new = _tuples(new)
     if expected is float and isinstance(new, int) and not isinstance(new, bool):
-        new = float(new)
-    numbers = new if isinstance(new, tuple) else (new,) if expected in (int, float) else ()
+        try:
+            new = float(new)
+        except OverflowError:
+            raise ConfigError(f"{full} is a number of {len(str(new))} digits, which no float holds") from None
+    kinds = set(typing.get_args(expected)) or {expected}
+    numbers = new if isinstance(new, tuple) else (new,) if kinds & {int, float} and bool not in kinds else ()
     if any(isinstance(number, bool) for number in numbers):  # Python counts True as 1
         raise ConfigError(f"{full} is {new!r}; it must be {_type_name(expected)}")
     try:
@@ -130,6 +134,6 @@ def _tuples(value: Any) -> Any:
 def _type_name(expected: Any) -> str:
     if typing.get_origin(expected) is Literal:
         return "one of " + ", ".join(map(repr, typing.get_args(expected)))
-    if isinstance(expected, types.UnionType):
+    if typing.get_origin(expected) in (types.UnionType, typing.Union):
         return " or ".join(map(_type_name, typing.get_args(expected)))
     return getattr(expected, "__name__", None) if isinstance(expected, type) else str(expected)  # type: ignore[return-value]

@@ -27,6 +27,20 @@ DepthRange = tuple[float, float]
 Location = str | PathLike[str]
 NetworkRole = Literal["predictor", "student", "teacher"]
 
+DOMAIN_OF: dict[str, Domain] = {
+    "source": "source",
+    "target": "target",
+    "template": "source",
+    "rare": "source",
+    "fewshot": "target",
+}
+"""The streams that a method can read, and the domain that each draws from."""
+
+
+def split_of(stream: str) -> str:
+    """The split of its dataset that a stream draws from."""
+    return "fewshot" if stream == "fewshot" else "train"
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:

@@ -297,3 +297,13 @@ def test_places_are_products_in_full_precision(sample: Callable[[torch.Tensor, t
     finally:
         torch.set_float32_matmul_precision(before)
     assert seen and set(seen) == {"highest"}
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (3, 3), (3, 50), (4, 4)])
+def test_images_of_a_few_pixels_are_blurred_too(size: tuple[int, int]) -> None:
+    image = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0))
+    view = strong(image, torch.arange(2), seed=0, purpose="test", jitter=0, blur_probability=1)
+    assert view.shape == image.shape and view.isfinite().all() and view.max() <= 1
+    flat = torch.full((2, 3, *size), 0.25)
+    blurred = strong(flat, torch.arange(2), seed=0, purpose="test", jitter=0, blur_probability=1)
+    torch.testing.assert_close(blurred, flat)

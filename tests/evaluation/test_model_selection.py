@@ -81,6 +81,9 @@ def test_sums_of_images_add_up() -> None:
 def test_spearman() -> None:
     assert spearman([1, 2, 3, 4], [10, 20, 30, 400]) == pytest.approx(1)
     assert spearman([1, 2, 3, 4], [4, 3, 2, -9]) == pytest.approx(-1)
+    nan = float("nan")
+    assert spearman([1, 2, 3, nan, 5], [0.1, 0.2, 0.3, 0.0, nan]) == pytest.approx(1), "what is no number has no rank"
+    assert math.isnan(spearman([1, nan], [1, 2]))
     assert spearman([3, 1, 4, 1, 5], [2, 7, 1, 8, 2]) == pytest.approx(
         np.corrcoef([2, 0.5, 3, 0.5, 4], [1.5, 3, 0, 4, 1.5])[0, 1]
     )

@@ -18,3 +18,11 @@ def test_windows_cover_the_axis_and_end_with_it(length: int, window: int, overla
         assert start >= 0 and (start + window <= length or starts == [0])
         covered[start : start + window] += 1
     assert covered.min() >= 1 and starts == sorted(set(starts))
+
+
+@pytest.mark.parametrize("window", [100, 640, 720, 1000])
+@pytest.mark.parametrize("tenths", range(1, 10))
+def test_the_stride_is_the_whole_share_that_windows_do_not_overlap(window: int, tenths: int) -> None:
+    """640 * (1 - 0.8) is a little below 128 in floating point."""
+    starts = window_starts(3 * window, window, tenths / 10)
+    assert starts[1] == window * (10 - tenths) // 10

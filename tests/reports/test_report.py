@@ -60,6 +60,13 @@ def test_images_of_a_sheet_keep_their_shapes() -> None:
     assert heights == pytest.approx([0.5 / cells + rest, 2 / cells + rest, 2.5 / cells + rest], rel=0.02)
 
 
+def test_a_sheet_of_high_narrow_images_is_no_larger_than_others() -> None:
+    picture = sheet_picture(examples(6, height=900, width=3), CLASSES)
+    assert picture.height < 8 * picture.width
+    pixels = np.asarray(picture.convert("RGB"))
+    assert (pixels < 250).any(2).any(1).mean() > 0.8, "each row shows its image, narrower"
+
+
 @pytest.fixture(scope="module")
 def page() -> str:
     return html_report(

@@ -80,6 +80,15 @@ def test_every_method_is_drawn_without_a_trace(name: str) -> None:
     assert {"input", "prediction"} <= drawn.keys() and not changed(before, method)
 
 
+@pytest.mark.parametrize("content", [b"", b"garbage", "a picture", "half a sheet"])
+def test_what_is_no_sheet_is_not_cut(content: bytes | str) -> None:
+    if isinstance(content, str):
+        tile = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))
+        content = png(tile) if content == "a picture" else (whole := sheet({"image": [tile, tile]}))[: len(whole) // 2]
+    with pytest.raises(ValueError, match="not a sheet of pictures"):
+        cut(content)
+
+
 def test_a_sheet_is_cut_into_what_it_was_made_of() -> None:
     rng = np.random.default_rng(0)
     wide = {name: [Image.fromarray(rng.integers(0, 255, (40, 600, 3), np.uint8)) for _ in "ab"] for name in "xyz"}

@@ -283,5 +283,6 @@ def strong(
     if len(blurred):
         sigma = (0.15 + u[6, blurred])[:, None].expand(-1, 2)
         there = blurred.to(image.device, non_blocking=True)
-        out = out.index_copy(0, there, kornia.filters.gaussian_blur2d(out[there], BLUR_KERNEL, sigma))
+        border = "reflect" if min(out.shape[-2:]) > BLUR_KERNEL[0] // 2 else "replicate"  # less has nothing to reflect
+        out = out.index_copy(0, there, kornia.filters.gaussian_blur2d(out[there], BLUR_KERNEL, sigma, border))
     return out

@@ -55,12 +55,12 @@ def sheet(columns: Mapping[str, Sequence[Image.Image]]) -> bytes:
 
 def cut(content: bytes) -> dict[str, list[np.ndarray]]:
     """The (H, W, 3) uint8 pictures of a `sheet`, by column. Raises ValueError where it is none."""
-    image = Image.open(io.BytesIO(content))
     try:
+        image = Image.open(io.BytesIO(content))
         known = json.loads(image.text[_COLUMNS])  # type: ignore[attr-defined]
         names, rows = known["names"], known["rows"]
         bands = np.split(np.asarray(image), rows)
         pictures = [np.split(band, len(names), axis=1) for band in bands]
-    except (AttributeError, KeyError, TypeError) as error:
+    except (AttributeError, KeyError, OSError, SyntaxError, TypeError, ValueError) as error:
         raise ValueError(f"not a sheet of pictures: {error!r}") from None
     return {name: [row[place] for row in pictures] for place, name in enumerate(names)}

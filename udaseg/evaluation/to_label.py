@@ -15,6 +15,9 @@ def layout(probability: np.ndarray) -> np.ndarray:
     Args:
         probability: (K, H, W).
     """
+    for axis in (1, 2):
+        if probability.shape[axis] < _CELLS:  # a cell would be empty
+            probability = probability.repeat(_CELLS, axis)
     rows = np.array_split(probability, _CELLS, axis=1)
     cells = [cell.mean((1, 2)) for row in rows for cell in np.array_split(row, _CELLS, axis=2)]
     return np.concatenate(cells).astype(np.float32)

@@ -13,7 +13,7 @@ import ray.train
 
 from udaseg.checkpoints.directory import CARD_FILE, MODEL_FILE, STATE_FILE, check_checkpoint
 from udaseg.checkpoints.tensor_files import read_header, read_state
-from udaseg.config import DOMAIN_OF, Recipe, Stage, split_of
+from udaseg.config import Recipe, Stage
 from udaseg.data.classes import Classes, read_classes, require_first_classes, require_same_classes
 from udaseg.data.index import open_index
 from udaseg.data.storage import absolute, exists, join, read_bytes
@@ -23,6 +23,7 @@ from udaseg.jobs.resources import ray_address, require_gpu
 from udaseg.jobs.run_directory import SNAPSHOT, read_registered
 from udaseg.models.build import build_segmenter
 from udaseg.models.segmenter import Segmenter
+from udaseg.types import DOMAIN_OF, split_of
 
 _COLUMN = {"pseudo": "confidence_uri", "soft": "confidence_uri", "distribution": "distribution_uri"}
 """Of labels that `udaseg pseudo-label` writes, the column of the manifest."""

@@ -18,7 +18,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from udaseg.checkpoints.directory import CARD_FILE, copy_model
-from udaseg.config import DOMAIN_OF, PseudoLabel, Recipe, Stage, split_of
+from udaseg.config import PseudoLabel, Recipe, Stage
 from udaseg.data.classes import Classes
 from udaseg.data.index import first_image, open_index
 from udaseg.data.manifest import digest
@@ -42,7 +42,7 @@ from udaseg.jobs.worker import ProgressLog, WorkerJob, clear_scratch, train_work
 from udaseg.overrides import to_json as recipe_to_json
 from udaseg.reports.progress import PICTURES
 from udaseg.rng import key_to_seed
-from udaseg.types import Location
+from udaseg.types import DOMAIN_OF, Location, split_of
 
 
 def train(

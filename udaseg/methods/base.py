@@ -88,6 +88,11 @@ class MethodConfig:
         return None
 
     @property
+    def reads_candidates(self) -> bool:
+        """Whether the stream "source" has the labels "candidates", which no other method reads."""
+        return False
+
+    @property
     def translates(self) -> bool:
         """Whether the stage learns a `translator`, by which a later one may translate the source."""
         return False

@@ -72,6 +72,10 @@ class TADA(Method):
         evaluate: Literal["teacher", "student"] = "teacher"
         """The network that is evaluated; the authors evaluate and publish the student."""
 
+        @property
+        def reads_candidates(self) -> bool:
+            return True
+
         def build(self, student: Segmenter, *, seed: int) -> TADA:
             return TADA(self, student, seed)
 

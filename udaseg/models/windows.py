@@ -14,5 +14,5 @@ def window_starts(length: int, window: int, overlap: float, unit: int = 1) -> li
     """
     if length <= window:
         return [0]
-    stride = max(unit, int(window * (1 - overlap)) // unit * unit)
+    stride = max(unit, int(window * (1 - overlap) + 1e-6) // unit * unit)  # 640 * (1 - 0.8) is a little below 128
     return [*range(0, length - window, stride), length - window]

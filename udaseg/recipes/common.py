@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from udaseg.config import DOMAIN_OF, Data, Model, Optim, Recipe, Stage, Stream
+from udaseg.config import Data, Model, Optim, Recipe, Stage, Stream
 from udaseg.methods.supervised import Supervised
+from udaseg.types import DOMAIN_OF
 
 DEEPLAB = Model(backbone="resnet101", pretrained=True, output_stride=8, head="aspp", frozen_norm_affine=True)
 CAFFE_DEEPLAB = replace(DEEPLAB, caffe=True, input_form="caffe", align_corners=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -20,6 +20,8 @@ from udaseg.types import IGNORE
 
 _MOST_INCHES = 40
 """Of a picture's side: pictures of hundreds of classes would be larger than Pillow opens."""
+_MOST_RATIO = 3
+"""Of the height of an image to its width in a sheet: higher ones are shown narrower."""
 _COLOURS = ("#56606b", "#1f6fd1", "#128a5c")  # source-only, adapted, oracle
 
 
@@ -214,17 +216,19 @@ def sheet_picture(examples: Sequence[Example], classes: Classes) -> Figure:
     labelled = any((example.truth != IGNORE).any() for example in examples)
     titles = ("image", *(["truth"] if labelled else []), "before", "after", "confidence")
     head, foot, cell = 0.3, 0.45, 2.4  # inches
-    rows = [cell * example.truth.shape[0] / example.truth.shape[1] for example in examples]
+    ratios = [example.truth.shape[0] / example.truth.shape[1] for example in examples]
+    rows = [cell * min(ratio, _MOST_RATIO) for ratio in ratios]
     inches = head + sum(rows) + foot
     figure = Figure(figsize=(cell * len(titles), inches))
     spaces = {"left": 0, "right": 1, "top": 1 - head / inches, "bottom": foot / inches, "wspace": 0.02, "hspace": 0.04}
     grid = figure.subplots(len(examples), len(titles), squeeze=False, gridspec_kw=spaces | {"height_ratios": rows})
-    for axes, example in zip(grid, examples, strict=True):
+    for axes, example, ratio in zip(grid, examples, ratios, strict=True):
+        aspect: Literal["equal", "auto"] = "equal" if ratio > _MOST_RATIO else "auto"  # "auto" leaves no gaps
         truth = [example.truth] if labelled else []
         labels = (colours[label] for label in (*truth, example.before, example.after))
         for cell_axes, pixels in zip(axes[:-1], (example.image, *labels), strict=True):
-            cell_axes.imshow(pixels, aspect="auto")
-        shown = axes[-1].imshow(example.confidence, cmap="viridis", vmin=0, vmax=1, aspect="auto")
+            cell_axes.imshow(pixels, aspect=aspect)
+        shown = axes[-1].imshow(example.confidence, cmap="viridis", vmin=0, vmax=1, aspect=aspect)
     for cell_axes in grid.flat:
         cell_axes.set_axis_off()
     for cell_axes, title in zip(grid[0], titles, strict=True):
