@@ -21,6 +21,7 @@ from tiny import draw, make_checkpoint, make_dataset
 
 from pipelines.pseudo_label import main
 from udaseg.checkpoints.directory import load_model, read_card
+from udaseg.checkpoints.tensor_files import read_torch
 from udaseg.config import PseudoLabel
 from udaseg.data import images as decoding
 from udaseg.data.classes import read_classes
@@ -274,3 +275,13 @@ def test_a_card_with_other_values_than_a_run_writes_is_refused(
     (checkpoint / "model.json").write_text(json.dumps(card))
     with pytest.raises(CheckpointError, match=reason):
         read_card(str(checkpoint))
+
+
+def test_a_file_of_weights_with_one_compressed_entry_is_refused(tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(4)}, tmp_path / "a.pt")
+    with zipfile.ZipFile(tmp_path / "a.pt") as whole, zipfile.ZipFile(tmp_path / "b.pt", "w") as copy:
+        for entry in whole.infolist():
+            bomb = entry.filename.endswith("data/0")
+            copy.writestr(entry.filename, whole.read(entry), zipfile.ZIP_DEFLATED if bomb else zipfile.ZIP_STORED)
+    with pytest.raises(CheckpointError, match="compressed"):
+        read_torch(str(tmp_path / "b.pt"))

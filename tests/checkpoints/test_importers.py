@@ -276,6 +276,7 @@ def test_what_does_not_fit_is_named(tmp_path: Path, capsys: pytest.CaptureFixtur
         ),
         (daformer | {"backbone.norm1.weight": torch.full((32,), torch.nan)}, "daformer", ("NaN",)),
         (theirs(CONTEXT | {"head_channels": 32}, mmseg_name, 7), "mic", ("of 7 classes, but --classes has 19",)),
+        (theirs(CONTEXT | {"head_channels": 32}, mmseg_name, 21), "mic", ("of 21 classes, but --classes has 19",)),
         (mobile, "", ("no checkpoint of deeplabv3", "MobileNetV3")),
         ({"some.weight": torch.zeros(1)}, "", ("some.weight", "none of the formats daformer, hrda, mic")),
         ({"state_dict": {"epoch": 3}}, "", ("'epoch' in it is no tensor",)),

@@ -134,6 +134,7 @@ def change_card(checkpoint: Path, field: str, value: object) -> None:
         ("image_sizes", [4], "not a model card"),
         ("classes", {"names": ["a"], "palette": [[0, 0, 0]]}, "number of classes"),
         ("classes", ["a"], "not a class list"),
+        ("short_side", 0, "short_side is 0; 1 to"),
         ("model", None, "not a model card"),
     ],
 )

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from udaseg.data.classes import Classes
+from udaseg.data.classes import Classes, require_same_classes
 from udaseg.data.strict_json import dump_json, parse_json
 from udaseg.data.taxonomies import CITYSCAPES_CLASSES, SYNTHIA_16, remap
 from udaseg.errors import DatasetError
@@ -141,3 +141,10 @@ def test_255_is_ignored_where_nothing_else_is_said_of_it() -> None:
     classes = Classes(names=("a", "b"), palette=((0, 0, 0), (1, 1, 1)), raw_to_train={7: 0, 26: 1})
     assert classes.lookup()[[7, 26, 255, 0]].tolist() == [0, 1, 255, -1]
     assert replace(classes, raw_to_train={7: 0, 255: 1}).lookup()[255] == 1
+
+
+def test_the_same_names_in_another_order_are_other_classes() -> None:
+    turned = replace(CITYSCAPES_CLASSES, names=CITYSCAPES_CLASSES.names[::-1])
+    require_same_classes(CITYSCAPES_CLASSES, replace(CITYSCAPES_CLASSES, raw_to_train={}), "other", of="the dataset")
+    with pytest.raises(DatasetError, match="in the same order"):
+        require_same_classes(CITYSCAPES_CLASSES, turned, "other", of="the dataset")

@@ -542,3 +542,16 @@ def test_refuses_a_mapping_before_any_work(tmp_path: Path, content: object, mess
                 mapping=str(tmp_path / "m.json"),
                 out=str(tmp_path / "out"),
             )
+
+
+@pytest.mark.parametrize("condition", ["fog", "night", "rain", "snow"])
+def test_each_condition_of_acdc_is_read(tmp_path: Path, condition: str) -> None:
+    put_image(tmp_path / f"rgb_anon/{condition}/train/G/G_1_rgb_anon.png")
+    assert [pair.image_id for pair in LAYOUTS["acdc"].pairs(str(tmp_path))] == [f"{condition}/G/G_1"]
+
+
+def test_rainy_cityscapes_has_the_splits_of_its_folders(tmp_path: Path) -> None:
+    put_image(tmp_path / "leftImg8bit_rain/val/ulm/ulm_1_2_leftImg8bit_rain_alpha_1.png")
+    put_image(tmp_path / "gtFine/val/ulm/ulm_1_2_gtFine_labelIds.png")
+    (pair,) = LAYOUTS["rainy_cityscapes"].pairs(str(tmp_path))
+    assert pair.split == "val"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from udaseg.data.export import ExportFormat, require_unique_names
+from udaseg.data.classes import Classes
+from udaseg.data.export import ExportFormat, names, require_unique_names
 from udaseg.errors import DatasetError
 
 
@@ -28,3 +29,9 @@ def test_images_of_their_own_names_pass_unread_a_second_time(layout: ExportForma
     again = (pytest.fail("read twice") for _ in "x")
     images = [*rows("x", "other/x", "fleet/y"), *rows("x", "fleet/z", split="val")]
     require_unique_names(layout, images, again)
+
+
+def test_labels_of_some_of_cityscapes_classes_have_their_label_ids() -> None:
+    classes = Classes(names=("car", "road"), palette=((0, 0, 0),) * 2)
+    lookup = names("cityscapes", "a/b", "val", ".jpg", classes).labels["gtFine/val/a/b_gtFine_labelIds.png"]
+    assert lookup is not None and lookup[[0, 1, 255]].tolist() == [26, 7, 0]

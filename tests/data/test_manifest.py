@@ -183,3 +183,10 @@ def test_a_copy_that_was_cut_off_is_fetched_again(dataset: Path, in_a_store: lis
         copy.write_bytes(copy.read_bytes()[:10])
     index_module._open.cache_clear()
     assert open_index(str(dataset)).rows("train") == (0, 3) and len(in_a_store) == 4
+
+
+def test_a_manifest_of_another_dataset_is_told_by_the_index_beside_it(tmp_path: Path) -> None:
+    first, second = make_dataset(tmp_path / "a", "source"), make_dataset(tmp_path / "b", "target")
+    shutil.copy(Path(second) / "manifest.parquet", Path(first) / "manifest.parquet")
+    with pytest.raises(DatasetError, match=r"not the one that the index\.arrow beside it"):
+        read_manifest(first)

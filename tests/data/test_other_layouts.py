@@ -338,3 +338,26 @@ def test_coco_stuff(tmp_path: Path) -> None:
     assert (pair.image_id, pair.split, classes.names) == ("000000000139", "val", ("banner", "wood"))
     assert counts(pair, classes) == [12, 12] and len(set(classes.palette)) == 2
     assert set(np.unique(read_label(str(pair.label_uri)))) == {0, 92, 182, 183}
+
+
+def test_panoptic_annotations_that_differ_are_drawn_apart(tmp_path: Path) -> None:
+    digests = set()
+    for category in (1, 2):
+        folder = tmp_path / str(category) / "annotations"
+        folder.mkdir(parents=True)
+        segment = {"image_id": 1, "file_name": "1.png", "segments_info": [{"id": 7, "category_id": category}]}
+        (folder / "panoptic_val2017.json").write_text(json.dumps({"annotations": [segment]}))
+        digests.add(coco.panoptic_segments(str(folder.parent)).digest)
+    assert len(digests) == 2
+
+
+def test_categories_beyond_255_are_kept() -> None:
+    assert coco._categories(np.array([[7 << 16, 0]], np.int32), {7: 300}).tolist() == [[300, 0]]
+
+
+def test_labels_below_mapillary_s_testing_are_passed_over(tmp_path: Path) -> None:
+    put_vistas(tmp_path, "training/v2.0", "validation/v2.0")
+    put(tmp_path / "testing/images/a.jpg")
+    put(tmp_path / "testing/labels/a.png", cycle([2]))
+    found = [(pair.split, pair.label_uri is None) for pair in LAYOUTS["mapillary"].pairs(str(tmp_path))]
+    assert found == [("test", True), ("train", False), ("val", False)]

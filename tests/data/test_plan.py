@@ -165,3 +165,27 @@ def test_crops_of_an_image_at_its_own_size_come_from_every_place(plan: Plan) -> 
     assert {(left, top) for left, top, _, _ in boxes} == {(left, top) for left in range(3) for top in range(3)}
     assert all((right - left, bottom - top) == (40, 38) for left, top, right, bottom in boxes)
     assert own._crop_box((42, 40), 40, (40, 42), rng) == (0, 0, 42, 40)
+
+
+def bare_plan(crop: tuple[int, int], short_side: int, scale: tuple[float, float] = (1.0, 1.0)) -> Plan:
+    return Plan(seed=0, batch_size=1, steps=1, crop=crop, short_side=short_side, scale=scale, streams={})
+
+
+def test_a_class_s_share_of_a_crop_is_that_of_its_labelled_pixels() -> None:
+    """One class has nearly all of them, and half of the crop is ignored: ten crops are tried."""
+    label = np.full((12, 12), IGNORE, np.uint8)
+    label[:6, :6] = label[6:, 6:] = 1
+    label[0, 0] = 0
+    plan, stream = bare_plan((12, 12), 48), StreamPlan(directory="", labelled=True, max_class_share=0.75)
+    rng, same = keyed(0, "x"), keyed(0, "x")
+    plan._draw_crop((48, 48), Image.fromarray(np.tile(label, (4, 4))), stream, rng)
+    for _ in range(10):
+        plan._crop_box((48, 48), 48, (12, 12), same)
+    assert rng.random() == same.random()
+
+
+def test_wide_crops_of_images_that_are_high_lie_within_them() -> None:
+    plan, rng = bare_plan((12, 30), 20, (0.5, 1.0)), keyed(0, "x")
+    for _ in range(50):
+        left, top, right, bottom = plan._crop_box((20, 60), 20, (12, 30), rng)
+        assert 0 <= left < right <= 20 and 0 <= top < bottom <= 60

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 
 import numpy as np
 import pytest
 import torch
 
+from udaseg.data.strict_json import dump_json
 from udaseg.evaluation.metrics import mean_iou
 from udaseg.evaluation.verdict import (
     Change,
@@ -190,3 +192,18 @@ def test_frequency_counts_predictions() -> None:
     views = np.zeros((2, K, K), np.int64)
     views[0, 0, 1], views[1, 2, 2] = 30, 10  # class of the image, class of its view
     assert Judged(views=views).frequency() == pytest.approx([0.75, 0, 0.25])
+
+
+def test_a_class_that_is_never_right_keeps_its_frequency() -> None:
+    """The second of three, of which the source's images in the target's look have no pixel."""
+    styled = np.array([[[90, 10, 0], [0, 0, 0], [0, 2, 8]]])
+    views = np.array([np.diag([50, 25, 25])])
+    raw = np.array([0.5 * 100 / 90, 0.25, 0.25 * 10 / 8])
+    np.testing.assert_allclose(expected_frequency(Judged(views, source=styled, styled=styled)), raw / raw.sum())
+
+
+def test_a_verdict_read_again_knows_what_it_does_not_know() -> None:
+    nan = float("nan")
+    told = Verdict("unclear", None, Change(0.1, -1.0, 1.0), Change(nan, nan, nan))
+    again = Verdict.from_json(json.loads(dump_json(dataclasses.asdict(told))))
+    assert again.steadiness == told.steadiness and all(map(math.isnan, again.truth or ()))

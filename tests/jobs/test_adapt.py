@@ -624,3 +624,17 @@ def test_from_python(tmp_path: Path) -> None:
     given = {"out": tmp_path / "out", "source": tmp_path / "sorce", "target": tmp_path}
     with pytest.raises(DatasetError, match="sorce: no such"):
         adapt(Adapt(**given))  # type: ignore[arg-type]
+
+
+def test_of_three_images_one_is_held_out(tmp_path: Path) -> None:
+    directory = make_dataset(tmp_path, "target")
+    rows = read_manifest(directory, "train").slice(0, 3)
+    assert hold_out(rows, directory)["split"].to_pylist().count("val") == 1
+
+
+def test_each_image_of_the_source_gets_the_look_of_another_of_the_target(tmp_path: Path) -> None:
+    given = Inputs(make_dataset(tmp_path / "s", "source"), make_dataset(tmp_path / "t", "target"))
+    looked = dict(judging._held_out(given, 100))
+    source, target = looked[judging._OnSource], looked[judging._OnTarget]
+    count = min(len(source["row"]), len(target["row"]))
+    assert count > 1 and source["like"][:count].tolist() == target["row"][:count].tolist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -20,7 +21,7 @@ from udaseg.data.storage import exists, join, read_bytes, write_bytes
 from udaseg.errors import ConfigError
 from udaseg.job_config import Cluster
 from udaseg.jobs import output
-from udaseg.jobs.output import LEASE, MARKER, exclusive_driver, mark, own_directory, require_own
+from udaseg.jobs.output import LEASE, MARKER, exclusive_driver, lies_in, mark, own_directory, require_own
 from udaseg.jobs.train import train as train_job
 
 # --- whose a directory is -------------------------------------------------------------------------------------------
@@ -377,3 +378,36 @@ def test_a_lease_that_is_another_s_is_left_to_it(tmp_path: Path, monkeypatch: py
 def test_an_error_of_the_work_is_told_as_it_is(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No space left"), own_directory(str(tmp_path / "out"), "train"):
         raise OSError(28, "No space left on device")
+
+
+def test_what_lies_in_a_folder_is_told_by_links_and_whole_names(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "images")
+    assert lies_in(f"{tmp_path}/link/x", f"{tmp_path}/images")
+    assert lies_in(f"{tmp_path}/images", f"{tmp_path}/images/")
+    assert not lies_in(f"{tmp_path}/images2", f"{tmp_path}/images")
+
+
+def test_a_folder_that_another_command_took_meanwhile_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextlib.contextmanager
+    def later(out: str) -> Iterator[None]:
+        Path(out).mkdir()
+        mark(out, "train")
+        yield
+
+    monkeypatch.setattr(output, "exclusive_driver", later)
+    with pytest.raises(ConfigError, match="udaseg train"), own_directory(str(tmp_path / "x"), "prepare"):
+        pass
+
+
+@pytest.mark.parametrize("locked", [True, False])
+def test_a_lease_of_this_machine_is_waited_for_unless_its_lock_is_free(
+    locked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(output, "HEARTBEAT", 0.02)
+    uri = tmp_path / LEASE
+    uri.write_text(json.dumps({"token": "x", "machine": output._machine(), "locked": locked}))
+    output._wait_for_heartbeat(str(uri), str(tmp_path), True)
+    assert ("may be at work" in capsys.readouterr().out) == (not locked)

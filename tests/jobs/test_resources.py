@@ -10,7 +10,7 @@ import ray
 from udaseg.errors import ConfigError
 from udaseg.job_config import Inference
 from udaseg.jobs import resources
-from udaseg.jobs.resources import actor_pool, require_gpu, waits_told
+from udaseg.jobs.resources import actor_pool, require_gpu, usable_cores, waits_told
 from udaseg.jobs.trials import concurrency
 
 FOUR = {"CPU": 4.0}
@@ -82,3 +82,7 @@ def test_what_is_waited_for_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pyt
             said += capsys.readouterr().out
         ray.cancel(task)
     assert "waiting for 1 x 100 CPU; the cluster has 4 CPU" in said
+
+
+def test_actors_share_the_cores() -> None:
+    assert actor_pool(Inference(actors=2))[1] == max(1, usable_cores() // 2)

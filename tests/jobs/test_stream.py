@@ -251,3 +251,11 @@ def test_a_stream_may_have_a_size_of_its_own(plan: Plan) -> None:
     }
     assert width["source"] <= 17 < width["target"] <= 32, "a box is 16 pixels wide"
     assert share["target"] > 0.1
+
+
+def test_an_image_with_just_as_many_pixels_of_a_class_as_are_asked_for_counts(tmp_path: Path) -> None:
+    index = open_index(make_dataset(tmp_path, "source"))
+    start, stop = index.rows("train")
+    pixels = np.array(index.table["class_pixels"].to_pylist()[start:stop])
+    least = int(np.sort(pixels[:, 0])[2])
+    assert len(index.rare_classes("train", 1.0, least)[1][0]) == (pixels[:, 0] >= least).sum()

@@ -34,14 +34,17 @@ STAGE = tiny_recipe("i2i_cr_small").stages[1]
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunState, Path]:
-    """A stage whose generators change images, and its directory with one checkpoint."""
+    """A stage whose generators change images, and its directory with a checkpoint of that and one of before."""
     folder = tmp_path_factory.mktemp("stage")
     state = build_state(STAGE, 3, seed=0, init=None, device=torch.device("cpu"), bf16=False)
-    for generator in state.method.generators.values():
-        nn.init.normal_(generator.last.weight, std=0.1)
-    (folder / "checkpoint_0000004").mkdir()
-    state.save(folder / "checkpoint_0000004" / "state.pt")
-    results = {"checkpoint_results": [{"checkpoint_dir_name": "checkpoint_0000004"}]}
+    names = ["checkpoint_0000002", "checkpoint_0000004"]
+    for name in names:
+        (folder / name).mkdir()
+        state.save(folder / name / "state.pt")
+        for generator in state.method.generators.values():
+            nn.init.normal_(generator.last.weight, std=0.1)
+    state.save(folder / names[-1] / "state.pt")
+    results = {"checkpoint_results": [{"checkpoint_dir_name": name} for name in names]}
     (folder / "checkpoint_manager_snapshot.json").write_text(json.dumps(results))
     return state, folder
 
@@ -176,3 +179,27 @@ def test_a_killed_job_on_ray_is_resumed(
     request.getfixturevalue("blocks")
     run(trained[1], source, tmp_path / "whole")
     assert digests(out) == digests(tmp_path / "whole")
+
+
+def test_a_source_that_was_made_anew_is_refused(
+    trained: tuple[RunState, Path], blocks: list[int], tmp_path: Path
+) -> None:
+    """As another dataset, with images of the same names."""
+    source = make_dataset(tmp_path / "source", "source")
+    run(trained[1], source, tmp_path / "out")
+    shutil.rmtree(source)
+    make_dataset(tmp_path / "source", "target")
+    with pytest.raises(DatasetError, match="was begun with other images"):
+        run(trained[1], source, tmp_path / "out")
+
+
+def test_images_have_the_size_that_the_generator_has_seen(tmp_path: Path) -> None:
+    """That of the stream, where it is not the stage's."""
+    assert STAGE.data.source is not None
+    own = replace(STAGE.data.source, short_side=STAGE.data.short_side + 8, resample="bicubic")
+    for stream, side, resample in (
+        (STAGE.data.source, STAGE.data.short_side, STAGE.data.resample), (own, own.short_side, "bicubic")
+    ):  # fmt: skip
+        stage = replace(STAGE, data=replace(STAGE.data, source=stream))
+        work = job.Translation(stage=stage, checkpoint="", out=str(tmp_path), ledger=None, gpu=False)  # type: ignore[arg-type]
+        assert work.size == {"short_side": side, "resample": resample}

@@ -12,6 +12,7 @@ import torch
 from networks import BACKBONES, images, small_network
 
 from udaseg.config import Model
+from udaseg.models.backbones import for_caffe_input, timm_backbone
 from udaseg.models.build import build_segmenter
 from udaseg.models.teacher import EMATeacher
 from udaseg.recipes import RECIPES
@@ -286,3 +287,14 @@ def test_weights_of_another_shape_or_no_weights_at_all_are_refused(tmp_path: Pat
     file.write_bytes(b"not a file of torch")
     with pytest.raises(ValueError, match=r"weights\.pth is no file of tensors"):
         small_network(weights=str(file))
+
+
+def test_weights_brought_to_caffe_s_input_see_the_same_image() -> None:
+    """In BGR of 0 to 255 less its mean."""
+    torch.manual_seed(0)
+    parts, _ = timm_backbone("resnet18", False, None, None, {})
+    image = torch.rand(1, 3, 8, 8)
+    mean, std = (torch.tensor(x).view(1, 3, 1, 1) for x in (parts.mean, parts.std))
+    before = parts.body.conv1((image - mean) / std)
+    for_caffe_input(parts, "resnet18")
+    torch.testing.assert_close(parts.body.conv1((255 * (image - mean)).flip(1)), before, rtol=1e-4, atol=1e-5)

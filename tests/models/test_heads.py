@@ -170,3 +170,13 @@ def test_levels_are_joined_in_single_precision(name: HeadName, monkeypatch: pyte
     monkeypatch.setattr(nn.functional, "interpolate", interpolate)
     network(images())
     assert len(seen) > 3 and set(seen) == {torch.float32}
+
+
+def test_the_context_aware_head_drops_what_it_classifies_while_it_trains() -> None:
+    torch.manual_seed(0)
+    head = ContextAwareHead([4, 8], 3, branches=(), channels=64, dropout=0.5).train()
+    levels = [torch.randn(2, 4, 8, 8), torch.randn(2, 8, 4, 4)]
+    logits, embedding = head(levels)
+    assert not torch.allclose(logits, head.classify(embedding))
+    logits, embedding = head.eval()(levels)
+    torch.testing.assert_close(logits, head.classify(embedding))

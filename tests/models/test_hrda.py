@@ -153,3 +153,14 @@ def test_a_network_whose_maps_are_no_whole_cells_is_refused(name: str) -> None:
     form = {"backbone": "resnet26", "output_stride": 8, "head": "aspp", "detail_crop": (64, 64), name: True}
     with pytest.raises(ValueError, match=rf"model\.{name}: HRDA .* leave it off"):
         build_segmenter(4, **form)  # type: ignore[arg-type]
+
+
+def test_crops_are_one_batch_while_it_trains_and_come_one_by_one_otherwise() -> None:
+    """Batch norm normalises all of them together, as its authors have it."""
+    net, image, seen = network(), images(1), list[int]()
+    net.net.backbone.register_forward_pre_hook(lambda _module, inputs: seen.append(len(inputs[0])))
+    net.train()(image, detail="everywhere")
+    assert seen == [1, 9]
+    seen.clear()
+    net.eval()(image, detail="everywhere")
+    assert seen == [1] * 10

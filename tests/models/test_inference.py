@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from udaseg.errors import ConfigError
-from udaseg.models.inference import predict
+from udaseg.models.inference import predict, resized
 
 
 class Pointwise(nn.Module):
@@ -164,3 +164,17 @@ def test_windows_and_aligned_corners_see_any_size() -> None:
 def test_views_outside_their_range_are_refused_by_name(views: dict[str, Any], reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
         predict(Pointwise(), torch.rand(1, 3, 8, 8), short_side=8, **views)  # type: ignore[arg-type]
+
+
+def test_bicubic_images_stay_in_range() -> None:
+    image = torch.zeros(1, 3, 8, 8)
+    image[..., 4:] = 1
+    out = resized(image, 16, "bicubic")
+    assert out.min() == 0 and out.max() == 1
+
+
+@pytest.mark.parametrize(("size", "expected"), [((128, 200), (128, 192)), ((127, 199), (127, 199))])
+def test_images_of_four_cells_or_more_are_resized_to_whole_cells(
+    size: tuple[int, int], expected: tuple[int, int]
+) -> None:
+    assert resized(torch.zeros(1, 3, *size), size[0], "antialias", 32).shape[-2:] == expected

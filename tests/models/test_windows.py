@@ -26,3 +26,7 @@ def test_the_stride_is_the_whole_share_that_windows_do_not_overlap(window: int, 
     """640 * (1 - 0.8) is a little below 128 in floating point."""
     starts = window_starts(3 * window, window, tenths / 10)
     assert starts[1] == window * (10 - tenths) // 10
+
+
+def test_windows_begin_at_whole_units() -> None:
+    assert window_starts(96, 32, 0.5, 32) == [0, 32, 64]

@@ -15,6 +15,7 @@ from toy import CPU, SEED, changed, make_batches, make_stage, make_state, snapsh
 from udaseg.errors import ConfigError
 from udaseg.job_config import Cluster
 from udaseg.models.backbones import attend_fused
+from udaseg.training import kernels
 from udaseg.training.kernels import compile_networks, set_precision
 from udaseg.training.step import train_step
 
@@ -121,3 +122,17 @@ def test_batch_norms_over_ranks_are_refused_on_cpus() -> None:
     with pytest.raises(ConfigError, match="sync_batch_norm"):
         Cluster(gpu=False, sync_batch_norm=True).check()
     replace(Cluster(gpu=False), sync_batch_norm=False).check()
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "over_ranks"), [(None, "cuda", 1), (None, "cpu", 0), (False, "cuda", 0), (True, "cpu", 1)]
+)
+def test_batch_norm_is_over_ranks_on_a_gpu_or_as_asked(
+    asked: bool | None, device: str, over_ranks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    converted: list[nn.Module] = []
+    monkeypatch.setattr(kernels, "world_size", lambda: 2)
+    monkeypatch.setattr(kernels, "convert_sync_batchnorm", converted.append)
+    cluster = replace(Cluster(gpu=False), sync_batch_norm=asked)
+    kernels.prepare(nn.Identity(), cluster, torch.device(device))
+    assert len(converted) == over_ranks

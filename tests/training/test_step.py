@@ -111,3 +111,11 @@ def test_a_damaged_state_is_refused(tmp_path: Path, content: bytes | None) -> No
     file.write_bytes(file.read_bytes()[:5000] if content is None else content)
     with pytest.raises(CheckpointError, match=r"state\.pt"):
         state.load(file)
+
+
+@pytest.mark.parametrize("reached", [0.0, -1.0])
+def test_no_optimiser_steps_where_one_has_no_gradient_or_ranks_disagree(reached: float) -> None:
+    state = make_state(make_stage("supervised", name="adamw"))
+    assert state.take_in(["loss"], torch.ones(1), [(torch.tensor(0.0), torch.tensor(reached))]) == 1
+    sound = make_state(make_stage("supervised", name="adamw"))
+    assert sound.take_in(["loss"], torch.ones(1), [(torch.tensor(0.0), torch.tensor(1.0))]) == 0
