@@ -6,8 +6,6 @@ one process that holds the joined batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.distributed as torch_dist
 from torch import Tensor, nn
@@ -34,19 +32,6 @@ def sum_over_ranks(value: Tensor) -> Tensor:
 def mean_over_ranks(value: Tensor) -> Tensor:
     """The mean of a detached copy of `value` over all ranks: what a rank's loss sum is divided by."""
     return sum_over_ranks(value) / world_size()
-
-
-def begin_mean_over_ranks(value: Tensor) -> Callable[[], Tensor]:
-    """`mean_over_ranks`, which goes on beside what is done next; the function that is returned waits for it."""
-    total = value.detach().clone()
-    work = torch_dist.all_reduce(total, async_op=True) if world_size() > 1 else None
-
-    def wait() -> Tensor:
-        if work is not None:
-            work.wait()
-        return total / world_size()
-
-    return wait
 
 
 def all_samples(value: Tensor) -> Tensor:

@@ -110,12 +110,13 @@ def _set(value: Any, path: list[str], new: Any, full: str) -> Any:
         return dataclasses.replace(value, **{path[0]: _set(getattr(value, path[0]), path[1:], new, full)})
     expected = typing.get_type_hints(type(value))[path[0]]
     new = _tuples(new)
-    if expected is float and isinstance(new, int) and not isinstance(new, bool):
+    union = typing.get_origin(expected) in (types.UnionType, typing.Union)
+    kinds = set(typing.get_args(expected)) if union else {expected}
+    if float in kinds and isinstance(new, int) and not isinstance(new, bool):
         try:
             new = float(new)
         except OverflowError:
-            raise ConfigError(f"{full} is a number of {len(str(new))} digits, which no float holds") from None
-    kinds = set(typing.get_args(expected)) or {expected}
+            raise ConfigError(f"{full} is too large for a float") from None
     numbers = new if isinstance(new, tuple) else (new,) if kinds & {int, float} and bool not in kinds else ()
     if any(isinstance(number, bool) for number in numbers):  # Python counts True as 1
         raise ConfigError(f"{full} is {new!r}; it must be {_type_name(expected)}")

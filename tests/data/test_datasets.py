@@ -332,6 +332,20 @@ def test_bdd100k_of_before(tmp_path: Path) -> None:
     check_mini(replace(MINIS["bdd100k"], images=images, labels=labels, left_alone=left), "bdd100k", tmp_path)
 
 
+def test_of_two_trees_of_bdd100k_the_newer_is_read(tmp_path: Path) -> None:
+    MINIS["bdd100k"].build(tmp_path)
+    put_image(tmp_path / "old/seg/images/train/b.jpg")
+    check_mini(MINIS["bdd100k"], "bdd100k", tmp_path)
+
+
+def test_labels_that_a_converter_made_are_not_enough(tmp_path: Path) -> None:
+    MINIS["gta5"].build(tmp_path)
+    for path in (tmp_path / "labels").iterdir():
+        path.rename(path.with_name(f"{path.stem.removesuffix('_labelTrainIds')}_labelTrainIds.png"))
+    with pytest.raises(DatasetError, match=r"labels: all labels end in _labelTrainIds\.png"):
+        list(LAYOUTS["gta5"].pairs(str(tmp_path)))
+
+
 def test_idd_in_the_train_ids_of_cityscapes(tmp_path: Path) -> None:
     labels = "gtFine/{split}/{id}_gtFine_labelcsTrainIds.png"
     mini = replace(MINIS["idd"], labels=labels, ids=19, raw_ids=[*range(19)])
@@ -347,10 +361,17 @@ def test_idd_as_it_is_drawn_if_nothing_is_said(tmp_path: Path) -> None:
         list(LAYOUTS["idd"].pairs(str(tmp_path)))
 
 
-def test_archives_that_were_unpacked_into_folders_of_their_own(tmp_path: Path) -> None:
-    mini = MINIS["cityscapes"]
-    images, labels = f"leftImg8bit_trainvaltest/{mini.images}", f"gtFine_trainvaltest/{mini.labels}"
-    check_mini(replace(mini, images=images, labels=labels, left_alone=()), "cityscapes", tmp_path)
+@pytest.mark.parametrize(
+    "name", ["cityscapes", "acdc", "dark_zurich", "bdd100k", "idd", "foggy_cityscapes", "rainy_cityscapes"]
+)
+def test_archives_that_were_unpacked_into_folders_of_their_own(tmp_path: Path, name: str) -> None:
+    mini = MINIS[name]
+    apart = replace(mini, images=f"one/{mini.images}", labels=f"two/{mini.labels}", left_alone=())
+    check_mini(apart, name, tmp_path)
+
+
+def test_archives_with_one_folder_each_are_told(tmp_path: Path) -> None:
+    put_image(tmp_path / "leftImg8bit_trainvaltest/leftImg8bit/train/ulm/a_leftImg8bit.png")
     put_image(tmp_path / "leftImg8bit_trainextra/leftImg8bit/train_extra/augsburg/a_leftImg8bit.png")
     message = r"leftImg8bit_trainextra/leftImg8bit and .*: put what these hold into one folder, .*/leftImg8bit"
     with pytest.raises(DatasetError, match=message):

@@ -99,16 +99,17 @@ def test_lists_that_name_the_same_images_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["trainaug", "train_aug"])
 def test_voc_with_the_labels_of_sbd(tmp_path: Path, name: str) -> None:
-    """As mmsegmentation's converter and the archive of SegmentationClassAug leave it: val keeps its own labels."""
+    """As mmsegmentation's converter and the archive of SegmentationClassAug leave it: VOC's own labels come first."""
     make_voc(tmp_path)
     put(tmp_path / "SegmentationClassAug/2008_000001.png", Image.new("L", SIZE[::-1], 3))
-    put(tmp_path / "SegmentationClassAug/2007_000032.png", Image.new("L", SIZE[::-1], 4))
+    for own in ("2007_000032", "2007_000033"):
+        put(tmp_path / f"SegmentationClassAug/{own}.png", Image.new("L", SIZE[::-1], 4))
     put(tmp_path / f"ImageSets/Segmentation/{name}.txt", "2007_000032\n2008_000001\n")
     put(tmp_path / "ImageSets/Segmentation/aug.txt", "2008_000001\n")
     pairs = list(LAYOUTS["voc"].pairs(str(tmp_path)))
     assert sort_out(pairs) == (pairs, [])
     assert {p.image_id: (p.split, p.label_uri and p.label_uri.split("/")[-2]) for p in pairs} == {
-        "2007_000032": ("train", "SegmentationClassAug"),
+        "2007_000032": ("train", "SegmentationClass"),
         "2008_000001": ("train", "SegmentationClassAug"),
         "2007_000033": ("val", "SegmentationClass"),
         "2008_000002": ("test", None),

@@ -5,6 +5,7 @@ Batch norm normalises per rank, so it is frozen here, and there is no dropout.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -24,7 +25,7 @@ from udaseg.losses.segmentation import cross_entropy
 from udaseg.methods.bcl import DomainBias
 from udaseg.training.averaging import GradientAverage
 from udaseg.training.step import train_step
-from udaseg.types import IGNORE
+from udaseg.types import IGNORE, Loss
 
 BY_A_RECIPE = (
     "supervised",
@@ -55,7 +56,8 @@ def test_a_method_on_two_ranks_equals_one(name: str, two_ranks: TwoRanks) -> Non
     state, gradients, logs = train_some(None, name)
     start = flat(make_state(narrow_stage(name)).method.state_dict())
     assert any(not np.array_equal(start[key], state[key]) for key in state if "student" in key)
-    assert all(np.array_equal(ranks[0][1][key], ranks[1][1][key]) for key in gradients)
+    for key in gradients:
+        assert np.array_equal(ranks[0][1][key], ranks[1][1][key]), f"ranks differ in the gradient of {key}"
     assert_ranks_equal_one(ranks, (state, gradients, logs))
     if name == "dacs":
         assert logs["coverage"] > 0
@@ -207,6 +209,31 @@ def test_alone_every_function_is_the_identity() -> None:
     assert (rank(), world_size()) == (0, 1)
     assert sum_over_ranks(value).item() == mean_over_ranks(value).item() == 2
     assert sum_over_ranks(value) is not value
+
+
+def _disagrees_later(rank_given: int) -> list[str]:
+    """What two steps say, in the second of which the last parameter has no gradient on the second rank."""
+    stage = make_stage("supervised")
+    state, said = make_state(stage), []
+
+    def losses(_batches: Any, step: int, _total: int) -> Iterator[tuple[Loss, ...]]:
+        reached = state.parameters(0)[: -1 if (rank_given, step) == (1, 1) else None]
+        yield (Loss("ce", torch.stack([parameter.square().mean() for parameter in reached]).sum()),)
+
+    state.method.losses = losses  # type: ignore[method-assign]
+    for _ in range(2):
+        try:
+            train_step(state, {}, stage, seed=SEED)
+            said.append("")
+        except TrainingError as error:
+            said.append(str(error))
+    return said
+
+
+def test_ranks_that_disagree_later_which_parameters_have_a_gradient_are_told(two_ranks: TwoRanks) -> None:
+    """Their buckets, which the first step has taught when to begin, begin in other orders."""
+    for first, second in two_ranks.run(_disagrees_later):
+        assert first == "" and "step 1: workers disagree which parameters of optimiser 0" in second
 
 
 def _poisoned(rank_given: int, which: int) -> str:

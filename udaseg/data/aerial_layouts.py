@@ -5,7 +5,6 @@ Sources of names, ids and colours: github.com/Junjue-Wang/LoveDA; isprs.org/educ
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 
 from udaseg.data.classes import Classes, of_color_labels
@@ -59,14 +58,15 @@ def potsdam(root: str, images: str = "2_Ortho_RGB") -> Iterator[Pair]:
     """2_Ortho_RGB/top_potsdam_<tile>_RGB.tif, and labels top_potsdam_<tile>_label.tif in colours.
 
     `images` may be 3_Ortho_IRRG too, whose bands are Vaihingen's: infrared, red and green. Labels lie in the root, as
-    5_Labels_all.zip unpacks, or in a folder of its name, or else in 5_Labels_all_noBoundary, whose names end in
-    _label_noBoundary.tif and whose borders between classes are black, which is ignored.
+    5_Labels_all.zip unpacks, or in a folder of its name; those of tiles without one in 5_Labels_all_noBoundary, whose
+    names end in _label_noBoundary.tif and whose borders between classes are black, which is ignored.
     The 24 tiles that participants were given are train, the 14 that judged them val; where there is but
     5_Labels_for_participants the latter have no labels.
     """
     tile = "top_potsdam_", "_label.tif"
     labels = _labels(root, "5_Labels_all", "5_Labels_all_noBoundary", "5_Labels_for_participants", tile=tile)
-    yield from _of_tiles(files(join(root, images), [f"_{images.rpartition('_')[2]}.tif"]), labels, _POTSDAM_TRAIN)
+    found = files(join(root, images), [f"_{images.rpartition('_')[2]}.tif"])
+    yield from _of_tiles(found, labels, tile[0], _POTSDAM_TRAIN)
 
 
 def vaihingen(root: str) -> Iterator[Pair]:
@@ -80,13 +80,13 @@ def vaihingen(root: str) -> Iterator[Pair]:
     complete = "ISPRS_semantic_labeling_Vaihingen_ground_truth_{}COMPLETE"
     tile = "top_mosaic_09cm_area", ".tif"
     labels = _labels(root, complete.format(""), complete.format("eroded_"), "gts_for_participants", tile=tile)
-    for pair in _of_tiles(files(join(root, "top"), [".tif"]), labels, _VAIHINGEN_TRAIN):
+    for pair in _of_tiles(files(join(root, "top"), [".tif"]), labels, tile[0], _VAIHINGEN_TRAIN):
         if pair.image_uri is not None or pair.image_id != "9":
             yield pair
 
 
 def _labels(root: str, whole: str, eroded: str, participants: str, *, tile: tuple[str, str]) -> list[tuple[str, str]]:
-    """The labels of tiles: those of the first of these folders that is there, or of the root before the last of them.
+    """The labels of tiles, of each in the first of these folders, or of the root in their place, that has it.
 
     Args:
         root: of the layout, into which the archives of `whole` and `eroded` unpack without a folder.
@@ -95,27 +95,28 @@ def _labels(root: str, whole: str, eroded: str, participants: str, *, tile: tupl
     """
     start, end = tile
     borderless = end.replace(".tif", "_noBoundary.tif")
-    names = [info.base_name for info in children(root) if info.is_file and info.base_name.startswith(start)]
-    for folder, ending in ((whole, end), (eroded, borderless)):
+    names = sorted(i.base_name for i in children(root) if i.is_file and i.base_name.startswith(start))
+    of_tile: dict[str, str] = {}
+    for folder, ending in ((participants, end), (eroded, borderless), (whole, end)):
+        flat = [n for n in names if n.endswith(ending) and n.endswith(borderless) == (ending == borderless)]
+        if folder != participants:
+            of_tile |= {name.removesuffix(ending): join(root, name) for name in flat}
         if has_folder(join(root, folder)):
-            return files(join(root, folder), [ending])
-        flat = [name for name in names if name.endswith(ending) and (ending == borderless or borderless not in name)]
-        if flat:
-            return [(name.removesuffix(ending), join(root, name)) for name in sorted(flat)]
-    if not has_folder(join(root, participants)):
+            of_tile |= {name.rpartition("/")[2]: uri for name, uri in files(join(root, folder), [ending])}
+    if not of_tile:
         raise DatasetError(
             f"{root}: no folder {whole}, {eroded} or {participants} in this folder, and no {start}*{end}"
         )
-    return files(join(root, participants), [end])
+    return sorted(of_tile.items())
 
 
 def _of_tiles(
-    images: Sequence[tuple[str, str]], labels: Sequence[tuple[str, str]], train: Sequence[str]
+    images: Sequence[tuple[str, str]], labels: Sequence[tuple[str, str]], prefix: str, train: Sequence[str]
 ) -> Iterator[Pair]:
     """Pairs whose ids are the tiles' numbers."""
 
     def of_tile(found: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-        return [(re.sub(r".*(top_potsdam_|top_mosaic_09cm_area)", "", name), uri) for name, uri in found]
+        return [(name.rpartition("/")[2].removeprefix(prefix), uri) for name, uri in found]
 
     for pair in match(of_tile(images), of_tile(labels), "train"):
         yield pair._replace(split="train" if pair.image_id in train else "val")

@@ -145,13 +145,12 @@ def files(folder: str, suffixes: Sequence[str], *, unread: Counter[str] | None =
     """What `walk` finds, sorted. Raises DatasetError, too, where that is nothing."""
     found = sorted(walk(folder, suffixes, unread=unread))
     if not found:
-        raise DatasetError(
-            f"{folder}: no file in this folder or below ends in {' or '.join(suffixes)}{but(unread or Counter())}"
-        )
+        hint = unread_hint(unread or Counter())
+        raise DatasetError(f"{folder}: no file in this folder or below ends in {' or '.join(suffixes)}{hint}")
     return found
 
 
-def but(unread: Counter[str]) -> str:
+def unread_hint(unread: Counter[str]) -> str:
     """What to say of pictures that `walk` counted where it found nothing else."""
     return f", but there are {_counted(unread)}; convert them" if unread else ""
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from udaseg.data.folders import IMAGE_SUFFIXES, but, walk
+from udaseg.data.folders import IMAGE_SUFFIXES, unread_hint, walk
 from udaseg.data.manifest import read_manifest
 from udaseg.data.storage import exists, filesystem, join, resolve
 from udaseg.errors import DatasetError
@@ -43,7 +43,7 @@ def list_images(
         yield row
     if not count:
         raise DatasetError(
-            f"{images}: no file in this folder or below ends in {' or '.join(IMAGE_SUFFIXES)}{but(unread)}"
+            f"{images}: no file in this folder or below ends in {' or '.join(IMAGE_SUFFIXES)}{unread_hint(unread)}"
         )
 
 

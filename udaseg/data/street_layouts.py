@@ -1,4 +1,4 @@
-"""How the datasets of streets lie on disk that have Cityscapes' classes, as the official downloads unpack."""
+"""How datasets of streets with Cityscapes' classes lie on disk, as the official downloads unpack."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ def _top(root: str, name: str) -> str:
 
 
 def _by_split(
-    root: str, images: tuple[str, Sequence[str]], labels: tuple[str, Sequence[str]], *below: str, but: str = ""
+    root: str, images: tuple[str, Sequence[str]], labels: tuple[str, Sequence[str]], *below: str, skip: str = ""
 ) -> Iterator[Pair]:
     """<images>/<split>/<below>/... and, for a labelled split, <labels>/<split>/<below>/... with the same paths.
 
-    `images` and `labels` are (folder, suffixes); `but` is a split to pass over. Folders <split>_ref hold what ACDC and
+    `images` and `labels` are (folder, suffixes); `skip` is a split to pass over. Folders <split>_ref hold what ACDC and
     Dark Zurich took at the same places by day in good weather: they are no splits.
     """
     image_root, label_root = _top(root, images[0]), _top(root, labels[0])
-    there = [split for split in folders(image_root) if split != but and not split.endswith("_ref")]
+    there = [split for split in folders(image_root) if split != skip and not split.endswith("_ref")]
     splits = [split for split in there if has_folder(join(image_root, split, *below))]
     if not splits:
         raise DatasetError(f"{image_root}: no folder {'/'.join(('<split>', *below))} in this folder")
@@ -79,7 +79,10 @@ def gta5(root: str) -> Iterator[Pair]:
 
 def _labels(folder: str) -> list[tuple[str, str]]:
     """The labels of a folder, less those in train ids that mmsegmentation's converters, as DAFormer's, put beside."""
-    return [(name, uri) for name, uri in files(folder, [".png"]) if not name.endswith("_labelTrainIds")]
+    found = [(name, uri) for name, uri in files(folder, [".png"]) if not name.endswith("_labelTrainIds")]
+    if not found:
+        raise DatasetError(f"{folder}: all labels end in _labelTrainIds.png; unpack those that they were made from")
+    return found
 
 
 def synthia(root: str) -> Iterator[Pair]:
@@ -119,7 +122,7 @@ def bdd100k(root: str) -> Iterator[Pair]:
 
     The download before it had seg/images/<split>/*.jpg and seg/labels/<split>/*_train_id.png.
     """
-    if has_folder(_top(root, "seg/images")):
+    if not has_folder(_top(root, "images/10k")) and has_folder(_top(root, "seg/images")):
         return _by_split(root, ("seg/images", [".jpg"]), ("seg/labels", ["_train_id.png"]))
     return _by_split(root, ("images/10k", [".jpg"]), ("labels/sem_seg/masks", [".png"]))
 
@@ -153,7 +156,10 @@ def idd(root: str) -> Iterator[Pair]:
 
 
 def idd_classes(root: str, given: Classes | None) -> Classes:
-    """IDD's own for its label ids or for Cityscapes' train ids, whichever labels hold; or those that are given."""
+    """IDD's own for its label ids or for Cityscapes' train ids, whichever labels hold; or those that are given.
+
+    The layout's classes count as not given.
+    """
     own = given is None or given == IDD_CLASSES
     return TRAIN_ID_CLASSES if own and _idd_labels(root) == _IDD_LABELS[1] else given or IDD_CLASSES
 
@@ -193,7 +199,7 @@ def foggy_cityscapes(root: str) -> Iterator[Pair]:
     """
     there = has_folder(_top(root, "leftImg8bit_foggy"))
     images = "leftImg8bit_foggy" if there else "leftImg8bit_foggyDBF", ["_leftImg8bit_foggy_beta_0.02.png"]
-    return _no_dummies(_by_split(root, images, ("gtFine", ["_gtFine_labelIds.png"]), but="train_extra"))
+    return _no_dummies(_by_split(root, images, ("gtFine", ["_gtFine_labelIds.png"]), skip="train_extra"))
 
 
 def rainy_cityscapes(root: str) -> Iterator[Pair]:

@@ -19,15 +19,15 @@ def voc(root: str) -> Iterator[Pair]:
     """JPEGImages/<id>.jpg, SegmentationClass/<id>.png; ImageSets/Segmentation/<split>.txt has the ids of a split.
 
     Images that no list names have no segmentation. trainval.txt is train and val; beside one of them alone, the rest of
-    it is the other. Where SegmentationClassAug has the labels of SBD (Hariharan et al., ICCV 2011) beside VOC's own,
-    trainaug.txt or train_aug.txt is train, in place of train.txt and aug.txt. Raises DatasetError where two lists name
-    one image.
+    it is the other. Where SegmentationClassAug has the labels of SBD (Hariharan et al., ICCV 2011), they are those of
+    images without a label of VOC's own, and trainaug.txt or train_aug.txt is train, in place of train.txt and aug.txt.
+    Raises DatasetError where two lists name one image.
     """
     images, labels = _of_ids(root, "JPEGImages", IMAGE_SUFFIXES), _of_ids(root, "SegmentationClass", [".png"])
     found = files(join(root, "ImageSets", "Segmentation"), [".txt"])
     lists = {name: (uri, _ids(uri)) for name, uri in found}
     if has_folder(join(root, "SegmentationClassAug")):
-        labels |= _of_ids(root, "SegmentationClassAug", [".png"])
+        labels = _of_ids(root, "SegmentationClassAug", [".png"]) | labels
         if longer := next((name for name in ("trainaug", "train_aug") if name in lists), None):
             lists["train"] = lists.pop(longer)
             lists.pop("aug", None)

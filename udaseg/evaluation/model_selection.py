@@ -109,14 +109,14 @@ def scores(sums: Tensor) -> dict[str, float]:
 
 
 def spearman(first: Sequence[float], second: Sequence[float]) -> float:
-    """Spearman's rank correlation in [-1, 1] of the pairs of finite numbers, equal values sharing their mean rank.
+    """Spearman's rank correlation in [-1, 1] of the pairs without NaN, equal values sharing their mean rank.
 
     NaN for fewer than two such pairs, or where one side is constant.
     """
     if len(first) != len(second):
         raise ValueError(f"{len(first)} values and {len(second)}; they must be pairs")
     pairs = np.array([first, second], np.float64)
-    a, b = map(_ranks, pairs[:, np.isfinite(pairs).all(0)])
+    a, b = map(_ranks, pairs[:, ~np.isnan(pairs).any(0)])
     if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return float("nan")
     return float(np.corrcoef(a, b)[0, 1])

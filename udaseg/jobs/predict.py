@@ -157,10 +157,12 @@ def _images(uri: str, out: str) -> Iterator[tuple[str, str, str | None]]:
     if lies_in(out, uri) and directory is None:
         raise DatasetError(f"{out}: lies in the folder of images; choose an --out outside of it")
     unread = Counter[str]()
-    for row in list_images(uri, unread=unread):
-        yield row["image_id"], row["image_uri"], directory
-    for warning in passed_over(uri, unread):
-        print(f"warning: {warning}", file=sys.stderr)
+    try:
+        for row in list_images(uri, unread=unread):
+            yield row["image_id"], row["image_uri"], directory
+    finally:
+        for warning in passed_over(uri, unread):
+            print(f"warning: {warning}", file=sys.stderr)
 
 
 def _summary(pixels: np.ndarray, classes: Classes) -> str:

@@ -62,7 +62,7 @@ def rank_correlations(
     no mIoU or no such step.
 
     Args:
-        trials: failed ones are left out.
+        trials: failed ones are left out, and of each metric those where it is NaN.
         modes: the metrics, and whether their smallest or largest value is the best.
     """
     curves = [dict(trial.curve) for trial in trials if trial.state != "failed" and trial.curve]
@@ -70,12 +70,13 @@ def rank_correlations(
     if not common or "miou" not in curves[0][max(common)]:
         return {}
     step = max(common)
-    truth = [curve[step]["miou"] for curve in curves]
     sign = {name: 1 if mode == "max" else -1 for name, mode in modes.items() if name != "miou"}
-    return {
-        name: (spearman([s * curve[step][name] for curve in curves], truth), step, len(curves))
-        for name, s in sign.items()
-    }
+    found = {}
+    for name, s in sign.items():
+        pairs = [(s * curve[step][name], curve[step]["miou"]) for curve in curves]
+        pairs = [pair for pair in pairs if not any(map(math.isnan, pair))]
+        found[name] = (spearman([score for score, _ in pairs], [miou for _, miou in pairs]), step, len(pairs))
+    return found
 
 
 def trial_table(trials: Sequence[Trial], best: Trial, metric: str) -> Table:

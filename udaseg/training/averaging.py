@@ -10,7 +10,7 @@ import torch
 import torch.distributed as torch_dist
 from torch import Tensor, nn
 
-from udaseg.distributed import begin_mean_over_ranks, world_size
+from udaseg.distributed import world_size
 
 BUCKET_BYTES = 25 * 2**20
 """Gradients that are exchanged together, as in torch's DistributedDataParallel."""
@@ -84,10 +84,11 @@ class GradientAverage:
         had = torch.tensor(reached, dtype=torch.float32).to(self._parameters[0].device, non_blocking=True)
         if world_size() > 1:
             self._exchange_rest()
-            share = begin_mean_over_ranks(had)
+            told = torch_dist.all_reduce(had, async_op=True)
             for bucket in self._buckets:
                 _take(bucket)
-            had = share()
+            told.wait()
+            had /= world_size()
         for parameter, here in zip(self._parameters, reached, strict=True):
             if not here:
                 parameter.grad = None

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from udaseg.checkpoints.tensor_files import read_state
 from udaseg.config import Stage
-from udaseg.distributed import average_batch_norm, begin_mean_over_ranks, rank
+from udaseg.distributed import average_batch_norm, mean_over_ranks, rank
 from udaseg.errors import CheckpointError, TrainingError
 from udaseg.methods.base import Method
 from udaseg.models.build import build_segmenter
@@ -226,9 +226,9 @@ def queue_step(state: RunState, batches: Mapping[str, Batch], stage: Stage, *, s
 
     device = next(method.parameters()).device
     values = [value.to(device, torch.float64, non_blocking=True) for value in logs.values()]
-    mean = begin_mean_over_ranks(torch.stack(values))
     gathered = [_gather(state, number, stage) for number in range(len(state.optimizers))]
-    unsound = state.take_in(logs, mean(), gathered)
+    # After all buckets, since ranks that disagree which parameters have a gradient begin these in other orders.
+    unsound = state.take_in(logs, mean_over_ranks(torch.stack(values)), gathered)
     if not all(map(_asks, state.optimizers)):
         state.read()
     for optimizer in state.optimizers:

@@ -147,9 +147,11 @@ def pseudo_label(
     with own_directory(out, "pseudo-label"):
         unread = Counter[str]()
         rows = partial(list_images, images, split, unread=unread)
-        ledger = open_ledger(join(out, "job"), rows, block_size=block_size, job=job)
-        for warning in passed_over(images, unread):
-            print(f"warning: {warning}", file=sys.stderr)
+        try:
+            ledger = open_ledger(join(out, "job"), rows, block_size=block_size, job=job)
+        finally:
+            for warning in passed_over(images, unread):
+                print(f"warning: {warning}", file=sys.stderr)
         whole = all(exists(join(out, name)) for name in ("manifest.parquet", *REPORTS))
         if not whole or unreachable_images(out):
             work = Work(
