@@ -23,8 +23,7 @@ from udaseg.data.index import open_index
 from udaseg.data.layouts import LAYOUTS
 from udaseg.data.manifest import read_manifest
 from udaseg.data.plan import Plan, StreamPlan
-from udaseg.data.street_layouts import IDD_CLASSES
-from udaseg.data.taxonomies import CITYSCAPES_CLASSES, remap
+from udaseg.data.taxonomies import CITYSCAPES_CLASSES, IDD_CLASSES, remap
 from udaseg.errors import DatasetError
 from udaseg.jobs.prepare import prepare
 

@@ -16,7 +16,16 @@ from udaseg.data import voc_layouts as voc
 from udaseg.data.classes import Classes
 from udaseg.data.folders import IMAGE_SUFFIXES, LABEL_SUFFIXES, Pair, files, folders, has_folder, match
 from udaseg.data.storage import join
-from udaseg.data.taxonomies import CARLA_CLASSES, CITYSCAPES_CLASSES, VOC_CLASSES
+from udaseg.data.taxonomies import (
+    CAMVID_CLASSES,
+    CARLA_CLASSES,
+    CITYSCAPES_CLASSES,
+    GTA5_CLASSES,
+    IDD_CLASSES,
+    SYNTHIA_CLASSES,
+    TRAIN_ID_CLASSES,
+    VOC_CLASSES,
+)
 from udaseg.errors import DatasetError
 
 
@@ -55,20 +64,20 @@ def _folders(root: str) -> Iterator[Pair]:
 LAYOUTS: dict[str, Layout] = {
     "folders": Layout(pairs=_folders),
     "cityscapes": Layout(pairs=street.cityscapes, classes=CITYSCAPES_CLASSES),
-    "gta5": Layout(pairs=street.gta5, classes=street.GTA5_CLASSES),
-    "synthia": Layout(pairs=street.synthia, classes=street.SYNTHIA_CLASSES),
+    "gta5": Layout(pairs=street.gta5, classes=GTA5_CLASSES),
+    "synthia": Layout(pairs=street.synthia, classes=SYNTHIA_CLASSES),
     "acdc": Layout(pairs=street.acdc, classes=CITYSCAPES_CLASSES),
     "dark_zurich": Layout(pairs=street.dark_zurich, classes=CITYSCAPES_CLASSES),
-    "bdd100k": Layout(pairs=street.bdd100k, classes=street.TRAIN_ID_CLASSES),
+    "bdd100k": Layout(pairs=street.bdd100k, classes=TRAIN_ID_CLASSES),
     "cross_city": Layout(pairs=street.cross_city, classes=CITYSCAPES_CLASSES),
-    "idd": Layout(pairs=street.idd, classes=street.IDD_CLASSES, read_classes=street.idd_classes),
-    "camvid": Layout(pairs=street.camvid, classes=street.CAMVID_CLASSES),
+    "idd": Layout(pairs=street.idd, classes=IDD_CLASSES, read_classes=street.idd_classes),
+    "camvid": Layout(pairs=street.camvid, classes=CAMVID_CLASSES),
     "mapillary": Layout(pairs=mapillary.pairs, read_classes=mapillary.classes),
     "synscapes": Layout(pairs=street.synscapes, classes=CITYSCAPES_CLASSES),
     "foggy_cityscapes": Layout(pairs=street.foggy_cityscapes, classes=CITYSCAPES_CLASSES),
     "rainy_cityscapes": Layout(pairs=street.rainy_cityscapes, classes=CITYSCAPES_CLASSES),
     "nightcity": Layout(pairs=street.nightcity, classes=CITYSCAPES_CLASSES),
-    "nightcity_fine": Layout(pairs=street.nightcity_fine, classes=street.TRAIN_ID_CLASSES),
+    "nightcity_fine": Layout(pairs=street.nightcity_fine, classes=TRAIN_ID_CLASSES),
     "carla": Layout(pairs=_folders, classes=CARLA_CLASSES),  # it has no layout of its own
     "loveda": Layout(pairs=aerial.loveda, classes=aerial.LOVEDA_CLASSES),
     "loveda_rural": Layout(pairs=partial(aerial.loveda, domains=["Rural"]), classes=aerial.LOVEDA_CLASSES),

@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 from udaseg.data.classes import Classes
 from udaseg.data.folders import IMAGE_SUFFIXES, Pair, files, folders, has_folder, match, walk
 from udaseg.data.storage import join
-from udaseg.data.taxonomies import _CAMVID, _CITYSCAPES, _IDD, _SYNTHIA, CITYSCAPES_CLASSES, _classes
+from udaseg.data.taxonomies import IDD_CLASSES, TRAIN_ID_CLASSES
 from udaseg.errors import DatasetError
-
-GTA5_CLASSES = _classes(_CITYSCAPES, raw_ids=35)
-SYNTHIA_CLASSES = _classes(_SYNTHIA, raw_ids=23)
-IDD_CLASSES = _classes(_IDD, raw_ids=40)
-CAMVID_CLASSES = _classes(_CAMVID, raw_ids=12)
-TRAIN_ID_CLASSES = replace(CITYSCAPES_CLASSES, raw_to_train={})
-"""Of labels that hold Cityscapes' train ids."""
 
 
 def _top(root: str, name: str) -> str:

@@ -50,6 +50,12 @@ def _classes(dataset: int, raw_ids: int) -> Classes:
 
 
 CITYSCAPES_CLASSES = _classes(_CITYSCAPES, raw_ids=34)
+GTA5_CLASSES = _classes(_CITYSCAPES, raw_ids=35)
+SYNTHIA_CLASSES = _classes(_SYNTHIA, raw_ids=23)
+IDD_CLASSES = _classes(_IDD, raw_ids=40)
+CAMVID_CLASSES = _classes(_CAMVID, raw_ids=12)
+TRAIN_ID_CLASSES = replace(CITYSCAPES_CLASSES, raw_to_train={})
+"""Of labels that hold Cityscapes' train ids."""
 
 
 def voc_palette(colors: int) -> tuple[tuple[int, int, int], ...]:
