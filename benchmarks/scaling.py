@@ -10,7 +10,7 @@ first batch of a plan.
 workers: images per second of one worker, it and all of Ray pinned to one core, and of two workers on two cores, one
 thread each; beside them the same step in processes apart, without Ray, which is what the machine itself allows; and how
 much of a step rank 0 computes, waits for data, waits where it meets the other rank (for the counts that losses divide
-by, and batch norm statistics), and waits for what is exchanged beside the step (gradients, and the losses of the log).
+by, the log's losses and batch norm statistics), and waits for gradients, which are exchanged beside the backward pass.
 For a machine with nothing else to do.
 """
 
@@ -209,8 +209,8 @@ def workers(steps: int = 150, recipe: str = "dacs_small", rounds: int = 3, heigh
             for count, r in found.items():
                 print(
                     f"{count} worker(s): {r['speed']:.1f} images/s; rank 0 computes {r['own']:.0%}, waits for data "
-                    f"{r['data']:.1%}, where it meets the other {r['met']:.1%}, for what goes on beside the step "
-                    f"{r['beside']:.1%}; {count} process(es) apart: {apart[count]:.1f} images/s"
+                    f"{r['data']:.1%}, where it meets the other {r['met']:.1%}, for gradients "
+                    f"{r['gradients']:.1%}; {count} process(es) apart: {apart[count]:.1f} images/s"
                 )
             two, bound = (x[2] / x[1] for x in ({n: r["speed"] for n, r in found.items()}, apart))
             print(f"two against one: {two:.2f}; apart: {bound:.2f}", flush=True)
@@ -278,7 +278,7 @@ def _measure_workers(
         from udaseg.distributed import rank
 
         real_reduce, real_step = torch_dist.all_reduce, udaseg.training.step.queue_step
-        spent = {"met": 0.0, "beside": 0.0}
+        spent = {"met": 0.0, "gradients": 0.0}
 
         class Work:
             def __init__(self, real: Any) -> None:
@@ -287,7 +287,7 @@ def _measure_workers(
             def wait(self) -> None:
                 began = time.perf_counter()
                 self.real.wait()
-                spent["beside"] += time.perf_counter() - began
+                spent["gradients"] += time.perf_counter() - began
 
         def all_reduce(tensor: Any, async_op: bool = False) -> Work | None:
             if async_op:

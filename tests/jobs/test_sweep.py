@@ -117,6 +117,11 @@ def test_rankings_are_compared_at_the_last_step_that_all_reached() -> None:
     found = rank_correlations([*TRIALS, FAILED], MODES)  # type: ignore[arg-type]
     assert found["entropy"] == (pytest.approx(1), 10, 3)  # small where mIoU is large
     assert found["information"] == (pytest.approx(-0.5), 10, 3)
+    lost = Trial("t8", {}, "stopped", [(10, {"miou": 0.0, "entropy": float("nan"), "information": 2.0})])
+    assert rank_correlations([*TRIALS, lost], MODES)["entropy"] == found["entropy"], (
+        "NaN has no rank, and is not counted"
+    )
+    assert rank_correlations([*TRIALS, lost], MODES)["information"][2] == 4  # type: ignore[arg-type]
     unlabelled = [replace(t, curve=[(s, {"entropy": 1.0}) for s, _ in t.curve]) for t in TRIALS]
     assert rank_correlations(unlabelled, MODES) == {}  # type: ignore[arg-type]
 

@@ -27,7 +27,7 @@ BLUR_KERNEL = (7, 7)
 
 @contextlib.contextmanager
 def full_precision() -> Iterator[None]:
-    """Products of matrices without TF32, whose eleven bits would put what is sampled up to half a pixel aside."""
+    """Products of matrices without TF32, whose eleven bits are up to half a pixel of an image of 1024."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:

@@ -145,14 +145,14 @@ def files(folder: str, suffixes: Sequence[str], *, unread: Counter[str] | None =
     """What `walk` finds, sorted. Raises DatasetError, too, where that is nothing."""
     found = sorted(walk(folder, suffixes, unread=unread))
     if not found:
-        hint = unread_hint(unread or Counter())
-        raise DatasetError(f"{folder}: no file in this folder or below ends in {' or '.join(suffixes)}{hint}")
+        raise none_found(folder, suffixes, unread)
     return found
 
 
-def unread_hint(unread: Counter[str]) -> str:
-    """What to say of pictures that `walk` counted where it found nothing else."""
-    return f", but there are {_counted(unread)}; convert them" if unread else ""
+def none_found(folder: str, suffixes: Sequence[str], unread: Counter[str] | None) -> DatasetError:
+    """That `walk` found nothing, but what it counted."""
+    but = f", but there are {_counted(unread)}; convert them" if unread else ""
+    return DatasetError(f"{folder}: no file in this folder or below ends in {' or '.join(suffixes)}{but}")
 
 
 def _counted(unread: Counter[str]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from udaseg.data.folders import IMAGE_SUFFIXES, unread_hint, walk
+from udaseg.data.folders import IMAGE_SUFFIXES, none_found, walk
 from udaseg.data.manifest import read_manifest
 from udaseg.data.storage import exists, filesystem, join, resolve
 from udaseg.errors import DatasetError
@@ -34,17 +34,16 @@ def list_images(
     if path.lower().endswith((".zip", ".tar", ".tgz", ".tar.gz", ".7z")):
         raise DatasetError(f"{images}: an archive; unpack it, where you can see what it holds, and give the folder")
     count = 0
-    bare, unread = not exists(join(images, "manifest.parquet")), Counter() if unread is None else unread
-    for row in _folder_rows(images, unread) if bare else _manifest_rows(images, split):
+    unread = Counter() if unread is None else unread
+    made = exists(join(images, "manifest.parquet"))
+    for row in _manifest_rows(images, split) if made else _folder_rows(images, unread):
         _check_id(row["image_id"], images)
         if row["split"] in ("", ".", "..") or not row["split"].isprintable() or "/" in row["split"]:
             raise DatasetError(f"{images}: split {row['split']!r} would lead out of the output folder")
         count += 1
         yield row
     if not count:
-        raise DatasetError(
-            f"{images}: no file in this folder or below ends in {' or '.join(IMAGE_SUFFIXES)}{unread_hint(unread)}"
-        )
+        raise none_found(images, IMAGE_SUFFIXES, unread)
 
 
 def _manifest_rows(images: str, split: str | None) -> Iterator[dict[str, Any]]:

@@ -70,12 +70,13 @@ def rank_correlations(
     if not common or "miou" not in curves[0][max(common)]:
         return {}
     step = max(common)
+    truth = [curve[step]["miou"] for curve in curves]
     sign = {name: 1 if mode == "max" else -1 for name, mode in modes.items() if name != "miou"}
     found = {}
     for name, s in sign.items():
-        pairs = [(s * curve[step][name], curve[step]["miou"]) for curve in curves]
-        pairs = [pair for pair in pairs if not any(map(math.isnan, pair))]
-        found[name] = (spearman([score for score, _ in pairs], [miou for _, miou in pairs]), step, len(pairs))
+        scores = [s * curve[step][name] for curve in curves]
+        known = sum(not (math.isnan(a) or math.isnan(b)) for a, b in zip(scores, truth, strict=True))
+        found[name] = spearman(scores, truth), step, known
     return found
 
 
