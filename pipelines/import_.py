@@ -46,9 +46,8 @@ def main(argv: Sequence[str]) -> None:
     )
     for note in found.notes:
         print(note)
-    window = "" if found.window is None else " --inference.window {} {}".format(*found.window)
-    window += " --inference.overlap 0.25" if found.format == "segformer" else ""  # its authors slide by 768
-    print(f"model: {arguments.out}; evaluate with --checkpoint {arguments.out}{window}")
+    seen = "as a whole" if found.card.window is None else "in windows of {} x {}".format(*found.card.window)
+    print(f"model: {arguments.out}; images are seen at a short side of {found.card.short_side} pixels, {seen}")
 
 
 if __name__ == "__main__":

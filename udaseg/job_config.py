@@ -38,10 +38,10 @@ class Inference:
     """How images are predicted."""
 
     window: tuple[Pixels, Pixels] | None = None
-    """Height and width of sliding windows in pixels, best as the crops in training or multiples of 32;
-    None = whole images."""
-    overlap: Annotated[float, Range(0, 1, "[)")] = 0.5
-    """Share of a window that the next one covers again."""
+    """Height and width of sliding windows in pixels, best as the crops in training or multiples of 32; None = the
+    model's own, which HRDA's networks and some imported ones have, else whole images."""
+    overlap: Annotated[float, Range(0, 1, "[)")] | None = None
+    """Share of a window that the next one covers again; None = the model's own, mostly 0.5."""
     blend: Blend = "mean"
     """How windows that overlap are averaged: all alike, or tapered toward their edges."""
     scales: tuple[Annotated[float, Range(0, 16, "(]")], ...] = (1.0,)
@@ -151,7 +151,7 @@ class Sweep:
     images: Count = 200
     """Most images that a checkpoint is scored on."""
     window: tuple[Pixels, Pixels] | None = None
-    """Height and width of sliding windows in pixels; None = whole images."""
+    """Height and width of sliding windows in pixels; None = as `udaseg evaluate` does."""
     concurrent: CountOrZero = 0
     """Trials at a time; 0 = as many as the cluster's CPUs and GPUs hold."""
     resume: bool = False

@@ -89,7 +89,7 @@ def test_daformer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert_like(network(picture).logits, case["eval/logits"])
     assert (card.short_side, card.model.backbone, card.recipe, card.stage) == (512, "mit_b0", "import", "daformer")
     assert card.resample == "bilinear", "OpenCV's"
-    assert "--inference.window" not in capsys.readouterr().out
+    assert card.window is None and "short side of 512 pixels, as a whole" in capsys.readouterr().out
 
 
 @torch.no_grad()
@@ -107,9 +107,10 @@ def test_hrda_is_evaluated_in_windows(tmp_path: Path, capsys: pytest.CaptureFixt
     state = theirs(settings, lambda key: mmseg_name(key, hrda=True))
     card = read_card(str(imported(tmp_path, lhoyer(state))))
     assert (card.stage, card.short_side, card.model.head_channels) == ("hrda", 1024, 32)
+    assert (card.window, card.overlap) == ((1024, 1024), 0.5)
     shown = capsys.readouterr().out
     assert "format: hrda or mic" in shown
-    assert "--inference.window 1024 1024" in shown
+    assert "short side of 1024 pixels, in windows of 1024 x 1024" in shown
     out = str(tmp_path / "half")
     words = [str(tmp_path / "theirs.pth"), "--classes", "cityscapes", "--out", out, "--short-side", "512"]
     assert main(words) == 0
@@ -377,6 +378,7 @@ def test_segformer_in_both_namings(tmp_path: Path) -> None:
     )  # which mmseg's base class makes, and nothing reads
     network, card = load_model(str(imported(tmp_path, {"state_dict": state})))
     assert (card.stage, card.short_side, card.model.head_channels) == ("segformer", 1024, 32)
+    assert (card.window, card.overlap) == ((1024, 1024), 0.25)
 
     picture = image((2, 3, 64, 96), SALT)
     out = network(picture)

@@ -135,6 +135,9 @@ def change_card(checkpoint: Path, field: str, value: object) -> None:
         ("classes", {"names": ["a"], "palette": [[0, 0, 0]]}, "number of classes"),
         ("classes", ["a"], "not a class list"),
         ("short_side", 0, "short_side is 0; 1 to"),
+        ("window", [0, 64], "window is (0, 64)"),
+        ("window", [64], "not a model card"),
+        ("overlap", 1.0, "overlap is 1.0"),
         ("model", None, "not a model card"),
     ],
 )

@@ -26,11 +26,14 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     }
 
 
-def score_tiny(rank: int, directory: str, images: int) -> dict[str, float]:
+def score_tiny(
+    rank: int, directory: str, images: int, told: tuple[int, int] | None = None, own: tuple[int, int] | None = None
+) -> dict[str, float]:
     torch.manual_seed(0)
     network = build_segmenter(3, backbone="resnet10t", head_channels=16)
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    found = score(network, Scoring(directory=directory, images=images), short_side=40, device=torch.device("cpu"))
+    scoring = Scoring(directory=directory, images=images, window=told)
+    found = score(network, scoring, short_side=40, window=own, device=torch.device("cpu"))
     assert network.training and all(torch.equal(v, before[name]) for name, v in network.state_dict().items())
     return found
 
@@ -56,6 +59,9 @@ def test_a_network_is_scored_as_by_a_plain_loop_and_left_as_it_is(pair: dict[str
     assert found["entropy"] == pytest.approx(float(mean_entropy(torch.cat(flat))))
     assert found["information"] == pytest.approx(float(mutual_information(torch.cat(flat))))
     assert found["agreement"] == pytest.approx(float(agreement(torch.cat(flat), torch.cat(views))))
+    windows = score_tiny(0, pair["target"], images=2, told=(16, 24))
+    assert windows["entropy"] != found["entropy"] and score_tiny(0, pair["target"], 2, own=(16, 24)) == windows
+    assert score_tiny(0, pair["target"], 2, told=(16, 24), own=(8, 8)) == windows, "what is told goes first"
     unlabelled = score_tiny(0, pair["unlabelled"], images=2)
     assert set(unlabelled) == set(SCORES) and unlabelled["snd"] == found["snd"]
 

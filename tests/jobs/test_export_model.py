@@ -8,6 +8,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from tiny import CLASSES, draw, make_checkpoint
 import udaseg
 from pipelines.export import main
 from udaseg.checkpoints import exporting
-from udaseg.checkpoints.directory import ModelCard, load_model
+from udaseg.checkpoints.directory import ModelCard, load_model, save_model
 from udaseg.checkpoints.exporting import LARGEST_DIFFERENCE, _of_whole_cells, _PaddedConv, export_network
 from udaseg.checkpoints.predictor import METADATA, Prediction
 from udaseg.config import Model
@@ -47,6 +48,19 @@ def loaded(file: Path) -> tuple[Callable[[torch.Tensor], tuple[torch.Tensor, tor
     extra = {METADATA: ""}
     program = torch.export.load(file, extra_files=extra)
     return program.module(), json.loads(extra[METADATA])
+
+
+def test_a_file_sees_whole_images_where_its_model_has_windows(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network, card = load_model(model)
+    save_model(tmp_path / "windows", network, replace(card, window=(16, 20)))
+    assert main([str(tmp_path / "windows"), "--out", str(tmp_path / "out"), "--size", "30", "41"]) == 0
+    assert "predicts in windows of 16 x 20; the file sees whole images" in capsys.readouterr().err
+    program, _ = loaded(tmp_path / "out" / "model.pt2")
+    image = torch.arange(30 * 41 * 3).reshape(1, 30, 41, 3).remainder(251).byte()
+    whole = udaseg.load(model).predict(image[0].numpy())
+    torch.testing.assert_close(program(image)[1][0], torch.from_numpy(whole.confidence))
 
 
 @pytest.mark.full

@@ -159,3 +159,13 @@ def test_samples_of_another_step_or_rank_are_never_trained_on() -> None:
     assert next(checked) is steps[0]
     state.step = 11
     assert next(checked) is steps[1]
+
+
+def test_networks_of_hrda_are_used_in_windows_of_their_crop() -> None:
+    for recipe, window in (("hrda_small", (32, 48)), ("daformer_small", None)):
+        stage = tiny_recipe(recipe).stages[-1]
+        stage = replace(stage, data=replace(stage.data, crop=(32, 48)))
+        job = SimpleNamespace(stage=stage, classes=CLASSES, recipe=recipe, depth_range=None)
+        assert worker._card(job, 3).views() == {
+            "short_side": stage.data.short_side, "resample": "antialias", "window": window, "overlap": 0.5
+        }  # fmt: skip

@@ -21,9 +21,10 @@ from udaseg.data.classes import Classes
 from udaseg.data.depth import require_depth_range
 from udaseg.data.storage import exists, join, read_bytes, to_uri, write_bytes
 from udaseg.data.strict_json import dump_json
-from udaseg.errors import CheckpointError
+from udaseg.errors import CheckpointError, ConfigError
 from udaseg.models.build import build_segmenter
 from udaseg.models.image_sizes import ImageSizes
+from udaseg.models.inference import check_views
 from udaseg.models.segmenter import Segmenter
 from udaseg.types import DepthRange, Location, NetworkRole, Resample
 
@@ -54,6 +55,11 @@ class ModelCard:
     depth_range: DepthRange | None = None
     """Which values of images of one band and more than 8 bits are black and white, see `udaseg.data.depth`; that of the
     images that it is for, the target's. None = they have 8 bits."""
+    window: tuple[int, int] | None = None
+    """Height and width in pixels of the windows that it is evaluated by, see `udaseg.models.inference.predict`; None =
+    whole images."""
+    overlap: float = 0.5
+    """Share of a window that the next one covers again."""
     old_classes: int | None = None
     """How many of the classes, the first ones, the network had before the stage taught it new ones; None = all."""
     weights_sha256: str | None = None
@@ -62,6 +68,11 @@ class ModelCard:
     def size(self) -> dict[str, Any]:
         """The arguments of `udaseg.models.inference.predict` that say in what size the network sees images."""
         return {"short_side": self.short_side, "resample": self.resample}
+
+    def views(self, **told: Any) -> dict[str, Any]:
+        """The arguments of `udaseg.models.inference.predict`: what is told, and its own for what is not or is None."""
+        own = {**self.size(), "window": self.window, "overlap": self.overlap}
+        return own | {name: value for name, value in told.items() if value is not None}
 
 
 def save_model(directory: Path, network: Segmenter, card: ModelCard) -> None:
@@ -94,8 +105,10 @@ def read_card(uri: str) -> ModelCard:
         card = ModelCard(model=model, classes=classes, image_sizes=sizes, **_fields(raw))
         _check_types(card)
         require_depth_range(card.depth_range, "depth_range")
+        check_views(window=card.window, overlap=card.overlap)
     except (
-        AttributeError, KeyError, OSError, RecursionError, TypeError, ValueError, typeguard.TypeCheckError,
+        AttributeError, ConfigError, KeyError, OSError, RecursionError, TypeError, ValueError,
+        typeguard.TypeCheckError,
     ) as error:  # fmt: skip
         reason = " ".join(str(error).split())[:500]
         raise CheckpointError(f"{join(uri, CARD_FILE)}: not a model card ({reason})") from error

@@ -32,6 +32,8 @@ class Format:
     """Pattern of names that have no counterpart and are not needed."""
     view: Callable[[State], tuple[int, Window]] = lambda state: (512, None)
     """Short side of Cityscapes' images and height and width of windows, as the authors evaluate."""
+    overlap: float = 0.5
+    """Share of a window that the authors' next one covers again."""
     resample: Callable[[State], Resample] = lambda state: "antialias"
     """How the authors resize images as they evaluate."""
 

@@ -305,6 +305,7 @@ FORMATS = {
         dropped=r"^decode_head\.conv_seg\.",
         resample=lambda state: "bilinear",
         view=lambda state: (1024, (1024, 1024)),
+        overlap=0.25,  # they slide by 768
     ),
     "deeplabv3": Format(
         signs=(r"^backbone\.", r"^classifier\.0\.convs\."),

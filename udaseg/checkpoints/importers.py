@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from udaseg.checkpoints.directory import ModelCard
-from udaseg.checkpoints.format import Format, Misfit, State, Window
+from udaseg.checkpoints.format import Format, Misfit, State
 from udaseg.checkpoints.formats import FORMATS
 from udaseg.checkpoints.tensor_files import read_safetensors, read_torch, require_finite
 from udaseg.config import Model
@@ -31,8 +31,6 @@ class Imported:
     """On the device meta but for its state."""
     card: ModelCard
     format: str
-    window: Window
-    """Height and width of the windows that the authors evaluate with; None = whole images."""
     notes: tuple[str, ...]
     """What was guessed or left out, for people."""
 
@@ -81,11 +79,13 @@ def import_checkpoint(
         classes=classes,
         short_side=short_side or side,
         resample=form.resample(state),
+        window=window,
+        overlap=form.overlap,
         recipe="import",
         stage=format,
         step=0,
     )
-    return Imported(network=network, card=card, format=format, window=window, notes=tuple(notes))
+    return Imported(network=network, card=card, format=format, notes=tuple(notes))
 
 
 def formats_like(state: State) -> list[str]:

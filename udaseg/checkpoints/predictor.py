@@ -60,7 +60,8 @@ class Predictor:
         Args:
             image: path or URI of a file, which is read as it is shown (turned by its EXIF orientation, as an opened
                 image of Pillow's is), more than 8 bits with the card's `depth_range`; or (H, W, 3) uint8 RGB pixels.
-            views: window, overlap, blend, scales, flip or domain of `udaseg.predict`.
+            views: window, overlap, blend, scales, flip or domain of `udaseg.predict`; without a window the card's, if
+                it has one.
 
         Raises ConfigError where a view is outside its range, and DatasetError, with the name of the image, where that
         cannot be read, is no such image or is too long and narrow.
@@ -72,7 +73,7 @@ class Predictor:
         side = self.card.short_side * max(views.get("scales", (1.0,)))
         require_proportions(pixels.shape[0], pixels.shape[1], side, name)
         batch = to_pixels(np.stack([pixels]), self.device)  # a copy: those of a file are not to be written
-        confidence, label = predict(self.network, batch, **self.card.size(), **views)[0].max(0)
+        confidence, label = predict(self.network, batch, **self.card.views(**views))[0].max(0)
         return Prediction(label.byte().cpu().numpy(), confidence.cpu().numpy())
 
 

@@ -17,7 +17,6 @@ from udaseg.evaluation.model_selection import image_sums, scores
 from udaseg.models.inference import predict
 from udaseg.models.segmenter import Segmenter
 from udaseg.rng import keyed
-from udaseg.types import Resample
 
 _VIEW: dict[str, Any] = {"seed": 0, "purpose": "score", "jitter_probability": 1.0, "blur_probability": 1.0}
 
@@ -35,21 +34,19 @@ class Scoring:
     images: int = 200
     """Most images; of more, that many at even distances."""
     window: tuple[int, int] | None = None
-    """Height and width of sliding windows in pixels; None = whole images."""
+    """Height and width of sliding windows in pixels; None = the network's own, see `score`."""
 
 
-def score(
-    network: Segmenter, scoring: Scoring, *, short_side: int, resample: Resample = "antialias", device: torch.device
-) -> dict[str, float]:
+def score(network: Segmenter, scoring: Scoring, *, device: torch.device, **views: Any) -> dict[str, float]:
     """The scores of `evaluation.model_selection`, and "miou" where the images are labelled. Ranks share the images.
 
     Args:
         network: left as it is.
         scoring: the images.
-        short_side: pixels of the short side that the network sees.
-        resample: how images are brought to that size.
         device: of the network.
+        views: how the network sees images, the arguments of `udaseg.models.inference.predict`.
     """
+    views |= {} if scoring.window is None else {"window": scoring.window}
     network = copy.deepcopy(network).eval()  # a prediction may leave its mode and cached tensors behind
     index = open_index(scoring.directory)
     start, stop = index.rows(scoring.split)
@@ -61,8 +58,7 @@ def score(
     for row in rows[rank() :: world_size()].tolist():
         image = torch.tensor(index.image(row)).to(device).permute(2, 0, 1)[None].float() / 255
         view = strong(image, torch.tensor([row]), **_VIEW)
-        seen: dict[str, Any] = {"short_side": short_side, "resample": resample, "window": scoring.window}
-        first, second = (predict(network, x, **seen)[0] for x in (image, view))
+        first, second = (predict(network, x, **views)[0] for x in (image, view))
         size = first[0].numel()
         sums += image_sums(first, second, keyed(row, "score").choice(size, min(size, _PIXELS), replace=False))
         if labelled:

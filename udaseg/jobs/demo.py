@@ -217,7 +217,7 @@ def _examples(before: str, after: str, target: str) -> list[Example]:
     for row in np.linspace(start, stop - 1, min(6, stop - start)).astype(int).tolist():
         image = index.image(row)
         pixels = torch.tensor(image).permute(2, 0, 1)[None].float() / 255
-        first, last = (predict(network, pixels, **card.size())[0] for network, card in networks)
+        first, last = (predict(network, pixels, **card.views())[0] for network, card in networks)
         confidence, label = last.max(0)
         truth, first_label = index.train_ids(row), first.argmax(0)
         examples.append(Example(image, truth, first_label.numpy(), label.numpy(), confidence.numpy()))

@@ -52,7 +52,7 @@ class Evaluator:
             labels = [self.index.train_ids(row) for row in rows]
             batch = to_pixels(pixels, self.device)
             for n, (network, card) in enumerate(self.networks):
-                probability = predict(network, batch, **card.size(), **self.inference.views())
+                probability = predict(network, batch, **card.views(**self.inference.views()))
                 for label, predicted in zip(labels, probability.max(1).indices.cpu().numpy(), strict=True):
                     counts[0, n] += confusion(label, predicted, classes)
         return {"counts": counts, "images": np.array([len(block["id"])])}

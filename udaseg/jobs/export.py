@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from udaseg.checkpoints.directory import load_model
 from udaseg.checkpoints.exporting import Exported, Format, export_network
 from udaseg.data.storage import absolute, exists, join, to_uri, write_bytes
@@ -40,5 +42,8 @@ def export_model(
             exported = export_network(network, card, size, format)
         except CheckpointError as error:
             raise CheckpointError(f"{model}: {error}") from error
+        if card.window is not None:
+            windows = "{} x {}".format(*card.window)
+            print(f"warning: {model}: predicts in windows of {windows}; the file sees whole images", file=sys.stderr)
         write_bytes(file, exported.content)
     return exported

@@ -36,6 +36,7 @@ from udaseg.jobs.resources import usable_cores
 from udaseg.jobs.stream import iterate
 
 if TYPE_CHECKING:
+    from udaseg.checkpoints.directory import ModelCard
     from udaseg.config import Stage
     from udaseg.evaluation.checkpoint_scores import Scoring
     from udaseg.job_config import Cluster
@@ -262,9 +263,9 @@ def _run(
             state.read()  # on every rank: nothing that is not finite becomes a checkpoint
         if due and job.scoring is not None:
             # before the checkpoint counts: what is done again after a loss is scored again too
-            seen: dict[str, Any] = {"short_side": data.short_side, "resample": data.resample}
             with uncompiled():
-                scores = score(state.method.predictor, job.scoring, device=device, **seen)
+                views = _card(job, state.step).views()
+                scores = score(state.method.predictor, job.scoring, device=device, **views)
             report({"event": "score", "step": state.step, **scores})
         if due and pictured is not None and job.pictures is not None:
             with uncompiled():
@@ -299,7 +300,7 @@ def _checkpoint(state: RunState, history: list[dict[str, Any]], job: WorkerJob, 
     Training goes on during the upload, unless nothing is left to train. A checkpoint counts once it is whole, so that a
     loss during an upload falls back on the one before.
     """
-    from udaseg.checkpoints.directory import STATE_FILE, ModelCard, save_model
+    from udaseg.checkpoints.directory import STATE_FILE, save_model
 
     name = f"checkpoint_{state.step:07d}"
     if rank != 0:
@@ -308,18 +309,7 @@ def _checkpoint(state: RunState, history: list[dict[str, Any]], job: WorkerJob, 
     scratch = Path(tempfile.mkdtemp(dir=folder))
     state.save(scratch / STATE_FILE)
     (scratch / HISTORY_FILE).write_text("".join(dump_json(row) + "\n" for row in history))
-    card = ModelCard(
-        model=job.stage.model,
-        classes=job.classes,
-        short_side=job.stage.data.short_side,
-        resample=job.stage.data.resample,
-        recipe=job.recipe,
-        stage=job.stage.name,
-        step=state.step,
-        depth_range=job.depth_range,
-        old_classes=job.stage.method.old_classes,
-    )
-    save_model(scratch, state.method.predictor, card)
+    save_model(scratch, state.method.predictor, _card(job, state.step))
     last = state.step == job.stage.steps
     ray.train.report(
         {"step": state.step},
@@ -327,4 +317,22 @@ def _checkpoint(state: RunState, history: list[dict[str, Any]], job: WorkerJob, 
         checkpoint_dir_name=name,
         checkpoint_upload_mode=CheckpointUploadMode.SYNC if last else CheckpointUploadMode.ASYNC,
         delete_local_checkpoint_after_upload=True,
+    )
+
+
+def _card(job: WorkerJob, step: int) -> ModelCard:
+    from udaseg.checkpoints.directory import ModelCard
+
+    stage = job.stage
+    return ModelCard(
+        model=stage.model,
+        classes=job.classes,
+        short_side=stage.data.short_side,
+        resample=stage.data.resample,
+        recipe=job.recipe,
+        stage=stage.name,
+        step=step,
+        depth_range=job.depth_range,
+        window=stage.data.crop if stage.model.detail_crop else None,  # HRDA's authors slide windows of their crop
+        old_classes=stage.method.old_classes,
     )

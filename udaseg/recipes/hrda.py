@@ -13,8 +13,8 @@ def hrda() -> Recipe:
     """HRDA, GTA5 -> Cityscapes (2204.13132): 73.8 mIoU (authors' README).
 
     DAFormer at twice the resolution: 2 + 2 crops of 1024, seen at half of it, with a detail crop of 512 in each. The
-    authors weigh also 30 pixels at the left and right end of a target image 0, which here count. Evaluate it, and MIC
-    and CLUDA on it, with `--inference.window 1024 1024`, as the authors do.
+    authors weigh also 30 pixels at the left and right end of a target image 0, which here count. Its model, as those of
+    MIC and CLUDA on it, predicts in windows of the crop's size, as the authors do.
     """
     stage = daformer().stages[0]
     data = replace(stage.data, short_side=1024, crop=(1024, 1024), source=rare_source(short_side=1407, share=2.0))

@@ -46,7 +46,7 @@ class _Networks:
     def predicted(self, image: torch.Tensor) -> Iterator[np.ndarray]:
         """(K, H, W) probabilities of an image, (1, 3, H, W) in [0, 1], by one network after the other."""
         for network, card in self.networks:
-            yield predict(network, image, **card.size(), **self.inference.views())[0].cpu().numpy()
+            yield predict(network, image, **card.views(**self.inference.views()))[0].cpu().numpy()
 
     def classes(self, image: torch.Tensor) -> list[np.ndarray]:
         """(H, W) of each network, the probabilities of one of them held at a time."""

@@ -94,7 +94,7 @@ def _examples(before: str, after: str, target: str) -> list[Example]:
     for row in np.linspace(start, stop - 1, min(_EXAMPLES, stop - start)).astype(int).tolist():
         image = index.image(row)
         pixels = to_pixels(np.array(image[None]), torch.device("cpu"))
-        first, last = (predict(network, pixels, **card.size())[0] for network, card in networks)
+        first, last = (predict(network, pixels, **card.views())[0] for network, card in networks)
         confidence, label = last.max(0)
         truth = index.train_ids(row) if labelled else np.full(label.shape, IGNORE, np.uint8)
         examples.append(Example(image, truth, first.argmax(0).numpy(), label.numpy(), confidence.numpy()))

@@ -192,7 +192,7 @@ class PredictActor(Networks):
         views = self.work.inference.views()
 
         def one(number: int) -> Tensor:
-            return predict(self.classifiers[number], pixels, **self.loaded[number][1].size(), **views)
+            return predict(self.classifiers[number], pixels, **self.loaded[number][1].views(**views))
 
         total = one(0)
         first = total.max(1).indices  # argmax takes six times as long on a CPU
