@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from udaseg.data.classes import Classes, require_same_classes
+from udaseg.data.classes import Classes, of_color_labels, require_same_classes
 from udaseg.data.strict_json import dump_json, parse_json
-from udaseg.data.taxonomies import CITYSCAPES_CLASSES, SYNTHIA_16, remap
+from udaseg.data.taxonomies import CARLA_CLASSES, CITYSCAPES_CLASSES, SYNTHIA_16, remap
 from udaseg.errors import DatasetError
 
 GOOD = {"names": ["road", "sky"], "palette": [[128, 64, 128], [70, 130, 180]], "raw_to_train": {"7": 0, "23": 1}}
@@ -135,6 +135,36 @@ def test_the_mapping_to_synthia_s_16_classes() -> None:
         assert classes.raw_to_train[raw] == (SYNTHIA_16.index(name) if name in SYNTHIA_16 else 255)
         if name in SYNTHIA_16:
             assert classes.palette[SYNTHIA_16.index(name)] == CITYSCAPES_CLASSES.palette[train]
+
+
+def test_carla_s_tags_of_both_numberings() -> None:
+    names = CITYSCAPES_CLASSES.names
+    new = of_color_labels(CARLA_CLASSES, "red")
+    assert new.ids_in_red and not new.color_to_train and new.names == names
+    assert [new.lookup()[tag] for tag in (0, 1, 7, 11, 12, 13, 14, 19, 20, 24, 29, 30)] == [
+        255, 0, 6, 10, 11, 12, 13, 18, 255, 0, 255, -1
+    ]  # fmt: skip
+    file = Path(__file__).parents[2] / "examples/carla_before_0_9_14.json"
+    old = Classes.from_json(file.read_text(), str(file))
+    assert old.ids_in_red and (old.names, old.palette) == (names, CITYSCAPES_CLASSES.palette)
+    shown = {tag: names[train] for tag, train in old.raw_to_train.items() if train != 255}
+    assert shown == {
+        1: "building", 2: "fence", 4: "person", 5: "pole", 6: "road", 7: "road", 8: "sidewalk", 9: "vegetation",
+        10: "car", 11: "wall", 12: "traffic sign", 13: "sky", 18: "traffic light", 22: "terrain",
+    }  # fmt: skip
+    assert set(old.raw_to_train) == {*range(23), 255}
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"ids_in_red": 1}, "ids_in_red: 1 is neither true nor false"),
+        ({"ids_in_red": True, "color_to_train": {"1,2,3": 0}}, "ids_in_red beside color_to_train"),
+    ],
+)
+def test_ids_in_red_that_cannot_be_are_refused(changed: dict[str, object], reason: str) -> None:
+    with pytest.raises(DatasetError, match=f"^c.json: .*{reason}"):
+        Classes.from_json(json.dumps(GOOD | changed), "c.json")
 
 
 def test_255_is_ignored_where_nothing_else_is_said_of_it() -> None:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from udaseg.data.classes import Classes, of_color_labels, of_reduced_labels
+from udaseg.data.classes import Classes, ColorLabels, of_color_labels, of_reduced_labels
 from udaseg.data.images import inspect
 from udaseg.data.index import open_index
 from udaseg.data.layouts import LAYOUTS
@@ -79,9 +79,28 @@ def test_labels_of_three_equal_channels(tmp_path: Path) -> None:
     assert counts(tmp_path, plain, of_color_labels(CLASSES, "grey")) == kept
 
 
-def test_every_reader_maps_colours(tmp_path: Path) -> None:
-    classes = of_color_labels(CLASSES, "palette")
-    image, label = put(tmp_path, coloured(IDS))
+@pytest.mark.parametrize("alpha", [False, True])
+def test_ids_in_red_whatever_green_and_blue_hold(tmp_path: Path, alpha: bool) -> None:
+    raw = IDS * 10 + 7
+    others = [np.arange(35, dtype=np.uint8).reshape(5, 7), raw[::-1], np.full_like(raw, 9)]
+    label = np.dstack([raw, *others[: 2 + alpha]])
+    classes = of_color_labels(replace(CLASSES, raw_to_train={7: 0, 17: 1, 27: 2}), "red")
+    assert counts(tmp_path, label, classes) == np.bincount(IDS.ravel(), minlength=3).tolist()
+    again = Classes.from_json(classes.to_json())
+    assert again == classes and counts(tmp_path, label, again) == counts(tmp_path, label, classes)
+    label[0, 0, 0] = 99
+    with pytest.raises(DatasetError, match=r"label\.png: label ids outside the class list: 99 \(1 pixels\)"):
+        counts(tmp_path, label, classes)
+    value = {"names": ["all"], "palette": [[1, 2, 3]], "map": {"road": "all", "sky": None, "car": "all"}}
+    label[0, 0, 0] = 17
+    assert counts(tmp_path, label, remap(classes, json.dumps(value), "m.json")) == [int((label[..., 0] != 17).sum())]
+
+
+@pytest.mark.parametrize("form", ["palette", "red"])
+def test_every_reader_maps_colours(tmp_path: Path, form: ColorLabels) -> None:
+    classes = of_color_labels(CLASSES, form)
+    pixels = coloured(IDS) if form == "palette" else np.dstack([IDS, IDS[::-1], IDS * 0])
+    image, label = put(tmp_path, pixels)
     row = {"image_id": "a", "image_uri": image, "label_uri": label, "height": 5, "width": 7, "dataset": "d"}
     row |= {"class_pixels": np.bincount(IDS.ravel(), minlength=3), "split": "train"}
     write_dataset(str(tmp_path), pa.Table.from_pylist([row], schema=MANIFEST), classes)
@@ -106,7 +125,11 @@ def test_a_colour_that_no_class_has_is_named_with_the_nearest(tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     ("label", "hint"),
-    [(coloured(IDS), "give --label-colors palette, if"), (np.dstack([IDS] * 3), "give --label-colors grey: all hold")],
+    [
+        (coloured(IDS), "give --label-colors palette, if"),
+        (np.dstack([IDS] * 3), "give --label-colors grey: all hold"),
+        (np.dstack([IDS, IDS * 0, IDS * 0]), "give --label-colors red: the others are 0"),
+    ],
 )
 def test_today_s_refusal_hints_at_the_option(tmp_path: Path, label: np.ndarray, hint: str) -> None:
     with pytest.raises(DatasetError, match=r"label has 3 channels \(mode RGB\), not one channel of ids; " + hint):

@@ -29,6 +29,9 @@ class Classes:
     """Raw label id -> train id; empty where labels hold train ids already."""
     color_to_train: Mapping[str, int] = field(default_factory=dict)
     """Colour in a label, "r,g,b" -> train id; empty where labels hold ids."""
+    ids_in_red: bool = False
+    """Labels are colours whose red is the id, whatever green and blue are: CARLA's tags, beside which an instance may
+    lie."""
     unions: tuple[tuple[int, ...], ...] = ()
     """Of K classes the train ids K, K + 1, ... are those of pixels that may be of any of these, two or more each: what
     a mapping gives several names."""
@@ -58,6 +61,8 @@ class Classes:
             raise DatasetError(f"classes: raw_to_train maps {bad_ids}; a 16-bit label map holds ids of 0 to 65535")
         if bad_ids := sorted(set(self.color_to_train.values()) - allowed):
             raise DatasetError(f"classes: color_to_train maps to {bad_ids}, outside 0..{len(self.names) - 1} and 255")
+        if self.ids_in_red and self.color_to_train:
+            raise DatasetError("classes: ids_in_red beside color_to_train; labels hold ids or colours of classes")
         if bad_colors := [color for color in self.color_to_train if not _COLOR.fullmatch(color)]:
             raise DatasetError(f'classes: color_to_train maps {bad_colors[0]!r}; a colour is written as "128,64,0"')
 
@@ -102,7 +107,7 @@ class Classes:
 
     def to_json(self) -> str:
         fields = asdict(self) | {"raw_to_train": {str(k): v for k, v in self.raw_to_train.items()}}
-        for optional in ("color_to_train", "unions"):
+        for optional in ("color_to_train", "ids_in_red", "unions"):
             if not fields[optional]:
                 del fields[optional]
         return json.dumps(fields, indent=1)
@@ -135,7 +140,7 @@ _FORM = (
     '; a class list is {"names": [...], "palette": [[r, g, b], ...]}, '
     'and may have "ignore", "raw_to_train": {"raw id": train id} and "color_to_train": {"r,g,b": train id}'
 )
-_FIELDS = ("names", "palette", "ignore", "raw_to_train", "color_to_train", "unions")
+_FIELDS = ("names", "palette", "ignore", "raw_to_train", "color_to_train", "ids_in_red", "unions")
 
 
 def _fields(value: Any) -> dict[str, Any]:
@@ -173,6 +178,8 @@ def _fields(value: Any) -> dict[str, Any]:
     colors = value.get("color_to_train", {})
     if not isinstance(colors, dict):
         raise DatasetError(f'color_to_train: {_shown(colors)} is not an object; write {{"r,g,b": train id, ...}}')
+    if not isinstance(in_red := value.get("ids_in_red", False), bool):
+        raise DatasetError(f"ids_in_red: {_shown(in_red)} is neither true nor false")
     if wrong := [raw for raw in mapping if not re.fullmatch(r"0|-?[1-9][0-9]{0,8}", raw)]:
         raise DatasetError(f'raw_to_train: {_shown(wrong[0])} is not a whole number; ids are written as "7"')
     return {
@@ -181,6 +188,7 @@ def _fields(value: Any) -> dict[str, Any]:
         "ignore": _whole(value.get("ignore", 255), "ignore"),
         "raw_to_train": {int(raw): _whole(train, f"raw_to_train {raw}") for raw, train in mapping.items()},
         "color_to_train": {color: _whole(train, f"color_to_train {color}") for color, train in colors.items()},
+        "ids_in_red": in_red,
         "unions": tuple(tuple(_whole(v, "unions") for v in union) for union in unions),
     }
 
@@ -202,24 +210,31 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def of_color_labels(classes: Classes, form: Literal["palette", "grey"]) -> Classes:
+ColorLabels = Literal["palette", "grey", "red"]
+
+
+def of_color_labels(classes: Classes, form: ColorLabels) -> Classes:
     """The classes of labels that are colours.
 
     Args:
         classes: of the palette, or the ids.
         form: "palette": labels have the palette's colours, beside those that `color_to_train` has; "grey": all three
-            channels hold the id.
+            channels hold the id; "red": the first one does, whatever the others hold.
 
     Raises DatasetError where two classes would have one colour.
     """
+    if form == "red":
+        return replace(classes, color_to_train={}, ids_in_red=True)
     if form == "grey":
         train = replace(classes, color_to_train={}).lookup()[:256].tolist()
-        return replace(classes, color_to_train={f"{i},{i},{i}": k for i, k in enumerate(train) if k >= 0})
+        greys = {f"{i},{i},{i}": k for i, k in enumerate(train) if k >= 0}
+        return replace(classes, color_to_train=greys, ids_in_red=False)
     colors = [",".join(map(str, color)) for color in classes.palette]
     if twice := [k for k, color in enumerate(colors) if color in colors[:k]]:
         names = classes.names[colors.index(colors[twice[0]])], classes.names[twice[0]]
         raise DatasetError(f"palette: {names[0]!r} and {names[1]!r} have one colour, {colors[twice[0]]}")
-    return replace(classes, color_to_train={color: k for k, color in enumerate(colors)} | dict(classes.color_to_train))
+    of_color = {color: k for k, color in enumerate(colors)} | dict(classes.color_to_train)
+    return replace(classes, color_to_train=of_color, ids_in_red=False)
 
 
 def of_reduced_labels(classes: Classes) -> Classes:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import posixpath
 from collections import Counter
 from collections.abc import Sequence
-from typing import Literal
 
-from udaseg.data.classes import Classes, of_color_labels, of_reduced_labels
+from udaseg.data.classes import Classes, ColorLabels, of_color_labels, of_reduced_labels
 from udaseg.data.folders import (
     IMAGE_SUFFIXES,
     LABEL_SUFFIXES,
@@ -126,7 +125,7 @@ def find_classes(
     mapping: str | None,
     layout: str | None,
     root: str | None,
-    label_colors: Literal["palette", "grey"] | None,
+    label_colors: ColorLabels | None,
     *,
     reduce_zero_label: bool,
 ) -> Classes:

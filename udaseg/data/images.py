@@ -135,7 +135,11 @@ def decode_label(data: bytes, classes: Classes | None = None) -> np.ndarray:
         what = f"label has {len(image.getbands())} channels (mode {image.mode}), not one channel of ids"
         if image.mode in _COLOURS:
             pixels = np.asarray(image.convert("RGB"))
-            form = "grey: all hold the same" if (pixels == pixels[..., :1]).all() else "palette, if these are colours"
+            form = "palette, if these are colours"
+            if (pixels == pixels[..., :1]).all():
+                form = "grey: all hold the same"
+            elif not pixels[..., 1:].any():
+                form = "red: the others are 0"
             what = f"{what}; give --label-colors {form}"
         raise DatasetError(what)
     if image.mode == "P" and classes is not None:
@@ -176,6 +180,11 @@ def decode_colours(data: bytes) -> np.ndarray:
         code <<= 8
         code |= pixels[..., channel]
     return code
+
+
+def decode_red(data: bytes) -> np.ndarray:
+    """(H, W) uint16 ids in the red channel of an encoded label map as it is shown. Raises as `decode_colours` does."""
+    return _colours(_open(data))[..., 0].astype(np.uint16)
 
 
 def _read(uri: str, decode: Callable[[bytes], np.ndarray]) -> np.ndarray:
@@ -232,12 +241,15 @@ def read_colours(uri: str) -> np.ndarray:
 
 
 def read_raw_label(uri: str, classes: Classes, *, check: bool = False) -> np.ndarray:
-    """(H, W) places in `classes.lookup()` of the label map at `uri`: raw ids, or colours where its labels hold such.
+    """(H, W) places in `classes.lookup()` of the label map at `uri`: raw ids, or colours where its labels are such.
 
     Raises as `read_label` does; `check` is for labels that are new, and is of their palettes, see `decode_label`.
     """
-    decode_ids = partial(decode_label, classes=classes) if check else decode_label
-    return _read(uri, decode_colours if classes.color_to_train else decode_ids)
+    if classes.color_to_train:
+        return _read(uri, decode_colours)
+    if classes.ids_in_red:
+        return _read(uri, decode_red)
+    return _read(uri, partial(decode_label, classes=classes) if check else decode_label)
 
 
 def unknown_text(raw: np.ndarray, pixels: np.ndarray, classes: Classes) -> str:

@@ -74,9 +74,13 @@ _CARLA_ONLY = {
 """Colours of CARLA's CityScapesPalette.h that Cityscapes has not, in all versions since 0.9."""
 
 
+# From 0.9.14 on, by CARLA's ref_sensors.md: 1 to 19 are Cityscapes' classes in their order, 24 is a road's marking.
+_CARLA_TAGS = dict.fromkeys(range(30), 255) | {train + 1: train for train in range(19)} | {24: 0, 255: 255}
+
+
 CARLA_CLASSES = replace(
     CITYSCAPES_CLASSES,
-    raw_to_train={},
+    raw_to_train=_CARLA_TAGS,
     color_to_train={",".join(map(str, colour)): k for k, colour in enumerate(CITYSCAPES_CLASSES.palette)}
     | {c: 255 if name is None else CITYSCAPES_CLASSES.names.index(name) for c, name in _CARLA_ONLY.items()},
 )
@@ -143,6 +147,7 @@ def remap(classes: Classes, text: str | bytes, origin: str) -> Classes:
         new,
         raw_to_train={raw: train_ids[train] for raw, train in raw_to_train.items()},
         color_to_train=color_to_train,
+        ids_in_red=classes.ids_in_red,
         unions=unions,
     )
 

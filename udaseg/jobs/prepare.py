@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from rich.table import Table
 
-from udaseg.data.classes import Classes
+from udaseg.data.classes import Classes, ColorLabels
 from udaseg.data.coco import Segments, drawn
 from udaseg.data.dataset_input import assign_splits, check_given, find_classes, find_pairs
 from udaseg.data.depth import require_depth_range
@@ -57,7 +57,7 @@ def prepare(
     split: str | None = None,
     image_suffix: str | None = None,
     label_suffix: str | None = None,
-    label_colors: Literal["palette", "grey"] | None = None,
+    label_colors: ColorLabels | None = None,
     reduce_zero_label: bool = False,
     depth_range: DepthRange | None = None,
     name: str | None = None,
@@ -90,7 +90,8 @@ def prepare(
         image_suffix: What the names of --images end in before their extension and labels lack, as _leftImg8bit; files
             without it are passed over.
         label_suffix: The same of --labels, as _gtFine_labelIds.
-        label_colors: Labels are colours: those of the palette, or grey of three equal channels that hold the id.
+        label_colors: Labels are colours: those of the palette, grey of three equal channels that hold the id, or red
+            that is the id, as CARLA writes its tags, whatever the other channels hold.
         reduce_zero_label: Labels hold 0 where they are ignored, and 1 for the first class.
         depth_range: LOW and HIGH for images of one band and more than 8 bits, such as depths or temperatures, or of
             floating-point numbers: LOW and less become black, HIGH and more white, what lies between linearly grey.
