@@ -34,7 +34,7 @@ class Arguments:
     truth: bool = False
     """Compare with the true labels that the images have, in the report alone."""
     layouts: tuple[ExportFormat, ...] = ()
-    """Folders for other tools: cityscapes, coco_stuff."""
+    """Folders for other tools: cityscapes, coco_stuff; submission for servers of Cityscapes, ACDC and Dark Zurich."""
     max_failed: float | None = None
     """Stop when more images than this cannot be read; below 1 a share of all. Without it they are listed alone."""
     block_size: int = 32

@@ -20,6 +20,7 @@ from udaseg.checkpoints.directory import ModelCard, load_model, save_model
 from udaseg.components.prototypes import PrototypeClassifier
 from udaseg.config import DEFAULT_RULES, Model, PseudoLabel
 from udaseg.data import export
+from udaseg.data.classes import Classes
 from udaseg.data.confidence import decode_confidence, decode_distribution
 from udaseg.data.images import read_image
 from udaseg.data.index import open_index
@@ -41,6 +42,7 @@ from udaseg.jobs.pseudo_label.tasks import (
     apply_thresholds,
     label_chunk,
     tally_chunk,
+    write_label,
 )
 from udaseg.losses.contrastive import downscale_label
 from udaseg.models.build import build_segmenter
@@ -345,8 +347,8 @@ def test_cityscapes_folders_are_read_back_as_cityscapes(tmp_path: Path) -> None:
         for path, lookup in names.labels.items():
             (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(label if lookup is None else lookup[label]).save(tmp_path / path)
-        (tmp_path / names.image).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (3, 2)).save(tmp_path / names.image)
+        (tmp_path / str(names.image)).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (3, 2)).save(tmp_path / str(names.image))
     pairs = sorted(LAYOUTS["cityscapes"].pairs(str(tmp_path)))
     assert [pair.image_id for pair in pairs] == ["fleet/lonely", "zurich/zurich_000001"]
     for pair in pairs:
@@ -362,6 +364,20 @@ def test_other_classes_keep_their_train_ids(tmp_path: Path) -> None:
     coco = export.names("coco_stuff", "a/b", "val", ".jpg", CLASSES)
     assert coco.image == "images/val/a/b.jpg" and list(coco.labels) == ["annotations/val/a/b.png"]
     assert export.suffix_of("s3://bucket/a/b.jpg?region=x") == export.suffix_of("/v1.2?/what?.jpg") == ".jpg"
+
+
+def test_a_submission_holds_every_pixel_without_a_palette(tmp_path: Path) -> None:
+    classes = Classes(names=("sky", "road"), palette=((1, 2, 3), (4, 5, 6)))
+    job = replace(work(tmp_path, make_checkpoint(tmp_path / "model", 0)), classes=classes, layouts=("submission",))
+    prediction = np.array([[0, 1, 1], [1, 0, 0]], np.uint8)
+    label = np.array([[255, 1, 255], [1, 255, 0]], np.uint8)
+    row = {"image_id": "night/a_rgb_anon", "image_uri": str(tmp_path / "a.png"), "split": "test", "label_uri": None}
+    write_label(job, row, label, prediction, np.ones((2, 3), np.float32))
+    files = [path for path in (tmp_path / "out" / "submission").rglob("*") if path.is_file()]
+    assert [path.name for path in files] == ["a_rgb_anon.png"]
+    image = Image.open(files[0])
+    assert image.mode == "L" and np.asarray(image).tolist() == [[10, 0, 0], [0, 10, 10]]
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "labels" / "night" / "a_rgb_anon.png")), label)
 
 
 def test_a_network_of_two_scales_labels_too(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""Label maps under the names that other tools look for: Cityscapes' and COCO-Stuff's folders."""
+"""Label maps under the names that other tools look for: Cityscapes' and COCO-Stuff's folders, and those that the
+servers of benchmarks score."""
 
 from __future__ import annotations
 
@@ -14,15 +15,18 @@ from udaseg.data.storage import filesystem
 from udaseg.data.taxonomies import CITYSCAPES_CLASSES
 from udaseg.errors import DatasetError
 
-ExportFormat = Literal["cityscapes", "coco_stuff"]
+ExportFormat = Literal["cityscapes", "coco_stuff", "submission"]
 
 
 class Names(NamedTuple):
     """Where a layout has an image and its label maps, below the folder of the layout."""
 
-    image: str
-    labels: dict[str, np.ndarray | None]
-    """Path -> (256,) uint8 lookup of train ids; None = as they are."""
+    image: str | None = None
+    """None where it holds no images."""
+    labels: Mapping[str, np.ndarray | None] = {}
+    """Path -> (256,) uint8 lookup of train ids, for pseudo-labels; None = as they are."""
+    predictions: Mapping[str, np.ndarray] = {}
+    """Likewise for the most probable class of every pixel."""
 
 
 def names(layout: ExportFormat, image_id: str, split: str, suffix: str, classes: Classes) -> Names:
@@ -31,13 +35,20 @@ def names(layout: ExportFormat, image_id: str, split: str, suffix: str, classes:
     Cityscapes' tools look for <split>/<city>/<name>; an image that lies in no folder gets the city "fleet". Label ids
     are those of Cityscapes where all classes are its own, else train ids. COCO-Stuff's pixel maps hold train ids.
 
+    What servers score lies in one folder under the images' own names: of Cityscapes (..._leftImg8bit) label ids, of
+    ACDC and Dark Zurich (..._rgb_anon) train ids, as the authors of DAFormer and SePiCo hand them in.
+
     Args:
         layout: which one.
         image_id: path-like, without suffix.
         split: "train", "val", ...
         suffix: of the image's file, ".jpg".
         classes: names in the order of train ids.
+
+    Raises DatasetError where a server has no such image or class.
     """
+    if layout == "submission":
+        return Names(predictions={f"{posixpath.basename(image_id)}.png": _submitted_ids(image_id, classes)})
     if layout == "coco_stuff":
         return Names(f"images/{split}/{image_id}{suffix}", {f"annotations/{split}/{image_id}.png": None})
     place = image_id.removesuffix("_leftImg8bit")
@@ -50,20 +61,22 @@ def names(layout: ExportFormat, image_id: str, split: str, suffix: str, classes:
 
 
 def require_unique_names(
-    layout: ExportFormat, images: Iterable[Mapping[str, Any]], again: Iterable[Mapping[str, Any]]
+    layout: ExportFormat, images: Iterable[Mapping[str, Any]], again: Iterable[Mapping[str, Any]], classes: Classes
 ) -> None:
-    """Make sure that a layout gives each image a place of its own. Holds 8 bytes an image.
+    """Make sure that a layout has a place for each image, and gives it to it alone. Holds 8 bytes an image.
 
     Args:
         layout: which one.
         images: rows with "image_id", "split" and "image_uri".
         again: the same, read where two of `images` seem to have one name.
+        classes: of the labels.
 
-    Raises DatasetError, naming two images of one name.
+    Raises DatasetError, naming two images of one name, or as `names` does.
     """
 
     def place(row: Mapping[str, Any]) -> str:
-        return next(iter(names(layout, row["image_id"], row["split"], "", CITYSCAPES_CLASSES).labels))
+        found = names(layout, row["image_id"], row["split"], "", classes)
+        return next(iter({**found.labels, **found.predictions}))
 
     def short(name: str) -> int:
         return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big")
@@ -82,6 +95,21 @@ def require_unique_names(
 def suffix_of(uri: str) -> str:
     """ ".jpg" of an image's address."""
     return posixpath.splitext(filesystem(uri)[1])[1]
+
+
+def _submitted_ids(image_id: str, classes: Classes) -> np.ndarray:
+    if other := [name for name in classes.names if name not in CITYSCAPES_CLASSES.names]:
+        raise DatasetError(f"layout submission: {other[0]!r} is no class that the servers of Cityscapes and ACDC know")
+    if image_id.endswith("_rgb_anon"):
+        train_ids = [CITYSCAPES_CLASSES.names.index(name) for name in classes.names]
+        return np.array(train_ids + [255] * (256 - len(train_ids)), np.uint8)
+    label_ids = _cityscapes_ids(classes)
+    if label_ids is None or not image_id.endswith("_leftImg8bit"):
+        raise DatasetError(
+            f"layout submission: image {image_id!r} is none of Cityscapes (..._leftImg8bit), ACDC or Dark Zurich "
+            "(..._rgb_anon); give a dataset of theirs with their own names, or leave the layout out"
+        )
+    return label_ids
 
 
 def _cityscapes_ids(classes: Classes) -> np.ndarray | None:

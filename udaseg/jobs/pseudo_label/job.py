@@ -132,7 +132,7 @@ def pseudo_label(
         raise DatasetError(f"{images}: lies in the folder of labels; choose an --out elsewhere")
     true_classes = _truth(images, classes) if truth else None
     for layout in layouts:
-        require_unique_names(layout, list_images(images, split), list_images(images, split))
+        require_unique_names(layout, list_images(images, split), list_images(images, split), classes)
     job: dict[str, Any] = {
         "checkpoint": [_fingerprint(uri, inference) for uri in checkpoints],
         "rules": {k: v for k, v in dataclasses.asdict(rules).items() if k not in ("by", "flip")},

@@ -145,7 +145,10 @@ def write_label(
         for name, lookup in names.labels.items():
             mapped = image if lookup is None else Image.fromarray(lookup[label])
             write_png(join(work.out, layout, name), mapped, work.scratch)
-        _place(row["image_uri"], join(work.out, layout, names.image), work.scratch)
+        for name, lookup in names.predictions.items():
+            write_png(join(work.out, layout, name), Image.fromarray(lookup[prediction]), work.scratch)
+        if names.image is not None:
+            _place(row["image_uri"], join(work.out, layout, names.image), work.scratch)
     pixels = np.bincount(label.ravel(), minlength=256)[: len(work.classes)]
     right, reliability = np.zeros(4, np.int64), np.zeros((RELIABILITY_BINS, 3))
     if work.truth is not None and row["label_uri"] is not None:
