@@ -25,7 +25,7 @@ from udaseg.evaluation.metrics import mean_iou
 from udaseg.job_config import Cluster
 from udaseg.jobs import train as job
 from udaseg.jobs.evaluate import evaluate
-from udaseg.jobs.preflight import check
+from udaseg.jobs.preflight import check, classes_by_id
 from udaseg.jobs.train import train
 from udaseg.overrides import override
 from udaseg.recipes import RECIPES
@@ -319,6 +319,19 @@ def test_crops_beside_the_cells_are_warned_of(pair: dict[str, str], capsys: pyte
     assert capsys.readouterr().err == ""
     check(tiny_recipe("source_only_small", data__crop=(130, 200)), directories, ONE)
     assert capsys.readouterr().err.startswith("warning: stage 'source': data.crop (130, 200) is no multiple of ")
+
+
+def test_classes_that_a_method_knows_by_their_ids_are_told() -> None:
+    recipe = override(RECIPES["daformer_small"](), {"method.things": (2, 0)})
+    assert classes_by_id(recipe, CLASSES) == [
+        f"stage 'daformer': things are {CLASSES.names[2]!r}, {CLASSES.names[0]!r}; others by --stages.1.method.things"
+    ]
+    camix = override(RECIPES["camix_small"](), {"method.companions": ((0, 1), (2, 1)), "method.things": ()})
+    shown = "{!r} with {!r}, {!r} with {!r}".format(*(CLASSES.names[k] for k in (0, 1, 2, 1)))
+    assert classes_by_id(camix, CLASSES) == [
+        f"stage 'camix': companions are {shown}; others by --stages.1.method.companions"
+    ]
+    assert classes_by_id(RECIPES["dacs_small"](), CLASSES) == []
 
 
 def test_more_than_this_machine_has_is_refused(pair: dict[str, str], tmp_path: Path, ray_session: None) -> None:

@@ -125,6 +125,22 @@ def check(recipe: Recipe, directories: dict[str, str | None], cluster: Cluster) 
     return classes
 
 
+def classes_by_id(recipe: Recipe, classes: Classes) -> list[str]:
+    """A line for each setting of a method that names classes by train ids, which are others in other datasets."""
+    lines = []
+    for i, stage in enumerate(recipe.stages):
+        for field in ("things", "long_tail", "hard", "companions"):
+            ids = getattr(stage.method, field, ())
+            named = [
+                " with ".join(repr(classes.names[k]) for k in ((of,) if isinstance(of, int) else of)) for of in ids
+            ]
+            if named:
+                lines.append(
+                    f"stage {stage.name!r}: {field} are {', '.join(named)}; others by --stages.{i}.method.{field}"
+                )
+    return lines
+
+
 def _check_crop(stage: Stage, network: Segmenter) -> None:
     """Raise ValueError where crops are larger than the one size that the backbone takes.
 

@@ -30,7 +30,7 @@ from udaseg.evaluation.checkpoint_scores import Scoring
 from udaseg.job_config import Cluster, Inference, TrackerName, check_trackers
 from udaseg.jobs.monitor import Monitor
 from udaseg.jobs.output import own_directory, require_own
-from udaseg.jobs.preflight import check, check_out, check_resources, check_resumable, shortage
+from udaseg.jobs.preflight import check, check_out, check_resources, check_resumable, classes_by_id, shortage
 from udaseg.jobs.pseudo_label.job import pseudo_label, unreachable_images
 from udaseg.jobs.ray_session import check_nodes, ensure_ray, plain_errors
 from udaseg.jobs.resources import usable_cores
@@ -80,6 +80,7 @@ def train(
     require_own(out, "train")
     directories = {"source": to_uri(source), "target": to_uri(target)}
     classes = check(recipe, directories, cluster)
+    print(*(f"{line}\n" for line in classes_by_id(recipe, classes)), sep="", end="", flush=True)
     digests = {name: digest(directory) for name, directory in directories.items() if directory is not None}
     out = absolute(out)
     config = {"recipe": json.loads(recipe_to_json(recipe)), "manifests": digests}
