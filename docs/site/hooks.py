@@ -4,6 +4,7 @@ index.md, contributing.md, changes.md  the files of the repository's root; besid
 reference/settings.md                  the sections of a run and of the commands, by the docstrings below their fields
 reference/recipes/<name>.md            a method's settings, and what each of its recipes sets
 reference/python.md                    the names of `import udaseg`, which mkdocstrings describes
+reference/parts.md                     likewise losses, components, heads, the teacher and metrics, for other loops
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     made = {page: of_root(name) for name, page in OF_ROOT.items()}
-    made |= {"reference/settings.md": settings(), "reference/python.md": names()}
+    made |= {"reference/settings.md": settings(), "reference/python.md": names(), "reference/parts.md": parts()}
     made |= {f"reference/recipes/{module}.md": recipes(module) for module in MODULES}
     for uri, text in made.items():
         files.append(File.generated(config, uri, content=text))
@@ -85,6 +86,18 @@ def names() -> str:
     return "\n\n".join(
         ["# Python", about, "`udaseg.RECIPES` maps the name of each recipe to the function that makes it.", *described]
     )
+
+
+def parts() -> str:
+    """Of the modules that ask for no pipeline."""
+    found = [
+        f"udaseg.{folder}.{path.stem}"
+        for folder in ("losses", "components")
+        for path in sorted((ROOT / "udaseg" / folder).glob("[!_]*.py"))
+    ]
+    modules = [*found, "udaseg.models.heads", "udaseg.models.teacher", "udaseg.evaluation.metrics"]
+    about = "What [a training loop of your own](../parts.md) can use."
+    return "\n\n".join(["# Parts", about, *(f"::: {module}" for module in modules)])
 
 
 def settings() -> str:
