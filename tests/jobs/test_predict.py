@@ -86,6 +86,7 @@ def test_an_image_that_is_stored_turned_is_predicted_as_it_is_shown(predictor: P
     [
         (np.zeros((4, 4), np.uint8), r"an array of uint8 of shape \(4, 4\)"),
         (np.zeros((4, 4, 3)), "an array of float64"),
+        (torch.zeros(1, 3, 4, 4), r"an image of type Tensor; .* `udaseg\.predict` takes batches"),
         (np.zeros((0, 4, 3), np.uint8), r"shape \(0, 4, 3\)"),
         (np.zeros((1, 60_000, 3), np.uint8), "60000 x 1 pixels are too long and narrow"),
         (Image.new("I;16", (4, 4)), "pixels of mode I;16"),

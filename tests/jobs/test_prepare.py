@@ -396,6 +396,21 @@ def test_skip(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert not (tree / "out/skipped.json").exists()
 
 
+def test_images_in_folders_by_the_names_of_splits_are_warned_of(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for kind in ("images", "labels"):
+        (tree / kind / "b").rename(tree / kind / "validation")
+        (file,) = (tree / kind).glob("a.png")
+        put(tree / kind / "train" / "a.png", file.read_bytes())
+        file.unlink()
+    assert run(tree) == []
+    assert (
+        "warning: images lie in the folders train, validation, and are all of split 'train'" in capsys.readouterr().err
+    )
+    assert run(tree, split="val", overwrite=True) == [] and "lie in the folders" not in capsys.readouterr().err
+    with pytest.raises(DatasetError, match=r"--strict refuses what is warned of\n.*lie in the folders"):
+        run(tree, strict=True, overwrite=True)
+
+
 @pytest.mark.parametrize("on_error", ["refuse", "skip"])
 def test_what_cannot_be_reached_is_not_left_out(tree: Path, on_error: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A mount or a store that is away for a minute is no fault of its images."""
@@ -423,6 +438,7 @@ def test_skip_refuses_to_skip_everything(tree: Path) -> None:
     ("changes", "reason"),
     [
         ({"images": "nowhere"}, "nowhere: no such folder"),
+        ({"images": "classes.json"}, "classes.json: a file, where a folder is to be named"),
         ({"labels": "nowhere"}, "nowhere: no such folder"),
         ({"images": "empty"}, "empty: no file in this folder or below ends in .png or .jpg"),
         ({"labels": "empty"}, "empty: no file in this folder or below ends in .png"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -166,5 +167,10 @@ def _pixels(image: Location | Image.Image | np.ndarray, depth_range: DepthRange 
         with contextlib.suppress(Exception):  # as of files, EXIF that is broken is passed over
             image = ImageOps.exif_transpose(image)
         return "the image", rgb(image, depth_range)
+    if not isinstance(image, str | os.PathLike):
+        raise DatasetError(
+            f"an image of type {type(image).__name__}; give a path, one of Pillow's images or an array; "
+            "`udaseg.predict` takes batches of tensors"
+        )
     uri = to_uri(image)
     return uri, read_image(uri, depth_range)

@@ -82,6 +82,21 @@ def find_pairs(
     return pairs, passed_over(images, unread)
 
 
+def split_folders(pairs: Sequence[Pair]) -> list[str]:
+    """What is to be warned of where images of one split lie in folders by the names of several."""
+    found = sorted({pair.image_id.partition("/")[0] for pair in pairs if pair.image_uri})
+    if len(found) < 2 or not set(found) <= _LIKE_SPLITS:
+        return []
+    where = ", ".join(found)
+    return [
+        f"images lie in the folders {where}, and are all of split {pairs[0].split!r}; if these are splits, give them "
+        "by --splits, or the folder above by --layout folders --root"
+    ]
+
+
+_LIKE_SPLITS = {"train", "val", "test", "training", "validation", "testing"}
+
+
 def _endings(suffix: str | None, extensions: Sequence[str]) -> list[str]:
     """What names end in; a suffix may have its extension or not."""
     if suffix is None:

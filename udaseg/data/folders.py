@@ -89,7 +89,7 @@ def why_missing(path: str, kind: str = "file") -> str:
     raw = re.sub(rb"\\x([0-9a-f]{2})", lambda code: bytes.fromhex(code[1].decode()), os.fsencode(path))
     if raw != os.fsencode(path) and os.path.lexists(raw):
         return "its name is not UTF-8; rename it"
-    return f"no such {kind}"
+    return "a file, where a folder is to be named" if os.path.isfile(path) else f"no such {kind}"
 
 
 def has_folder(folder: str) -> bool:

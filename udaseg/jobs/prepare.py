@@ -15,7 +15,7 @@ from rich.table import Table
 
 from udaseg.data.classes import Classes, ColorLabels
 from udaseg.data.coco import Segments, drawn
-from udaseg.data.dataset_input import assign_splits, check_given, find_classes, find_pairs
+from udaseg.data.dataset_input import assign_splits, check_given, find_classes, find_pairs, split_folders
 from udaseg.data.depth import require_depth_range
 from udaseg.data.folders import Pair, Problem, sort_out
 from udaseg.data.label_warnings import label_warnings
@@ -118,6 +118,8 @@ def prepare(
             raise DatasetError(f"{join(out, SKIPPED)}: not written by `udaseg prepare`, which would; move it elsewhere")
         class_list = find_classes(classes, mapping, layout, root, label_colors, reduce_zero_label=reduce_zero_label)
         pairs, passed = find_pairs(images, labels, layout, root, split, image_suffix, label_suffix)
+        if splits is None and split is None and images is not None:
+            passed += split_folders(pairs)
         good, problems = sort_out(pairs)
         if splits is not None:
             good, more = assign_splits(good, {pair.image_id for pair in pairs if pair.image_uri}, splits)

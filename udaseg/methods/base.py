@@ -149,7 +149,7 @@ def require_classes(field: str, named: Iterable[int], student: Segmenter) -> Non
     """Raise ValueError, naming the method's field, where it names a class that the student does not have."""
     classes = tuple(named)
     if any(not 0 <= c < student.num_classes for c in classes):
-        raise ValueError(f"method.{field} {classes} names classes beyond 0 ... {student.num_classes - 1}")
+        raise ValueError(f"method.{field} {classes} names classes beyond 0 ... {student.num_classes - 1}; give others")
 
 
 def fuses(parameters: Iterable[nn.Parameter], optim: Optim) -> bool | None:
