@@ -16,10 +16,11 @@ from PIL import Image
 
 from udaseg.data.classes import Classes
 from udaseg.data.folders import Pair
-from udaseg.data.manifest import read_manifest
+from udaseg.data.manifest import MANIFEST, read_manifest
 from udaseg.data.storage import children, exists, join, remove_folder, write_bytes
 from udaseg.errors import DatasetError, UnreachableError
 from udaseg.jobs import checking
+from udaseg.jobs import prepare as prepare_job
 from udaseg.jobs.checking import CHECKED, check_pairs
 from udaseg.jobs.output import mark
 from udaseg.jobs.prepare import prepare
@@ -218,3 +219,77 @@ def test_a_folder_is_removed_wherever_it_is(store: Callable[[str, str], str]) ->
     write_bytes(join(home, "beside"), b"1")
     remove_folder(folder)
     assert not exists(join(folder, "a")) and not exists(join(folder, "b c")) and exists(join(home, "beside"))
+
+
+def pairs(tree: Path, *splits: str) -> list[Pair]:
+    return [
+        Pair(f"{n:02d}", f"{tree}/images/{n:02d}.png", f"{tree}/labels/{n:02d}.png", split)
+        for n, split in enumerate(splits)
+    ]
+
+
+def test_places_are_those_of_the_training_images(tree: Path, ray_session: None) -> None:
+    both = check_pairs(pairs(tree, "train", "train", "val"), CLASSES, None, out=str(tree / "out"))[1]
+    train = check_pairs(pairs(tree, "train", "train"), CLASSES, None, out=str(tree / "out"))[1]
+    assert np.array_equal(both, train) and train.sum() == 2 * 64 * 128
+
+
+def test_another_depth_range_is_another_check(tree: Path, opened: list[str]) -> None:
+    """16 bits are no image without a range, and what was found with one does not make them so."""
+    Image.fromarray(np.full((12, 16), 300, np.uint16)).save(tree / "images" / "00.png")
+    plan = {"rows": [0], "images": [f"{tree}/images/00.png"], "labels": [None]}
+    uris = pa.list_(pa.string())
+    schema = pa.schema([("rows", pa.list_(pa.int64())), ("images", uris), ("labels", uris)])
+    table = pa.Table.from_pylist([plan], schema=schema)
+    for depth_range, bad in (((0.0, 1000.0), False), (None, True)):
+        facts = checking._check_blocks(table, CLASSES, depth_range, str(tree / "out"))
+        assert facts["problem"][0].is_valid == bad
+
+
+def test_facts_are_in_the_order_of_the_images_whichever_is_checked_first(
+    tree: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checking, "_KEPT", 1)
+    monkeypatch.setattr(checking, "track", lambda blocks, *_: reversed(list(blocks)))
+    facts, _ = check_pairs(pairs(tree, *12 * ["train"]), CLASSES, None, out=str(tree / "out"))
+    assert facts["row"].to_pylist() == list(range(12))
+
+
+def test_each_block_of_a_task_is_kept(tree: Path, opened: list[str]) -> None:
+    def plan(n: int) -> dict[str, object]:
+        rows = [2 * n, 2 * n + 1]
+        return {"rows": rows} | {kind: [f"{tree}/{kind}/{m:02d}.png" for m in rows] for kind in ("images", "labels")}
+
+    table = pa.Table.from_pylist([plan(n) for n in range(3)])
+    first = checking._check_blocks(table, CLASSES, None, str(tree / "out"))
+    assert len(opened) == 6 and len(kept(tree)) == 3
+    assert checking._check_blocks(table, CLASSES, None, str(tree / "out")).equals(first) and len(opened) == 6
+
+
+def test_a_dataset_is_called_as_its_directory_and_what_is_passed_over_is_told(
+    tree: Path, ray_session: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tree / "images" / "x.heic").write_bytes(b"x")
+    run(tree)
+    assert set(read_manifest(str(tree / "out"))["dataset"].to_pylist()) == {"out"}
+    assert "heic" in capsys.readouterr().err
+
+
+def test_a_folder_beside_is_not_below() -> None:
+    uris = ["/data/out/a.png", "/data/out2/a.png", "/data/outer.png", None]
+    assert prepare_job._relative(uris, "/data/out") == ["a.png", *uris[1:]]
+
+
+def test_the_table_counts_each_split(capsys: pytest.CaptureFixture[str]) -> None:
+    split = [("train", [30, 10]), ("train", [0, 40]), ("train", None), ("val", [5, 0]), ("test", None)]
+    common = {"image_uri": "a", "height": 1, "width": 1, "dataset": "d"}
+    table = [
+        common | {"image_id": str(n), "split": s, "class_pixels": p, "label_uri": None if p is None else "l"}
+        for n, (s, p) in enumerate(split)
+    ]
+    prepare_job._show(pa.Table.from_pylist(table, schema=MANIFEST), CLASSES, title="t")
+    shown = capsys.readouterr().out.replace("│", " ").replace("%", "")
+    lines = [line.split() for line in shown.splitlines()]
+    found = {words[0]: words[1:] for words in lines if words}
+    assert found["images"] == ["1", "3", "1"] and found["labelled"] == ["0", "2", "1"]
+    assert found["road"] == ["37.50", "100.00"] and found["sky"] == ["62.50", "0.00"]

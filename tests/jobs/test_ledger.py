@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -112,3 +113,28 @@ def test_what_was_left_half_written_is_no_entry(tmp_path: Path) -> None:
     ledger.commit("predict", 0, {"image_id": []})
     (tmp_path / "job" / "predict" / "00000001.parquet.0123.tmp").write_bytes(b"half")
     assert ledger.committed("predict") == {0}
+
+
+def test_a_job_that_lacks_what_it_was_begun_with_is_another(tmp_path: Path) -> None:
+    state(tmp_path, rules=1, depth_range=[0, 10])
+    with pytest.raises(DatasetError, match=r"other depth_range \(\[0, 10\], now null\)"):
+        state(tmp_path, rules=1)
+
+
+def test_a_listing_that_was_cut_off_is_found_at_once(tmp_path: Path) -> None:
+    state(tmp_path)
+    path = tmp_path / "job" / "listing.parquet"
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(DatasetError, match=r"listing\.parquet: not the whole listing"):
+        state(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"block_size": 0}, {"block_size": True}, {"count": 0}, {"count": "9"}, {"job": []}]
+)
+def test_a_state_of_no_job_is_refused(changes: dict[str, object], tmp_path: Path) -> None:
+    state(tmp_path)
+    path = tmp_path / "job" / "job.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(DatasetError, match=r"job\.json: not a job's state"):
+        state(tmp_path)
