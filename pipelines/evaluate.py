@@ -10,20 +10,21 @@ from typing import Literal
 import tyro
 
 from pipelines.cli import command, parse_arguments
+from udaseg.errors import ConfigError
 from udaseg.job_config import Inference
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """Evaluate a checkpoint on a labelled dataset: a table, and as files if --out is given."""
+    """Evaluate checkpoints on a labelled dataset: a table, and as files if --out is given."""
 
-    checkpoint: str
-    """A run's model directory, or one of its checkpoints."""
+    checkpoint: tuple[str, ...]
+    """A run's model directory, or one of its checkpoints; several are columns of one table."""
     dataset: str
     """Dataset directory."""
     split: str = "val"
     out: str | None = None
-    """Folder for metrics.json and confusion.png; neither may be there yet."""
+    """Folder for metrics.json and confusion.png, of several confusion_1.png and so on; none may be there yet."""
     inference: Inference = field(default_factory=Inference)
     format: Literal["table", "json"] = "table"
     """What is printed."""
@@ -32,6 +33,8 @@ class Arguments:
 @command
 def main(argv: Sequence[str]) -> None:
     a = parse_arguments(Arguments, argv, prog="udaseg evaluate", config=(tyro.conf.AvoidSubcommands,))
+    if len(set(a.checkpoint)) < max(1, len(a.checkpoint)):
+        raise ConfigError("--checkpoint: give one, or several that differ")
     from udaseg.jobs.evaluate import evaluate_to
 
     evaluate_to(a.out, a.checkpoint, a.dataset, split=a.split, inference=a.inference, print_json=a.format == "json")

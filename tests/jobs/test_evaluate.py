@@ -13,11 +13,12 @@ import pytest
 import torch
 from tiny import CLASSES, make_checkpoint, make_dataset
 
+from pipelines.evaluate import main
 from udaseg.checkpoints.directory import load_model, read_card, save_model
 from udaseg.data.index import open_index
 from udaseg.data.manifest import read_manifest, write_dataset
 from udaseg.errors import CheckpointError, ConfigError, DatasetError
-from udaseg.evaluation.metrics import confusion
+from udaseg.evaluation.metrics import confusion, mean_iou
 from udaseg.job_config import Inference
 from udaseg.jobs import evaluate as evaluate_module
 from udaseg.jobs.evaluate import Evaluator, evaluate, evaluate_to
@@ -96,14 +97,14 @@ def test_evaluate_to_hands_on_what_it_is_told(
     save_model(tmp_path / "m", load_model(uri)[0], replace(read_card(uri), old_classes=2))
     inference = Inference(gpu=False, flip=True)
     out = str(tmp_path / "out")
-    evaluate_to(out, uri, dataset, split="train", inference=inference)
+    evaluate_to(out, [uri], dataset, split="train", inference=inference)
     assert seen == [{"split": "train", "inference": inference}]
     assert any("old" in name for name in json.loads((tmp_path / "out" / "metrics.json").read_text()))
-    for name in evaluate_module.FILES:  # one of them is enough
+    for name in (evaluate_module.METRICS, evaluate_module.PICTURE):  # one of them is enough
         content = (tmp_path / "out" / name).read_bytes()
         (tmp_path / "out" / name).unlink()
         with pytest.raises(ConfigError, match="holds results already"):
-            evaluate_to(out, uri, dataset, split="train", inference=inference)
+            evaluate_to(out, [uri], dataset, split="train", inference=inference)
         (tmp_path / "out" / name).write_bytes(content)
     assert len(seen) == 1
 
@@ -124,3 +125,29 @@ def test_evaluation_warns_of_another_depth_range(
     with pytest.raises(Stop):
         evaluate([uri], dataset, inference=Inference(gpu=False))
     assert "was prepared with --depth-range 0 20, " in capsys.readouterr().err
+
+
+def test_several_checkpoints_are_columns_of_one_table(
+    tmp_path: Path, ray_session: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uris = [make_checkpoint(tmp_path / "runs" / name / "model", n) for n, name in enumerate(("dacs", "bcl"))]
+    dataset, out = make_dataset(tmp_path / "d", "target", train=1, val=3), tmp_path / "out"
+    assert main(["--checkpoint", *uris, "--dataset", dataset, "--out", str(out)]) == 0
+    shown = [line.replace("│", " ").replace("┃", " ").split() for line in capsys.readouterr().out.splitlines()]
+    rows = {words[0]: words[1:] for words in shown if words}
+    each = evaluate(uris, dataset, inference=Inference(gpu=False))
+    assert rows["class"] == ["dacs", "bcl"] and rows["mIoU"] == [f"{100 * mean_iou(counts):.1f}" for counts in each]
+    assert rows["mIoU"][0] != rows["mIoU"][1]
+    found = json.loads((out / "metrics.json").read_text())
+    assert [row["checkpoint"] for row in found] == uris
+    assert [row["confusion"] for row in found] == [counts.tolist() for counts in each]
+    assert {path.name for path in out.glob("*.png")} == {"confusion_1.png", "confusion_2.png"}
+    for twice in ([uris[0], uris[0]], []):
+        assert main(["--checkpoint", *twice, "--dataset", dataset]) == 2
+
+
+def test_titles_are_what_tells_checkpoints_apart() -> None:
+    assert evaluate_module._titles(["runs/a/model"]) == [""]
+    assert evaluate_module._titles(["s3://b/x/model/", "s3://b/y/model"]) == ["x", "y"]
+    assert evaluate_module._titles(["m", "a/m", "m/m"]) == ["m", "a/m", "m/m"]
+    assert evaluate_module._titles(["r/stages/0-a/c_2", "r/stages/0-a/c_4"]) == ["c_2", "c_4"]

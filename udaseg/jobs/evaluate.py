@@ -29,7 +29,7 @@ from udaseg.reports.adaptation import confusion_picture, iou_table, summary
 from udaseg.reports.tables import show
 from udaseg.types import Location
 
-FILES = ("metrics.json", "confusion.png")
+METRICS, PICTURE = "metrics.json", "confusion.png"
 
 
 class Evaluator:
@@ -109,25 +109,48 @@ def evaluate(
 
 
 def evaluate_to(
-    out: str | None, checkpoint: str, dataset: str, *, split: str, inference: Inference, print_json: bool = False
+    out: str | None,
+    checkpoints: Sequence[str],
+    dataset: str,
+    *,
+    split: str,
+    inference: Inference,
+    print_json: bool = False,
 ) -> None:
-    """Evaluate a checkpoint, print its table or JSON, and write both files to the folder `out` where it is given.
+    """Evaluate checkpoints, print their table or JSON, and write it and pictures to the folder `out` where it is given.
+
+    Of one checkpoint the JSON is an object, of several an array of such with their "checkpoint".
 
     Raises, before any work, as `evaluate` does, and ConfigError where the folder holds anything already.
     """
+    pictures = [PICTURE] if len(checkpoints) == 1 else [f"confusion_{n}.png" for n in range(1, len(checkpoints) + 1)]
     with contextlib.nullcontext() if out is None else own_directory(out, "evaluate"):
-        if out is not None and any(exists(join(out, name)) for name in FILES):
+        if out is not None and any(exists(join(out, name)) for name in (METRICS, *pictures)):
             raise ConfigError(f"{out}: holds results already; choose another --out")
-        counts = evaluate([checkpoint], dataset, split=split, inference=inference)[0]
-        classes = read_classes(dataset)
-        old_classes = read_card(checkpoint).old_classes
-        metrics = summary(counts, classes.names, old_classes)
+        counts = evaluate(checkpoints, dataset, split=split, inference=inference)
+        names = read_classes(dataset).names
+        old_classes = [read_card(uri).old_classes for uri in checkpoints]
+        rows = [summary(c, names, old) for c, old in zip(counts, old_classes, strict=True)]
+        named = [{"checkpoint": uri, **row} for uri, row in zip(checkpoints, rows, strict=True)]
+        metrics = rows[0] if len(rows) == 1 else named
         if out is not None:
-            write_bytes(join(out, FILES[0]), dump_json(metrics, indent=1).encode())
-            picture = io.BytesIO()
-            confusion_picture(counts, classes.names).save(picture, "PNG")
-            write_bytes(join(out, FILES[1]), picture.getvalue())
+            write_bytes(join(out, METRICS), dump_json(metrics, indent=1).encode())
+            for name, c in zip(pictures, counts, strict=True):
+                picture = io.BytesIO()
+                confusion_picture(c, names).save(picture, "PNG")
+                write_bytes(join(out, name), picture.getvalue())
     if print_json:
         print(dump_json(metrics))
     else:
-        show(iou_table({"": counts}, classes.names, old_classes))
+        same = old_classes[0] if len(set(old_classes)) == 1 else None
+        show(iou_table(dict(zip(_titles(checkpoints), counts, strict=True)), names, same))
+
+
+def _titles(uris: Sequence[str]) -> list[str]:
+    """What tells addresses apart: of runs/a/model and runs/b/model a and b. Of a single one nothing."""
+    parts = [uri.rstrip("/").split("/") for uri in uris]
+    while len(parts) > 1 and min(map(len, parts)) > 1 and len({p[0] for p in parts}) == 1:
+        parts = [p[1:] for p in parts]
+    while len(parts) > 1 and min(map(len, parts)) > 1 and len({p[-1] for p in parts}) == 1:
+        parts = [p[:-1] for p in parts]
+    return ["/".join(p) for p in parts] if len(parts) > 1 else [""]
