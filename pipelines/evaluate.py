@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -18,7 +18,7 @@ from udaseg.job_config import Inference
 class Arguments:
     """Evaluate checkpoints on a labelled dataset: a table, and as files if --out is given."""
 
-    checkpoint: tuple[str, ...]
+    checkpoint: Annotated[tuple[str, ...], tyro.conf.arg(metavar="MODEL...")]
     """A run's model directory, or one of its checkpoints; several are columns of one table."""
     dataset: str
     """Dataset directory."""
