@@ -279,6 +279,22 @@ def test_folders_with_splits_are_prepared_by_their_layout(tmp_path: Path, no_pre
     assert no_prepare[0]["layout"] == "folders" and no_prepare[0]["root"] == str(source)
 
 
+@pytest.mark.parametrize(("below", "layout"), [("train", "folders"), ("drive1", None), ("test", None)])
+def test_splits_below_images_are_read_where_train_is_among_them(
+    tmp_path: Path, no_prepare: list[dict[str, Any]], below: str, layout: str | None
+) -> None:
+    source = bare(tmp_path / "source", labelled=True)
+    (source / "classes.json").write_text(CLASSES.to_json())
+    for kind in ("images", "labels"):
+        (source / kind / below).mkdir()
+        (source / kind / "a.png").rename(source / kind / below / "a.png")
+    told = replace(TOLD, source=str(source), target=str(source))
+    check_inputs(told)
+    make_inputs(told, str(tmp_path / "out"))
+    assert [asked.get("layout") for asked in no_prepare] == [layout, layout]
+    assert no_prepare[0].get("root" if layout else "images") == str(source if layout else source / "images")
+
+
 def test_datasets_with_held_out_images_are_taken_as_they_are(tmp_path: Path) -> None:
     told = replace(TOLD, source=make_dataset(tmp_path / "s", "source"), target=make_dataset(tmp_path / "t", "target"))
     before = digests(tmp_path)

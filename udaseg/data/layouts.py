@@ -14,8 +14,8 @@ from udaseg.data import coco, mapillary
 from udaseg.data import street_layouts as street
 from udaseg.data import voc_layouts as voc
 from udaseg.data.classes import Classes
-from udaseg.data.folders import IMAGE_SUFFIXES, LABEL_SUFFIXES, Pair, files, folders, has_folder, match
-from udaseg.data.storage import join
+from udaseg.data.folders import Pair
+from udaseg.data.split_trees import by_split
 from udaseg.data.taxonomies import (
     CAMVID_CLASSES,
     CARLA_CLASSES,
@@ -26,7 +26,6 @@ from udaseg.data.taxonomies import (
     TRAIN_ID_CLASSES,
     VOC_CLASSES,
 )
-from udaseg.errors import DatasetError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,26 +42,8 @@ class Layout:
     """Root folder -> what is in labels that hold numbers of segments, which must be drawn."""
 
 
-def _folders(root: str) -> Iterator[Pair]:
-    """ROOT/<split>/images/... and, for a labelled split, ROOT/<split>/labels/... with the same paths."""
-    pairs: list[Pair] = []
-    for split in folders(root):
-        image_folder, label_folder = join(root, split, "images"), join(root, split, "labels")
-        if has_folder(image_folder):
-            labels = files(label_folder, LABEL_SUFFIXES) if has_folder(label_folder) else []
-            pairs.extend(match(files(image_folder, IMAGE_SUFFIXES), labels, split))
-    if not pairs:
-        raise DatasetError(f"{root}: no folder <split>/images in this folder")
-    splits_of: dict[str, set[str]] = {}
-    for pair in pairs:
-        splits_of.setdefault(pair.image_id, set()).add(pair.split)
-    if any(len(splits) > 1 for splits in splits_of.values()):  # the paths alone would not be unique
-        pairs = [pair._replace(image_id=f"{pair.split}/{pair.image_id}") for pair in pairs]
-    yield from pairs
-
-
 LAYOUTS: dict[str, Layout] = {
-    "folders": Layout(pairs=_folders),
+    "folders": Layout(pairs=by_split),
     "cityscapes": Layout(pairs=street.cityscapes, classes=CITYSCAPES_CLASSES),
     "gta5": Layout(pairs=street.gta5, classes=GTA5_CLASSES),
     "synthia": Layout(pairs=street.synthia, classes=SYNTHIA_CLASSES),
@@ -78,7 +59,7 @@ LAYOUTS: dict[str, Layout] = {
     "rainy_cityscapes": Layout(pairs=street.rainy_cityscapes, classes=CITYSCAPES_CLASSES),
     "nightcity": Layout(pairs=street.nightcity, classes=CITYSCAPES_CLASSES),
     "nightcity_fine": Layout(pairs=street.nightcity_fine, classes=TRAIN_ID_CLASSES),
-    "carla": Layout(pairs=_folders, classes=CARLA_CLASSES),  # it has no layout of its own
+    "carla": Layout(pairs=by_split, classes=CARLA_CLASSES),  # it has no layout of its own
     "loveda": Layout(pairs=aerial.loveda, classes=aerial.LOVEDA_CLASSES),
     "loveda_rural": Layout(pairs=partial(aerial.loveda, domains=["Rural"]), classes=aerial.LOVEDA_CLASSES),
     "loveda_urban": Layout(pairs=partial(aerial.loveda, domains=["Urban"]), classes=aerial.LOVEDA_CLASSES),

@@ -11,9 +11,10 @@ import pyarrow as pa
 from udaseg.checkpoints.directory import read_card
 from udaseg.data.classes import MAX_CLASSES_BYTES, Classes, read_classes, require_same_classes
 from udaseg.data.depth import require_depth_range
-from udaseg.data.folders import IMAGE_SUFFIXES, folders, has_folder, walk
+from udaseg.data.folders import IMAGE_SUFFIXES, folders, walk
 from udaseg.data.index import open_index
 from udaseg.data.manifest import read_manifest, write_dataset
+from udaseg.data.split_trees import has_splits
 from udaseg.data.storage import absolute, exists, join, read_bytes, resolve, write_bytes
 from udaseg.errors import DatasetError
 from udaseg.job_config import Adapt
@@ -175,9 +176,9 @@ def is_dataset(directory: str) -> bool:
 
 
 def _arguments(directory: str, domain: str) -> dict[str, Any]:
-    """How `prepare` reads a bare folder: <split>/images and <split>/labels, images/ and labels/, or images alone."""
+    """How `prepare` reads a bare folder: by the splits of its layout folders, images/ and labels/, or images alone."""
     names = folders(directory)
-    if any(has_folder(join(directory, split, "images")) for split in names):
+    if has_splits(directory):
         return {"layout": "folders", "root": directory}
     images, labels = (join(directory, kind) if kind in names else None for kind in ("images", "labels"))
     if domain == "source" and (images is None or labels is None):
