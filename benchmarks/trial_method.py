@@ -87,10 +87,6 @@ class Trial(Method):
             self.features = ClassGaussians(k, student.feature_channels[-1])
             self.outputs = ClassGaussians(k, k)
 
-    @property
-    def predictor(self) -> Segmenter:
-        return self.teacher.network
-
     def losses(self, batches: Mapping[str, Batch], step: int, total_steps: int) -> Iterator[tuple[Loss, ...]]:
         c, source, target = self.config, batches["source"], batches["target"]
         if c.style:

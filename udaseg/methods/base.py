@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from udaseg.config import Optim
 from udaseg.models.segmenter import Segmenter
+from udaseg.models.teacher import EMATeacher
 from udaseg.models.translator import Translator
 from udaseg.types import Batch, Loss
 
@@ -29,8 +30,11 @@ class Method(nn.Module):
 
     @property
     def predictor(self) -> Segmenter:
-        """The network that is evaluated: the teacher's where there is one."""
-        return self.student
+        """The network that is evaluated: the teacher's where there is one, unless `config.evaluate` is "student"."""
+        teacher: EMATeacher | None = getattr(self, "teacher", None)
+        if teacher is None or getattr(self.config, "evaluate", "teacher") == "student":
+            return self.student
+        return teacher.network
 
     def losses(self, batches: Mapping[str, Batch], step: int, total_steps: int) -> Iterator[tuple[Loss, ...]]:
         """One tuple of terms per graph; the loop backpropagates and frees each before the next is built.

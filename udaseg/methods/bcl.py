@@ -120,10 +120,6 @@ class BCL(Method):
         statistics: Literal["own", "student"] = "own" if config.mix else "student"
         self.teacher = EMATeacher(student, momentum=momentum, statistics=statistics) if momentum else None
 
-    @property
-    def predictor(self) -> Segmenter:
-        return self.student if self.teacher is None else self.teacher.network
-
     def losses(self, batches: Mapping[str, Batch], step: int, total_steps: int) -> Iterator[tuple[Loss, ...]]:
         c, source, target = self.config, batches["source"], batches["target"]
         target, soft = self._mix(source, target) if c.mix else (target, None)

@@ -65,10 +65,6 @@ class Classwise(Method):
         self.frequencies = ClassFrequencies(student.num_classes)
         self.thresholds = ClassThresholds(student.num_classes, share=config.share, cap=config.cap)
 
-    @property
-    def predictor(self) -> Segmenter:
-        return self.teacher.network
-
     def losses(self, batches: Mapping[str, Batch], step: int, total_steps: int) -> Iterator[tuple[Loss, ...]]:
         c, source, target = self.config, batches["source"], batches["target"]
         image = source.image

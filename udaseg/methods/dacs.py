@@ -69,10 +69,6 @@ class DACS(Method):
         if config.reliability == "class":
             self.thresholds = ClassThresholds(student.num_classes, share=config.class_share, cap=config.class_cap)
 
-    @property
-    def predictor(self) -> Segmenter:
-        return self.student if self.config.evaluate == "student" else self.teacher.network
-
     def losses(self, batches: Mapping[str, Batch], step: int, total_steps: int) -> Iterator[tuple[Loss, ...]]:
         c, source, target = self.config, batches["source"], batches["target"]
         out = self.student(source.image, "source", source.index)

@@ -81,10 +81,6 @@ class DSP(Method):
             nn.init.normal_(self.reduce.weight.requires_grad_(False), std=0.01)
         self.teacher = EMATeacher(student, momentum=config.teacher_momentum)
 
-    @property
-    def predictor(self) -> Segmenter:
-        return self.student if self.config.evaluate == "student" else self.teacher.network
-
     def losses(self, batches: Mapping[str, Batch], step: int, total_steps: int) -> Iterator[tuple[Loss, ...]]:
         c = self.config
         source, target, template, rare = (batches[name] for name in ("source", "target", "template", "rare"))

@@ -90,10 +90,6 @@ class EHTDI(Method):
         self.auxiliary = ASPPHead(levels, classes, branches=config.auxiliary_branches)
         self.teacher = EMATeacher(student, momentum=config.teacher_momentum, statistics="student", ramp=False)
 
-    @property
-    def predictor(self) -> Segmenter:
-        return self.student if self.config.evaluate == "student" else self.teacher.network
-
     def losses(self, batches: Mapping[str, Batch], step: int, total_steps: int) -> Iterator[tuple[Loss, ...]]:
         c, source, target = self.config, batches["source"], batches["target"]
         out = self.student(source.image, "source", source.index)

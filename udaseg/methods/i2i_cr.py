@@ -116,10 +116,6 @@ class I2ICR(Method):
         self.generators = nn.ModuleDict({look: config.translator() for look in looks})
         self.discriminators = nn.ModuleDict({look: Discriminator(3, config.discriminator_channels) for look in looks})
 
-    @property
-    def predictor(self) -> Segmenter:
-        return self.student if self.config.evaluate == "student" else self.teacher.network
-
     def losses(self, batches: Mapping[str, Batch], step: int, total_steps: int) -> Iterator[tuple[Loss, ...]]:
         source, target = batches["source"], batches["target"]
         yield from self._translation(source, target) if self.config.translates else self._consistency(source, target)

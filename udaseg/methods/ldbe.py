@@ -66,10 +66,6 @@ class LDBE(Method):
         statistics: Literal["own", "student"] = "own" if enhancing else "student"
         self.teacher = EMATeacher(student, momentum=config.teacher_momentum, statistics=statistics, drops=enhancing)
 
-    @property
-    def predictor(self) -> Segmenter:
-        return self.student if self.config.evaluate == "student" else self.teacher.network
-
     def losses(self, batches: Mapping[str, Batch], step: int, total_steps: int) -> Iterator[tuple[Loss, ...]]:
         denoising = self.config.phase == "label_denoising"
         yield self._denoise(batches["target"], step) if denoising else self._enhance(batches["target"])

@@ -104,10 +104,6 @@ class ProDA(Method):
         if phase == "denoise":
             self.prototypes = MovingPrototypes(classes, student.embedding_channels, momentum=config.prototype_momentum)
 
-    @property
-    def predictor(self) -> Segmenter:
-        return self.student if self.teacher is None or self.config.evaluate == "student" else self.teacher.network
-
     def losses(self, batches: Mapping[str, Batch], step: int, total_steps: int) -> Iterator[tuple[Loss, ...]]:
         source, target = batches["source"], batches["target"]
         if self.config.phase == "warm_up":

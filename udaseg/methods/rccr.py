@@ -90,10 +90,6 @@ class RCCR(Method):
         self.thresholds = config.thresholds(student.num_classes)
         self.bank = PixelQueue(config.bank_length, config.projection_channels)
 
-    @property
-    def predictor(self) -> Segmenter:
-        return self.student if self.config.evaluate == "student" else self.teacher.network
-
     def losses(self, batches: Mapping[str, Batch], step: int, total_steps: int) -> Iterator[tuple[Loss, ...]]:
         c, source, target = self.config, batches["source"], batches["target"]
         if c.teacher_moves == "before":

@@ -91,10 +91,6 @@ class SePiCo(Method):
             else None
         )
 
-    @property
-    def predictor(self) -> Segmenter:
-        return self.student if self.config.evaluate == "student" else self.teacher.network
-
     def losses(self, batches: Mapping[str, Batch], step: int, total_steps: int) -> Iterator[tuple[Loss, ...]]:
         c, source, target = self.config, batches["source"], batches["target"]
         contrasts = step >= c.contrast_from

@@ -85,10 +85,6 @@ class STvM(Method):
         self.frequencies = ClassFrequencies(student.num_classes)
         self.metric = ProxyMetric(student.feature_channels[-1], student.num_classes, config.metric_channels)
 
-    @property
-    def predictor(self) -> Segmenter:
-        return self.student if self.config.evaluate == "student" else self.teacher.network
-
     def losses(self, batches: Mapping[str, Batch], step: int, total_steps: int) -> Iterator[tuple[Loss, ...]]:
         c, target = self.config, batches["target"]
         taught = self.teacher(target.image)

@@ -88,10 +88,6 @@ class TADA(Method):
         if config.variant == "released":
             self.projection.requires_grad_(False)
 
-    @property
-    def predictor(self) -> Segmenter:
-        return self.student if self.config.evaluate == "student" else self.teacher.network
-
     def losses(self, batches: Mapping[str, Batch], step: int, total_steps: int) -> Iterator[tuple[Loss, ...]]:
         c, source, target = self.config, batches["source"], batches["target"]
         guess = None
