@@ -22,14 +22,14 @@ def full_names(recipe: Recipe, name: str) -> list[str]:
 
     Raises ConfigError, with the nearest names, where no field is meant.
     """
-    leaves = [path for path, _ in _leaves(recipe)]
-    if name in leaves:
+    paths = [path for path, _ in leaves(dataclasses.asdict(recipe))]
+    if name in paths:
         return [name]
-    everywhere = [path for path in leaves if path.split(".")[0] == "stages" and path.split(".", 2)[2] == name]
+    everywhere = [path for path in paths if path.split(".")[0] == "stages" and path.split(".", 2)[2] == name]
     if everywhere:
         return everywhere
-    short = sorted({path.split(".", 2)[2] if path.startswith("stages.") else path for path in leaves})
-    close = difflib.get_close_matches(name, [*short, *leaves], n=3, cutoff=0.5)
+    short = sorted({path.split(".", 2)[2] if path.startswith("stages.") else path for path in paths})
+    close = difflib.get_close_matches(name, [*short, *paths], n=3, cutoff=0.5)
     hint = f"; did you mean {', '.join(close)}?" if close else ""
     raise ConfigError(f"recipe {recipe.name!r} has no field {name!r}{hint}")
 
@@ -72,34 +72,22 @@ def from_json(text: str, recipes: Mapping[str, Any], origin: str) -> Recipe:
     if len(stages) != len(recipe.stages):
         raise ConfigError(f"{origin}: {len(stages)} stages; recipe {recipe.name!r} has {len(recipe.stages)}")
     try:
-        return override(recipe, dict(_flatten(raw)))
+        return override(recipe, dict(leaves(raw)))
     except ConfigError as error:
         raise ConfigError(f"{origin}: {error}") from None
 
 
-def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted name, value) of every field that is no section of its own."""
-    if dataclasses.is_dataclass(value):
-        items = [(f.name, getattr(value, f.name)) for f in dataclasses.fields(value)]
-    elif isinstance(value, tuple) and any(dataclasses.is_dataclass(v) for v in value):
+def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name, value) of every field of a recipe's JSON, or of its `asdict`, that is no section of its own."""
+    if isinstance(value, dict):
+        items = list(value.items())
+    elif isinstance(value, list | tuple) and any(isinstance(v, dict) for v in value):
         items = [(str(i), v) for i, v in enumerate(value)]
     else:
         yield prefix, value
         return
     for name, item in items:
-        yield from _leaves(item, f"{prefix}.{name}" if prefix else name)
-
-
-def _flatten(raw: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(raw, dict):
-        items = list(raw.items())
-    elif isinstance(raw, list) and any(isinstance(v, dict) for v in raw):
-        items = [(str(i), v) for i, v in enumerate(raw)]
-    else:
-        yield prefix, raw
-        return
-    for name, item in items:
-        yield from _flatten(item, f"{prefix}.{name}" if prefix else name)
+        yield from leaves(item, f"{prefix}.{name}" if prefix else name)
 
 
 def _set(value: Any, path: list[str], new: Any, full: str) -> Any:

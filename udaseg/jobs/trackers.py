@@ -25,7 +25,7 @@ from udaseg.config import Recipe
 from udaseg.data.storage import exists, filesystem, join, read_bytes, write_bytes
 from udaseg.data.strict_json import dump_json
 from udaseg.job_config import TrackerName
-from udaseg.overrides import to_json
+from udaseg.overrides import leaves, to_json
 from udaseg.reports.tables import printable
 
 Status = Literal["finished", "failed", "killed"]
@@ -145,7 +145,7 @@ class _Tracker(threading.Thread):
     def _open(self) -> _Client:
         note = join(self._out, "trackers", f"{self._tracker}.json")
         run = json.loads(read_bytes(note))["run"] if exists(note) else None
-        settings = dict(_flat(json.loads(to_json(self._recipe))))
+        settings = dict(leaves(json.loads(to_json(self._recipe))))
         client = _CLIENTS[self._tracker](run, _name(self._out), settings)
         write_bytes(note, dump_json({"run": client.run}).encode())
         return client
@@ -211,15 +211,3 @@ def _name(out: str) -> str:
         return filesystem(out)[1]
     near = os.path.relpath(out)
     return out if near.startswith("..") else near
-
-
-def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """The fields of a recipe under the names that `udaseg train` takes: stages.0.optim.lr."""
-    inner = enumerate(value) if isinstance(value, list) and any(isinstance(v, dict) for v in value) else None
-    if isinstance(value, dict):
-        inner = value.items()  # type: ignore[assignment]
-    if inner is None:
-        yield path, value
-        return
-    for key, part in inner:
-        yield from _flat(part, f"{path}.{key}" if path else str(key))
