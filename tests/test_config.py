@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +15,8 @@ from udaseg.errors import ConfigError
 from udaseg.methods.bcl import BCL
 from udaseg.methods.dacs import DACS
 from udaseg.methods.dsp import DSP
-from udaseg.overrides import from_json, full_names, override, to_json
-from udaseg.recipes import RECIPES
+from udaseg.overrides import from_value, full_names, override, to_json
+from udaseg.recipes import RECIPES, from_file
 from udaseg.training.step import build_state
 
 
@@ -40,7 +41,7 @@ def test_recipe_survives_json(name: str) -> None:
     recipe = replace(RECIPES[name](), seed=17)
     recipe = override(recipe, {"optim.lr": 1.25e-3, "steps": 7})
     text = to_json(recipe)
-    read = from_json(text, RECIPES, "config.json")
+    read = from_value(json.loads(text), RECIPES, "config.json")
     assert read == recipe
     assert to_json(read) == text
     for mine, theirs in zip(recipe.stages, read.stages, strict=True):
@@ -167,28 +168,30 @@ def test_whole_numbers_become_floats_and_lists_tuples() -> None:
     for stage in recipe.stages:
         assert isinstance(stage.optim.lr, float) and stage.optim.lr == 1.0
         assert stage.data.scale == (1, 2) and stage.model.head_branches == (6,)
-    assert from_json(to_json(recipe), RECIPES, "x") == recipe
+    assert from_value(json.loads(to_json(recipe)), RECIPES, "x") == recipe
 
 
 # --- JSON -----------------------------------------------------------------------------------------------------------
 
 
-def test_json_of_something_else_is_refused_by_its_origin() -> None:
+def test_json_of_something_else_is_refused_by_its_origin(tmp_path: Path) -> None:
+    file = tmp_path / "saved.json"
     recipe = RECIPES["dacs_small"]()
     renamed = json.loads(to_json(recipe))
     renamed["stages"][1]["method"]["treshold"] = renamed["stages"][1]["method"].pop("threshold")
     unknown = json.loads(to_json(recipe)) | {"name": "no_such_recipe"}
     wrong = json.loads(to_json(recipe)) | {"seed": "zero"}
     for text in ("not json", "[]", "{}", "3", json.dumps(renamed), json.dumps(unknown), json.dumps(wrong)):
+        file.write_text(text)
         with pytest.raises(ConfigError, match=r"saved\.json"):
-            from_json(text, RECIPES, "saved.json")
+            from_file(str(file))
 
 
 def test_json_with_another_number_of_stages_is_refused() -> None:
     raw = json.loads(to_json(RECIPES["dacs_small"]()))
     for stages in (raw["stages"][:1], [*raw["stages"], raw["stages"][-1]]):
         with pytest.raises(ConfigError, match=r"saved\.json"):
-            from_json(json.dumps(raw | {"stages": stages}), RECIPES, "saved.json")
+            from_value(raw | {"stages": stages}, RECIPES, "saved.json")
 
 
 # --- check ----------------------------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -46,19 +45,15 @@ def override(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
 
 
 def to_json(recipe: Recipe) -> str:
-    """The recipe with every field, as JSON that `from_json` reads."""
+    """The recipe with every field, as JSON whose value `from_value` takes."""
     return dump_json(dataclasses.asdict(recipe), indent=1)
 
 
-def from_json(text: str, recipes: Mapping[str, Any], origin: str) -> Recipe:
-    """The recipe that `to_json` wrote. `recipes` maps names to the functions that build them.
+def from_value(raw: Any, recipes: Mapping[str, Any], origin: str) -> Recipe:
+    """The recipe of which `to_json` wrote `raw`. `recipes` maps names to the functions that build them.
 
     Raises ConfigError, naming `origin`, where it is no recipe, or names one or a field that there is not.
     """
-    try:
-        raw = json.loads(text)
-    except (ValueError, RecursionError) as error:  # ValueError: no JSON, not UTF-8, a number of 5,000 digits
-        raise ConfigError(f"{origin}: not JSON ({error})") from None
     if not isinstance(raw, dict) or not isinstance(raw.get("name"), str):
         raise ConfigError(
             f'{origin}: not a recipe; give a config.json of `udaseg train`: {{"recipe": {{"name": ...}}}}'

@@ -77,17 +77,15 @@ def named(name: str) -> Recipe:
 def from_file(uri: str) -> Recipe:
     """The recipe of a run's config.json, or of a sweep's best.json. Raises ConfigError, naming the file."""
     from udaseg.data.storage import read_bytes
-    from udaseg.overrides import from_json
+    from udaseg.overrides import from_value
 
     try:
-        text = read_bytes(uri, limit=_MAX_CONFIG).decode()
-        raw = json.loads(text)
+        raw = json.loads(read_bytes(uri, limit=_MAX_CONFIG).decode())
     except (OSError, DatasetError) as error:
         raise ConfigError(f"{uri}: cannot be read, give a run's config.json ({error})") from None
-    except (ValueError, RecursionError) as error:  # not UTF-8, or no JSON
+    except (ValueError, RecursionError) as error:  # ValueError: not UTF-8, no JSON, a number of 5,000 digits
         raise ConfigError(f"{uri}: not JSON, give a run's config.json ({error})") from None
-    recipe = json.dumps(raw["recipe"]) if isinstance(raw, dict) and "recipe" in raw else text
-    return from_json(recipe, _recipes(), uri)
+    return from_value(raw["recipe"] if isinstance(raw, dict) and "recipe" in raw else raw, _recipes(), uri)
 
 
 @functools.cache
