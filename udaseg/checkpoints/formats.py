@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -57,7 +58,6 @@ def _mmseg_view(state: State) -> tuple[int, Window]:
     return (640 if any(name.startswith("auxiliary_head.") for name in state) else 512), None  # SePiCo sees 1280 x 640
 
 
-_SEPICOS_PROJECTION = r"^auxiliary_head\."
 _MMSEG_NAMES: Names = (
     (r"^backbone\.stem\.7\.", "net.backbone.bn1."),
     (r"^backbone\.stem\.", "net.backbone.conv1."),
@@ -72,6 +72,15 @@ _MMSEG_NAMES: Names = (
     (r"^(net\.\w+)\.fuse_layer\.(bottleneck\.)?", r"\1.fuse."),
     (r"^(net\.\w+)\.aspp_modules\.(\d)\.conv\.", r"\1.branches.\2."),
 )
+_mmsegs = partial(
+    Format,
+    settings=_mmseg,
+    names=_MMSEG_NAMES,
+    dropped=r"^auxiliary_head\.",  # SePiCo's projection
+    view=_mmseg_view,
+    resample=lambda state: "bilinear",
+)
+"""A format of the line, by its signs."""
 
 
 # --- DeepLabV2 on Caffe's ResNet ------------------------------------------------------------------------------------
@@ -250,38 +259,10 @@ _DEEPLABV3_NAMES: Names = (
 
 
 FORMATS = {
-    "daformer": Format(
-        signs=(r"^decode_head\.embed_layers\.", r"^decode_head\.fuse_layer\."),
-        settings=_mmseg,
-        names=_MMSEG_NAMES,
-        dropped=_SEPICOS_PROJECTION,
-        view=_mmseg_view,
-        resample=lambda state: "bilinear",
-    ),
-    "hrda": Format(
-        signs=(r"^decode_head\.head\.", r"^decode_head\.scale_attention\."),
-        settings=_mmseg,
-        names=_MMSEG_NAMES,
-        dropped=_SEPICOS_PROJECTION,
-        view=_mmseg_view,
-        resample=lambda state: "bilinear",
-    ),
-    "mic": Format(
-        signs=(r"^decode_head\.(embed_layers|scale_attention)\.",),
-        settings=_mmseg,
-        names=_MMSEG_NAMES,
-        dropped=_SEPICOS_PROJECTION,
-        view=_mmseg_view,
-        resample=lambda state: "bilinear",
-    ),
-    "dlv2-mmseg": Format(
-        signs=(r"^backbone\.stem\.", r"^decode_head\.aspp_modules\."),
-        settings=_mmseg,
-        names=_MMSEG_NAMES,
-        dropped=_SEPICOS_PROJECTION,
-        view=_mmseg_view,
-        resample=lambda state: "bilinear",
-    ),
+    "daformer": _mmsegs(signs=(r"^decode_head\.embed_layers\.", r"^decode_head\.fuse_layer\.")),
+    "hrda": _mmsegs(signs=(r"^decode_head\.head\.", r"^decode_head\.scale_attention\.")),
+    "mic": _mmsegs(signs=(r"^decode_head\.(embed_layers|scale_attention)\.",)),
+    "dlv2-mmseg": _mmsegs(signs=(r"^backbone\.stem\.", r"^decode_head\.aspp_modules\.")),
     "deeplabv2": Format(
         signs=(r"^layer[56]\.conv2d_list\.0\.weight$",),
         settings=_deeplab,
