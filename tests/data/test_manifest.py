@@ -104,13 +104,13 @@ def test_columns_that_are_no_manifests(spoil: Callable[[pa.Table], pa.Table], re
     assert message.startswith(f"{dataset}/manifest.parquet: ") and reason in message
 
 
-def test_a_dataset_without_the_digest_of_its_manifest_is_read(dataset: Path) -> None:
-    """As they were made before there was one."""
+def test_an_index_that_names_no_manifest_is_refused(dataset: Path) -> None:
     table = pa.ipc.open_file(dataset / "index.arrow").read_all()
-    older = table.replace_schema_metadata({b"splits": table.schema.metadata[b"splits"]})
-    with pa.ipc.new_file(dataset / "index.arrow", older.schema) as file:
-        file.write_table(older)
-    assert open_index(str(dataset)).rows("val") == (3, 4) and read_manifest(str(dataset), "val").num_rows == 1
+    bare = table.replace_schema_metadata({b"splits": table.schema.metadata[b"splits"]})
+    with pa.ipc.new_file(dataset / "index.arrow", bare.schema) as file:
+        file.write_table(bare)
+    with pytest.raises(DatasetError, match=r"not the one that the index\.arrow beside it"):
+        open_index(str(dataset))
 
 
 def test_a_dataset_that_is_made_anew_is_read_anew(tmp_path: Path) -> None:

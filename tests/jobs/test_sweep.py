@@ -32,6 +32,7 @@ from udaseg.job_config import Cluster
 from udaseg.jobs import sweep as job
 from udaseg.jobs import trials as trials_module
 from udaseg.jobs.monitor import Monitor
+from udaseg.jobs.output import mark
 from udaseg.jobs.resources import ray_address
 from udaseg.jobs.spaces import Space, load_space, shared_stages, spaces
 from udaseg.jobs.trials import concurrency, read_curve, trial_resources
@@ -257,7 +258,7 @@ def test_other_directories_are_refused(no_ray: None, pair: dict[str, str], tmp_p
     with pytest.raises(AssertionError, match="work has begun"):
         job.sweep(space, arguments(pair, tmp_path / "out"))
     a = arguments(pair, tmp_path / "out")
-    (tmp_path / "out").mkdir()
+    mark(a.out, "sweep")
     (tmp_path / "out" / "sweep.json").write_text(json.dumps(job._settings(space, a, a.out)))
     with pytest.raises(ConfigError, match="--resume"):
         job.sweep(space, arguments(pair, tmp_path / "out"))

@@ -47,12 +47,12 @@ class DatasetIndex:
         self.classes = read_classes(directory)
         self.depth_range = depth_range_of(self.table, join(directory, "index.arrow"))
         """With which its images are read."""
-        self.manifest = (self.table.schema.metadata or {}).get(b"manifest", b"").decode()
-        """The digest of its manifest, "" where the dataset was made without."""
         plain = self.classes.lookup()
         # of colours a table has 2^24 entries
         self._lookup = {False: plain, True: self.classes.lookup(unions=True) if self.classes.unions else plain}
         self.splits = self._checked()
+        self.manifest = self.table.schema.metadata[b"manifest"].decode()
+        """The digest of its manifest."""
 
     def _checked(self) -> dict[str, list[int]]:
         """The ranges of rows of the splits. Raises DatasetError where files are foreign or do not belong together."""

@@ -211,8 +211,7 @@ def check_class_places(table: pa.Table, uri: str, index: pa.Table, classes: int,
     """Raise DatasetError, naming `uri`, where a table of `CLASS_PLACES` is not that of an index and its classes."""
     fits = table.schema.equals(CLASS_PLACES) and table["class_id"].to_pylist() == [*range(classes)]
     fits = fits and pc.all(pc.equal(pc.list_value_length(table["images"]), places)).as_py()
-    own = (index.schema.metadata or {}).get(b"manifest")
-    if not fits or own is None or (table.schema.metadata or {}).get(b"manifest") != own:
+    if not fits or (table.schema.metadata or {}).get(b"manifest") != index.schema.metadata[b"manifest"]:
         raise DatasetError(f"{uri}: not of the index beside it and its classes; {ANEW}")
 
 
@@ -237,7 +236,8 @@ def read_manifest(directory: str, split: str | None = None) -> pa.Table:
     except BROKEN as error:
         raise DatasetError(f"{uri}: not a whole Parquet file ({reason_of(error)}); {ANEW}") from None
     check_rows(table, uri)
-    _check_digest(_index_metadata(directory), _digest([content]), uri)
+    own = _digest([content])
+    _check_digest(_index_metadata(directory).get(b"manifest", own.encode()), own, uri)
     if split is None:
         return table
     rows = table.filter(pc.equal(table["split"], split))
@@ -248,16 +248,12 @@ def read_manifest(directory: str, split: str | None = None) -> pa.Table:
 
 
 def check_index(index: pa.Table, directory: str) -> None:
-    """Raise DatasetError where an index is not that of the manifest beside it; older ones tell by their rows alone."""
-    uri = _manifest(directory)
-    if b"manifest" in (index.schema.metadata or {}):
-        _check_digest(index.schema.metadata, digest(directory), uri)
-    elif index.num_rows != read_manifest(directory).num_rows:
-        raise DatasetError(f"{uri}: has not as many rows as the index.arrow beside it; {ANEW}")
+    """Raise DatasetError where an index is not that of the manifest beside it."""
+    _check_digest((index.schema.metadata or {}).get(b"manifest"), digest(directory), _manifest(directory))
 
 
-def _check_digest(metadata: Mapping[bytes, bytes], found: str, uri: str) -> None:
-    if metadata.get(b"manifest", found.encode()) != found.encode():
+def _check_digest(told: bytes | None, found: str, uri: str) -> None:
+    if told != found.encode():
         raise DatasetError(f"{uri}: is not the one that the index.arrow beside it was made with; {ANEW}")
 
 

@@ -55,16 +55,6 @@ NOUNS = {
 """What each command's directory is of."""
 
 
-# Directories of versions without a marker: files that are there, and the keys of those in JSON.
-_SIGNS: dict[str, dict[str, set[str]]] = {
-    "pseudo-label": {"job/job.json": {"job", "count", "block_size"}},
-    "demo": {"demo.json": {"settings", "phases"}},
-    "sweep": {"sweep.json": {"space", "recipe", "trials"}},
-    "train": {"config.json": {"recipe", "manifests"}},
-    "prepare": {"manifest.parquet": set(), "index.arrow": set()},
-}
-
-
 _OF_RAY = ("train", "sweep", "adapt", "demo")
 """Commands whose directories Ray Train or Ray Tune writes to."""
 
@@ -95,13 +85,7 @@ def require_own(out: str, command: str) -> None:
 def owner_of(out: str) -> str | None:
     """The command that a directory belongs to."""
     owner = _json(join(out, MARKER)).get("command")
-    if isinstance(owner, str) and owner in NOUNS:
-        return owner
-    for command, signs in _SIGNS.items():
-        uris = {join(out, *name.split("/")): keys for name, keys in signs.items()}
-        if all(exists(uri) and (not keys or keys <= _json(uri).keys()) for uri, keys in uris.items()):
-            return command
-    return None
+    return owner if isinstance(owner, str) and owner in NOUNS else None
 
 
 def _json(uri: str) -> dict[str, Any]:

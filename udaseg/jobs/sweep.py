@@ -67,7 +67,7 @@ def _sweep(space: Space, a: Sweep, out: str, data: dict[str, str | None], settin
     need = trial_resources(a.cluster)
     atexit.register(clear_scratch)  # when the trials' workers have ended with Ray
     uri = join(out, "sweep.json")
-    begun = json.loads(read_bytes(uri)).get("concurrent", 0) if exists(uri) else 0  # which Tune does not change
+    begun = json.loads(read_bytes(uri))["concurrent"] if exists(uri) else 0  # which Tune does not change
     ensure_ray(num_cpus=max(usable_cores(), math.ceil(need["CPU"] * max(1, begun))), dashboard=True)
     resources = ray.cluster_resources()
     concurrent = concurrency(resources, need, begun or a.concurrent)

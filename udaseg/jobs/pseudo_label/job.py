@@ -133,17 +133,16 @@ def pseudo_label(
     true_classes = _truth(images, classes) if truth else None
     for layout in layouts:
         require_unique_names(layout, list_images(images, split), list_images(images, split), classes)
-    job: dict[str, Any] = {
+    depth_range = _depth_range(checkpoints, images)
+    job = {
         "checkpoint": [_fingerprint(uri, inference) for uri in checkpoints],
         "rules": {k: v for k, v in dataclasses.asdict(rules).items() if k not in ("by", "flip")},
         "inference": inference.views() | {"network": inference.network},
         "source": None if source is None else digest(source),
         "truth": truth,
         "layouts": list(layouts),
+        "depth_range": depth_range,
     }
-    depth_range = _depth_range(checkpoints, images)
-    if depth_range is not None:  # jobs of 8-bit images, and those begun before, know of none
-        job["depth_range"] = list(depth_range)
     with own_directory(out, "pseudo-label"):
         unread = Counter[str]()
         rows = partial(list_images, images, split, unread=unread)
