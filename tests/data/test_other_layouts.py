@@ -240,6 +240,43 @@ def test_isprs_labels_as_their_archives_unpack(tmp_path: Path, layout: str, form
         assert found == {train: of[train].label_uri, judged: f"{tmp_path}/{name.format(judged)}.tif"}
 
 
+@pytest.mark.parametrize("layout", ["potsdam", "potsdam_irrg", "vaihingen", "loveda"])
+def test_what_converters_leave(tmp_path: Path, layout: str) -> None:
+    """img_dir and ann_dir of mmsegmentation's converters, with ids, of which 0 is ignored."""
+    names = {"vaihingen": ("area1_0_0_512_512", "area6_0_0_512_512"), "loveda": ("1366", "2522")}
+    train, val = names.get(layout, ("2_10_0_0_512_512", "5_15_0_0_512_512"))
+    label = cycle([0, 1, 2, 3, 4, 5, 6, 7] if layout == "loveda" else [0, 1, 2, 3, 4, 5, 6, 6])
+    for split, name in (("train", train), ("val", val)):
+        put(tmp_path / f"img_dir/{split}/{name}.png")
+        put(tmp_path / f"ann_dir/{split}/{name}.png", label)
+    if layout == "loveda":
+        put(tmp_path / "img_dir/test/4191.png")
+    pairs, classes = pairs_of(layout, tmp_path), classes_of(layout, tmp_path)
+    found = [(p.image_id, p.split, p.label_uri is None) for p in pairs if p.split != "test"]
+    assert found == [(train, "train", False), (val, "val", False)] and len(pairs) == (3 if layout == "loveda" else 2)
+    own = LAYOUTS[layout].classes
+    assert own is not None and (classes.names, classes.palette) == (own.names, own.palette)
+    assert np.array_equal(train_ids(pairs[-1], classes), np.where(label == 0, 255, label - 1))
+    (tmp_path / "own.json").write_text(CITYSCAPES_CLASSES.to_json())
+    given = find_classes(str(tmp_path / "own.json"), None, layout, str(tmp_path), None, reduce_zero_label=False)
+    assert given == CITYSCAPES_CLASSES
+    downloaded = {"vaihingen": "top", "loveda": "Val", "potsdam": "2_Ortho_RGB"}.get(layout, "3_Ortho_IRRG")
+    (tmp_path / downloaded).mkdir()
+    with pytest.raises(DatasetError, match=f"{downloaded} and .*/img_dir are what was downloaded and what a converter"):
+        pairs_of(layout, tmp_path)
+    (tmp_path / downloaded).rmdir()
+    (tmp_path / "img_dir/more").mkdir()
+    with pytest.raises(DatasetError, match=r"no folder img_dir/<split> in this folder, and img_dir/ holds 'more'"):
+        pairs_of(layout, tmp_path)
+
+
+@pytest.mark.parametrize("layout", ["loveda_rural", "loveda_urban"])
+def test_domains_that_a_converter_put_together_are_not_told_apart(tmp_path: Path, layout: str) -> None:
+    put(tmp_path / "img_dir/train/1366.png")
+    with pytest.raises(DatasetError, match=r"img_dir: holds the images of both domains.*, or take the layout loveda$"):
+        pairs_of(layout, tmp_path)
+
+
 CATEGORIES = [
     {"id": 1, "name": "person", "isthing": 1, "color": [220, 20, 60], "supercategory": "person"},
     {"id": 200, "name": "rug-merged", "isthing": 0, "color": [250, 141, 255], "supercategory": "floor"},

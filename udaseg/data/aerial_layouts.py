@@ -1,14 +1,17 @@
 """How datasets taken from above lie on disk: LoveDA, and ISPRS's Potsdam and Vaihingen.
 
-Sources of names, ids and colours: github.com/Junjue-Wang/LoveDA; isprs.org/education/benchmarks/UrbanSemLab.
+Sources of names, ids and colours: github.com/Junjue-Wang/LoveDA; isprs.org/education/benchmarks/UrbanSemLab. All are
+read, too, as the converters loveda.py, potsdam.py and vaihingen.py of open-mmlab/mmsegmentation leave them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
-from udaseg.data.classes import Classes, of_color_labels
+from udaseg.data.classes import Classes, of_color_labels, of_reduced_labels
 from udaseg.data.folders import Pair, files, has_folder, match
+from udaseg.data.split_trees import converted, is_converted
 from udaseg.data.storage import children, join
 from udaseg.errors import DatasetError
 
@@ -29,6 +32,18 @@ _ISPRS = Classes(
 ISPRS_CLASSES = of_color_labels(_ISPRS, "palette")
 
 
+_CONVERTED_ISPRS = of_reduced_labels(replace(_ISPRS, color_to_train={}))
+
+
+def isprs_classes(root: str, given: Classes | None) -> Classes:
+    """ISPRS's own, of colours or, where a converter made ids of them, of ids 1 to 6, 0 being ignored; or those given.
+
+    The layout's classes count as not given.
+    """
+    own = given is None or given == ISPRS_CLASSES
+    return _CONVERTED_ISPRS if own and is_converted(root) else given or ISPRS_CLASSES
+
+
 _POTSDAM_TRAIN = (
     "2_10", "2_11", "2_12", "3_10", "3_11", "3_12", "4_10", "4_11", "4_12", "5_10", "5_11", "5_12",
     "6_7", "6_8", "6_9", "6_10", "6_11", "6_12", "7_7", "7_8", "7_9", "7_10", "7_11", "7_12",
@@ -41,8 +56,15 @@ _VAIHINGEN_TRAIN = tuple(map(str, (1, 3, 5, 7, 11, 13, 15, 17, 21, 23, 26, 28, 3
 def loveda(root: str, domains: Sequence[str] = ("Rural", "Urban")) -> Iterator[Pair]:
     """Train/<domain>/images_png/*.png, Train/<domain>/masks_png/*.png, and so on in Val and Test, which has no masks.
 
-    An id begins with its domain, rural or urban.
+    An id begins with its domain, rural or urban. A converter's img_dir and ann_dir have both domains in one folder, so
+    that they are read together or not at all.
     """
+    if is_converted(root):
+        if len(domains) == 1:
+            mixed = "holds the images of both domains, as a converter left them; unpack the download"
+            raise DatasetError(f"{join(root, 'img_dir')}: {mixed}, or take the layout loveda")
+        yield from converted(root, "Train", "Val", "Test")
+        return
     found = [folder for folder in ("Train", "Val", "Test") if has_folder(join(root, folder))]
     if not found:
         raise DatasetError(f"{root}: no folder Train, Val or Test in this folder")
@@ -61,8 +83,12 @@ def potsdam(root: str, images: str = "2_Ortho_RGB") -> Iterator[Pair]:
     5_Labels_all.zip unpacks, or in a folder of its name; those of tiles without one in 5_Labels_all_noBoundary, whose
     names end in _label_noBoundary.tif and whose borders between classes are black, which is ignored.
     The 24 tiles that participants were given are train, the 14 that judged them val; where there is but
-    5_Labels_for_participants the latter have no labels.
+    5_Labels_for_participants the latter have no labels. A converter's img_dir and ann_dir hold tiles that are cut; of
+    which bands they are, their names do not say.
     """
+    if is_converted(root):
+        yield from converted(root, images)
+        return
     tile = "top_potsdam_", "_label.tif"
     labels = _labels(root, "5_Labels_all", "5_Labels_all_noBoundary", "5_Labels_for_participants", tile=tile)
     found = files(join(root, images), [f"_{images.rpartition('_')[2]}.tif"])
@@ -75,8 +101,12 @@ def vaihingen(root: str) -> Iterator[Pair]:
     They lie in the root, as ISPRS_semantic_labeling_Vaihingen_ground_truth_COMPLETE.zip unpacks, or in a folder of its
     name, or in that of ..._eroded_COMPLETE.zip, whose names end in _noBoundary.tif and whose borders between classes
     are black, which is ignored; it has a tile 9 more than there are images. The 16 tiles that participants were given
-    are train, the 17 that judged them val; where there is but gts_for_participants these have no labels.
+    are train, the 17 that judged them val; where there is but gts_for_participants these have no labels. A converter's
+    img_dir and ann_dir hold tiles that are cut.
     """
+    if is_converted(root):
+        yield from converted(root, "top")
+        return
     complete = "ISPRS_semantic_labeling_Vaihingen_ground_truth_{}COMPLETE"
     tile = "top_mosaic_09cm_area", ".tif"
     labels = _labels(root, complete.format(""), complete.format("eroded_"), "gts_for_participants", tile=tile)

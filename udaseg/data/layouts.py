@@ -63,9 +63,13 @@ LAYOUTS: dict[str, Layout] = {
     "loveda": Layout(pairs=aerial.loveda, classes=aerial.LOVEDA_CLASSES),
     "loveda_rural": Layout(pairs=partial(aerial.loveda, domains=["Rural"]), classes=aerial.LOVEDA_CLASSES),
     "loveda_urban": Layout(pairs=partial(aerial.loveda, domains=["Urban"]), classes=aerial.LOVEDA_CLASSES),
-    "potsdam": Layout(pairs=aerial.potsdam, classes=aerial.ISPRS_CLASSES),
-    "potsdam_irrg": Layout(pairs=partial(aerial.potsdam, images="3_Ortho_IRRG"), classes=aerial.ISPRS_CLASSES),
-    "vaihingen": Layout(pairs=aerial.vaihingen, classes=aerial.ISPRS_CLASSES),
+    "potsdam": Layout(pairs=aerial.potsdam, classes=aerial.ISPRS_CLASSES, read_classes=aerial.isprs_classes),
+    "potsdam_irrg": Layout(
+        pairs=partial(aerial.potsdam, images="3_Ortho_IRRG"),
+        classes=aerial.ISPRS_CLASSES,
+        read_classes=aerial.isprs_classes,
+    ),
+    "vaihingen": Layout(pairs=aerial.vaihingen, classes=aerial.ISPRS_CLASSES, read_classes=aerial.isprs_classes),
     "coco_panoptic": Layout(
         pairs=coco.panoptic_pairs, read_classes=coco.panoptic_classes, segments=coco.panoptic_segments
     ),

@@ -38,23 +38,28 @@ def by_split(root: str) -> Iterator[Pair]:
     yield from _unique(inner or outer)
 
 
+def by_kind(root: str, images: str, labels: str) -> Iterator[Pair]:
+    """ROOT/<images>/<split>/... and ROOT/<labels>/<split>/..., as in the second form of `by_split`."""
+    splits = _outer(root, [images], [labels])
+    if not splits:
+        raise DatasetError(f"{root}: no folder {images}/<split> in this folder{_why_not_outer(root, [images])}")
+    yield from _unique(splits)
+
+
+def is_converted(root: str) -> bool:
+    """Whether a root has the folder of images that mmsegmentation's converters make."""
+    return has_folder(join(root, "img_dir"))
+
+
 def converted(root: str, *downloaded: str) -> Iterator[Pair]:
-    """ROOT/img_dir/<split>/..., ROOT/ann_dir/<split>/..., which mmsegmentation's converters leave.
+    """ROOT/img_dir/<split>/... and ROOT/ann_dir/<split>/..., which mmsegmentation's converters leave.
 
     Raises DatasetError where one of the folders that were `downloaded` is in the root too.
     """
     if there := [join(root, folder) for folder in downloaded if has_folder(join(root, folder))]:
         both = "are what was downloaded and what a converter made of it; leave one of them in this root"
         raise DatasetError(f"{there[0]} and {join(root, 'img_dir')} {both}")
-    splits = _outer(root, ["img_dir"], ["ann_dir"])
-    if not splits:
-        raise DatasetError(f"{root}: no folder img_dir/<split> in this folder{_why_not_outer(root)}")
-    yield from _unique(splits)
-
-
-def is_converted(root: str) -> bool:
-    """Whether `converted` is to read a root."""
-    return has_folder(join(root, "img_dir"))
+    return by_kind(root, "img_dir", "ann_dir")
 
 
 def has_splits(root: str) -> bool:
@@ -114,9 +119,9 @@ def _other(folder: str) -> str | None:
     return next((name for name in found if name.lower().endswith(IMAGE_SUFFIXES)), None)
 
 
-def _why_not_outer(root: str) -> str:
+def _why_not_outer(root: str, images: Sequence[str] = _IMAGES) -> str:
     """Why a root is not of the form images/<split>; empty where it has no such folder."""
-    for name in _IMAGES:
+    for name in images:
         if other := _other(join(root, name)):
             return f", and {name}/ holds {other!r} and not folders {', '.join(_SPLITS)} alone"
     return ""
