@@ -398,3 +398,20 @@ def test_labels_below_mapillary_s_testing_are_passed_over(tmp_path: Path) -> Non
     put(tmp_path / "testing/labels/a.png", cycle([2]))
     found = [(pair.split, pair.label_uri is None) for pair in LAYOUTS["mapillary"].pairs(str(tmp_path))]
     assert found == [("test", True), ("train", False), ("val", False)]
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_drawn_labels_go_with_a_failed_prepare_unless_a_dataset_has_them(
+    before: bool, tmp_path: Path, ray_session: None
+) -> None:
+    make_panoptic(tmp_path / "coco")
+    words = {"layout": "coco_panoptic", "root": str(tmp_path / "coco"), "out": str(tmp_path / "out"), "overwrite": True}
+    if before:
+        prepare(**words)
+    drawn = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.png")}
+    assert bool(drawn) == before
+    image = next((tmp_path / "coco" / "train2017").glob("*.jpg"))
+    image.write_bytes(b"broken")
+    with pytest.raises(DatasetError, match="not an image in a known format"):
+        prepare(**words)
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.png")} == drawn

@@ -143,6 +143,10 @@ def test_how_many_images_may_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for most, failed in ((1, (1, 1)), (0.2, (1, 1, 1)), (0, (1,))):
         with pytest.raises(DatasetError, match=f"{sum(failed)} images could not be read, more than --max-failed"):
             add(most, *failed)
+    hundred = open_ledger(str(tmp_path / "hundred"), lambda: iter(10 * images), block_size=2, job={})
+    phases.FailureLimit(0.29, hundred).add(29)
+    with pytest.raises(DatasetError, match="30 images could not be read"):
+        phases.FailureLimit(0.29, hundred).add(30)
     ledger.commit("predict", 3, {"image_id": [], "failed_id": ["6", "7"]})
     add(2)
     with pytest.raises(DatasetError, match="2 images could not be read"):

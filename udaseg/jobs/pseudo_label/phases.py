@@ -47,7 +47,8 @@ class FailureLimit:
     """Counts images that cannot be read, and stops the job where there are too many."""
 
     def __init__(self, most: float | None, ledger: Ledger) -> None:
-        self.most = most if most is None or most >= 1 else most * ledger.images
+        # 0.29 * 100 is a little below 29
+        self.most = most if most is None or most >= 1 else round(most * ledger.images, 6)
         self.failed = 0
         if most is not None:
             before = sorted(ledger.committed("predict"))
