@@ -269,6 +269,43 @@ MINIS = {
         ids=19,
         raw_ids=[*range(19)],
     ),
+    "urbansyn": Mini(
+        images="rgb/rgb_{id}.png",
+        labels="ss/ss_{id}.png",
+        rows={"0001": "train", "7539": "train"},
+        ids=20,
+        raw_ids=[*range(19)],
+        left_alone=("ss_color/ss_color_0001.png", "depth/depth_0001.exr", "panoptic/panoptic_0001.png"),
+    ),
+    "muses": Mini(
+        images="frame_camera/{split}/{id}_frame_camera.png",
+        labels="gt_semantic/{split}/{id}_gt_labelTrainIds.png",
+        rows={
+            "rain/night/REC0008_frame_079714": "train",
+            "fog/day/REC0475_frame_000247": "val",
+            "clear/day/REC0241_frame_503673": "test",
+        },
+        unlabelled=("test",),
+        ids=19,
+        raw_ids=[*range(19)],
+        left_alone=(
+            "gt_semantic/train/rain/night/REC0008_frame_079714_gt_labelIds.png",
+            "gt_semantic/train/rain/night/REC0008_frame_079714_gt_labelColor.png",
+            "gt_panoptic/train/rain/night/REC0008_frame_079714_gt_panoptic.png",
+            "reference_frames/train/rain/night/REC0008_frame_079714_frame_camera.png",
+        ),
+    ),
+    "nighttime_driving": Mini(
+        images="leftImg8bit/{split}/night/{id}_leftImg8bit.png",
+        labels="gtCoarse_daytime_trainvaltest/{split}/night/{id}_gtCoarse_labelTrainIds.png",
+        rows={"0_frame_0205": "test"},
+        ids=19,
+        raw_ids=[*range(19)],
+        left_alone=(
+            "gtCoarse_daytime_trainvaltest/test/night/0_frame_0205_gtCoarse_color.png",
+            "gtCoarse_daytime_trainvaltest/test/night/0_frame_0205_gtCoarse_labelIds.png",
+        ),
+    ),
     "camvid": Mini(
         images="{split}/{id}.png",
         labels="{split}annot/{id}.png",
@@ -281,7 +318,7 @@ MINIS = {
 
 def test_every_dataset_has_a_miniature() -> None:
     elsewhere = {"folders", "voc", "cvat", "mapillary", "carla", "loveda", "loveda_rural", "loveda_urban"}
-    elsewhere |= {"potsdam", "potsdam_irrg", "vaihingen", "coco_panoptic", "coco_stuff"}
+    elsewhere |= {"potsdam", "potsdam_irrg", "vaihingen", "coco_panoptic", "coco_stuff", "railsem19"}
     assert elsewhere | set(MINIS) == set(LAYOUTS)  # elsewhere: test_voc_layouts.py, test_other_layouts.py
 
 
@@ -361,7 +398,7 @@ def test_idd_as_it_is_drawn_if_nothing_is_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["cityscapes", "acdc", "dark_zurich", "bdd100k", "idd", "foggy_cityscapes", "rainy_cityscapes"]
+    "name", ["cityscapes", "acdc", "dark_zurich", "bdd100k", "idd", "foggy_cityscapes", "rainy_cityscapes", "muses"]
 )
 def test_archives_that_were_unpacked_into_folders_of_their_own(tmp_path: Path, name: str) -> None:
     mini = MINIS[name]

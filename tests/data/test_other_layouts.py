@@ -144,6 +144,23 @@ def test_mapillary_refuses_labels_of_two_versions(tmp_path: Path) -> None:
         classes_of("mapillary", tmp_path)
 
 
+def test_railsem19_has_its_own_classes(tmp_path: Path) -> None:
+    """As many ids as Cityscapes' train ids; 3, 12 and 15 to 18 are other things."""
+    put(tmp_path / "jpgs/rs19_val/rs00000.jpg")
+    put(tmp_path / "uint8/rs19_val/rs00000.png", cycle([0, 1, 2, 255]))
+    with pytest.raises(DatasetError, match=r"rs19-config\.json: no such file, which names the classes"):
+        classes_of("railsem19", tmp_path)
+    (tmp_path / "rs19-config.json").write_text('{"labels": [{"name": "road"}]}')
+    with pytest.raises(DatasetError, match=r"rs19-config\.json: its labels are not those of RailSem19: 'color'"):
+        classes_of("railsem19", tmp_path)
+    labels = [{"name": n, "color": [i, 0, 9]} for i, n in enumerate(("road", "tram-track", "rail-track"))]
+    (tmp_path / "rs19-config.json").write_text(json.dumps({"labels": labels}))
+    (pair,), classes = pairs_of("railsem19", tmp_path), classes_of("railsem19", tmp_path)
+    assert (pair.image_id, pair.split) == ("rs00000", "train")
+    assert classes.names == ("road", "tram-track", "rail-track") and classes.palette[2] == (2, 0, 9)
+    assert np.array_equal(train_ids(pair, classes), cycle([0, 1, 2, 255]))
+
+
 def test_carla_s_colours_are_those_of_cityscapes_and_its_own(tmp_path: Path) -> None:
     road, sky, fence, old_fence, marking, water = (
         (128, 64, 128), (70, 130, 180), (190, 153, 153), (100, 40, 40), (157, 234, 50), (45, 60, 150)

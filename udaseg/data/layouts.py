@@ -24,6 +24,7 @@ from udaseg.data.taxonomies import (
     IDD_CLASSES,
     SYNTHIA_CLASSES,
     TRAIN_ID_CLASSES,
+    URBANSYN_CLASSES,
     VOC_CLASSES,
 )
 
@@ -59,6 +60,10 @@ LAYOUTS: dict[str, Layout] = {
     "rainy_cityscapes": Layout(pairs=street.rainy_cityscapes, classes=CITYSCAPES_CLASSES),
     "nightcity": Layout(pairs=street.nightcity, classes=CITYSCAPES_CLASSES),
     "nightcity_fine": Layout(pairs=street.nightcity_fine, classes=TRAIN_ID_CLASSES),
+    "urbansyn": Layout(pairs=street.urbansyn, classes=URBANSYN_CLASSES),
+    "muses": Layout(pairs=street.muses, classes=TRAIN_ID_CLASSES),
+    "nighttime_driving": Layout(pairs=street.nighttime_driving, classes=TRAIN_ID_CLASSES),
+    "railsem19": Layout(pairs=street.railsem19, read_classes=street.railsem19_classes),
     "carla": Layout(pairs=by_split, classes=CARLA_CLASSES),  # it has no layout of its own
     "loveda": Layout(pairs=aerial.loveda, classes=aerial.LOVEDA_CLASSES),
     "loveda_rural": Layout(pairs=partial(aerial.loveda, domains=["Rural"]), classes=aerial.LOVEDA_CLASSES),

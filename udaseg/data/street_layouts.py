@@ -1,12 +1,13 @@
-"""How datasets of streets with Cityscapes' classes lie on disk, as the official downloads unpack."""
+"""How datasets of streets, most of them with Cityscapes' classes, lie on disk, as the official downloads unpack."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from udaseg.data.classes import Classes
+from udaseg.data.classes import MAX_CLASSES_BYTES, Classes
 from udaseg.data.folders import IMAGE_SUFFIXES, Pair, files, folders, has_folder, match, walk
-from udaseg.data.storage import join
+from udaseg.data.storage import exists, join, read_bytes
+from udaseg.data.strict_json import parse_json
 from udaseg.data.taxonomies import IDD_CLASSES, TRAIN_ID_CLASSES
 from udaseg.errors import DatasetError
 
@@ -226,3 +227,60 @@ def nightcity_fine(root: str) -> Iterator[Pair]:
     for split in ("train", "val"):
         images, labels = (join(root, split, folder) for folder in ("img", "lbl"))
         yield from match(files(images, [".png"]), files(labels, ["_trainIds.png"]), split)
+
+
+def urbansyn(root: str) -> Iterator[Pair]:
+    """rgb/rgb_0001.png to rgb_7539.png, ss/ss_0001.png with Cityscapes' train ids, 19 being unlabelled; all are train.
+
+    (README.md of huggingface.co/datasets/UrbanSyn/UrbanSyn)
+    """
+
+    def of(folder: str) -> list[tuple[str, str]]:
+        return [(name.removeprefix(f"{folder}_"), uri) for name, uri in files(join(root, folder), [".png"])]
+
+    return match(of("rgb"), of("ss"), "train")
+
+
+def muses(root: str) -> Iterator[Pair]:
+    """frame_camera/<split>/<weather>/<time of day>/*_frame_camera.png, gt_semantic/.../*_gt_labelTrainIds.png.
+
+    The labels hold Cityscapes' train ids; test has none. An id begins with its weather (clear, fog, rain, snow) and
+    time (day, night). reference_frames, of the same places by day in clear weather, is passed over.
+    (README.md of timbroed/MUSES; names and encoding: segmentation/mmseg_custom of iacopo97/Multimodal-SAM-Adapter)
+    """
+    labels = "gt_semantic", ["_gt_labelTrainIds.png"]
+    return _by_split(root, ("frame_camera", ["_frame_camera.png"]), labels)
+
+
+def nighttime_driving(root: str) -> Iterator[Pair]:
+    """NighttimeDrivingTest: leftImg8bit/test/night/*_leftImg8bit.png, and coarse labels with Cityscapes' train ids.
+
+    They are gtCoarse_daytime_trainvaltest/test/night/*_gtCoarse_labelTrainIds.png; all are test.
+    (mmseg/datasets/night_driving.py of open-mmlab/mmsegmentation)
+    """
+    labels = "gtCoarse_daytime_trainvaltest", ["_gtCoarse_labelTrainIds.png"]
+    return _by_split(root, ("leftImg8bit", ["_leftImg8bit.png"]), labels, "night")
+
+
+def railsem19(root: str) -> Iterator[Pair]:
+    """jpgs/rs19_val/rs00000.jpg, uint8/rs19_val/rs00000.png; all are train, as it has no splits (wilddash.cc)."""
+    return match(files(join(root, "jpgs/rs19_val"), [".jpg"]), files(join(root, "uint8/rs19_val"), [".png"]), "train")
+
+
+def railsem19_classes(root: str, given: Classes | None) -> Classes:
+    """The "labels" of rs19-config.json, in their order, which is that of the ids; 255 is ignored.
+
+    They are as many as Cityscapes' train ids, and others. A class list that is given is of these ids.
+    (example-vis.py of the download)
+    """
+    if given is not None:
+        return given
+    uri = join(root, "rs19-config.json")
+    if not exists(uri):
+        raise DatasetError(f"{uri}: no such file, which names the classes")
+    value = parse_json(read_bytes(uri, limit=MAX_CLASSES_BYTES), uri)
+    try:
+        found = [(label["name"], tuple(label["color"])) for label in value["labels"]]
+        return Classes(names=tuple(name for name, _ in found), palette=tuple(colour for _, colour in found))
+    except (KeyError, TypeError, DatasetError) as error:
+        raise DatasetError(f"{uri}: its labels are not those of RailSem19: {error}") from None

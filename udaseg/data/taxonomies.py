@@ -56,6 +56,7 @@ IDD_CLASSES = _classes(_IDD, raw_ids=40)
 CAMVID_CLASSES = _classes(_CAMVID, raw_ids=12)
 TRAIN_ID_CLASSES = replace(CITYSCAPES_CLASSES, raw_to_train={})
 """Of labels that hold Cityscapes' train ids."""
+URBANSYN_CLASSES = replace(CITYSCAPES_CLASSES, raw_to_train={**{i: i for i in range(len(_TABLE))}, 19: 255, 255: 255})
 
 
 def voc_palette(colors: int) -> tuple[tuple[int, int, int], ...]:
