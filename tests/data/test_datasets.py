@@ -319,6 +319,7 @@ MINIS = {
 def test_every_dataset_has_a_miniature() -> None:
     elsewhere = {"folders", "voc", "cvat", "mapillary", "carla", "loveda", "loveda_rural", "loveda_urban"}
     elsewhere |= {"potsdam", "potsdam_irrg", "vaihingen", "coco_panoptic", "coco_stuff", "railsem19"}
+    elsewhere |= {"coco_stuff164k", "ade20k"}
     assert elsewhere | set(MINIS) == set(LAYOUTS)  # elsewhere: test_voc_layouts.py, test_other_layouts.py
 
 

@@ -394,6 +394,57 @@ def test_coco_stuff(tmp_path: Path) -> None:
     assert set(np.unique(read_label(str(pair.label_uri)))) == {0, 92, 182, 183}
 
 
+@pytest.mark.parametrize("folder", ["annotations", "stuffthingmaps", "stuffthingmaps_trainval2017"])
+def test_coco_stuff_164k(tmp_path: Path, folder: str) -> None:
+    """Ids are COCO's less one: 0 person, 12 stop sign, 89 toothbrush, 91 banner, 181 wood; 11 and 90 are none."""
+    label = cycle([0, 11, 12, 89, 90, 91, 181, 255])
+    put(tmp_path / "images/train2017/000000000009.jpg")
+    put(tmp_path / "val2017/000000000139.jpg")
+    for path in ("train2017/000000000009", "val2017/000000000139", "val2017/000000000139_labelTrainIds"):
+        put(tmp_path / folder / f"{path}.png", label)
+    pairs, classes = pairs_of("coco_stuff164k", tmp_path), classes_of("coco_stuff164k", tmp_path)
+    assert [(p.image_id, p.split) for p in pairs] == [("000000000009", "train"), ("000000000139", "val")]
+    assert [p.label_uri for p in pairs] == [
+        f"{tmp_path}/{folder}/train2017/000000000009.png", f"{tmp_path}/{folder}/val2017/000000000139.png"
+    ]  # fmt: skip
+    found = {raw: int(train) for raw, train in zip(label.flat, train_ids(pairs[0], classes).flat, strict=True)}
+    assert found == {0: 0, 11: 255, 12: 11, 89: 79, 90: 255, 91: 80, 181: 170, 255: 255}
+    named = {raw: classes.names[train] for raw, train in found.items() if train != 255}
+    assert named == {0: "person", 12: "stop sign", 89: "toothbrush", 91: "banner", 181: "wood"}
+    assert len(classes) == len(set(classes.palette)) == 171 and set(classes.raw_to_train) == {*range(182), 255}
+    (tmp_path / "images/train2017").rename(tmp_path / "images/gone")
+    assert [p.split for p in pairs_of("coco_stuff164k", tmp_path)] == ["val"]
+    other = "annotations" if folder != "annotations" else "stuffthingmaps"
+    (tmp_path / other / "val2017").mkdir(parents=True)
+    with pytest.raises(DatasetError, match=r"have train2017 or val2017; unpack stuffthingmaps_trainval2017\.zip into"):
+        pairs_of("coco_stuff164k", tmp_path)
+
+
+def test_coco_stuff_164k_without_labels_or_with_those_of_a_converter_alone(tmp_path: Path) -> None:
+    put(tmp_path / "images/train2017/a.jpg")
+    with pytest.raises(DatasetError, match=r"none of .* has train2017 or val2017; unpack stuffthingmaps_trainval2017"):
+        pairs_of("coco_stuff164k", tmp_path)
+    put(tmp_path / "annotations/train2017/a_labelTrainIds.png", cycle([0]))
+    with pytest.raises(DatasetError, match=r"train2017: all labels end in _labelTrainIds\.png"):
+        pairs_of("coco_stuff164k", tmp_path)
+
+
+def test_ade20k(tmp_path: Path) -> None:
+    label = cycle([0, 1, 2, 8, 150])
+    for split, name in (("training", "ADE_train_00000001"), ("validation", "ADE_val_00000001")):
+        put(tmp_path / f"images/{split}/{name}.jpg")
+        put(tmp_path / f"annotations/{split}/{name}.png", label)
+    pairs, classes = pairs_of("ade20k", tmp_path), classes_of("ade20k", tmp_path)
+    assert [(p.image_id, p.split) for p in pairs] == [("ADE_train_00000001", "train"), ("ADE_val_00000001", "val")]
+    assert np.array_equal(train_ids(pairs[0], classes), np.where(label == 0, 255, label - 1))
+    assert [classes.names[i] for i in (0, 1, 7, 20, 127, 149)] == ["wall", "building", "bed", "car", "bicycle", "flag"]
+    assert [classes.palette[i] for i in (0, 20, 149)] == [(120, 120, 120), (0, 102, 200), (92, 0, 255)]
+    assert len(classes) == 150
+    (tmp_path / "images").rename(tmp_path / "gone")
+    with pytest.raises(DatasetError, match=r"no folder images/<split> in this folder$"):
+        pairs_of("ade20k", tmp_path)
+
+
 def test_panoptic_annotations_that_differ_are_drawn_apart(tmp_path: Path) -> None:
     digests = set()
     for category in (1, 2):

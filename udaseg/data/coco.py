@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from udaseg.data.classes import Classes
-from udaseg.data.folders import IMAGE_SUFFIXES, Pair, Problem, files, has_folder, match
+from udaseg.data.folders import IMAGE_SUFFIXES, Pair, Problem, files, has_folder, match, raw_labels
 from udaseg.data.images import read_colours
 from udaseg.data.storage import children, join, read_bytes, write_bytes
 from udaseg.data.strict_json import parse_json
@@ -88,6 +88,27 @@ def stuff_pairs(root: str) -> Iterator[Pair]:
 def stuff_classes(root: str, given: Classes | None) -> Classes:
     """The categories of stuff in their order; things, which are one category (183, "other"), are ignored."""
     return given or _classes(_smallest(root, "stuff"), {_OTHER: 255})
+
+
+_STUFF_AND_THINGS = "annotations", "stuffthingmaps", "stuffthingmaps_trainval2017"
+"""Where the two folders of stuffthingmaps_trainval2017.zip are put."""
+
+
+def stuff_164k_pairs(root: str) -> Iterator[Pair]:
+    """<split>2017/<id>.jpg and annotations/<split>2017/<id>.png of stuffthingmaps_trainval2017.zip, things and stuff.
+
+    The folders of labels may lie in that of their archive too. Splits whose images were not unpacked are passed over.
+    """
+    names = "train2017", "val2017"
+    places = [join(root, folder) for folder in _STUFF_AND_THINGS]
+    found = [place for place in places if any(has_folder(join(place, name)) for name in names)]
+    if len(found) != 1:
+        where = f"{' and '.join(found)} have" if found else f"{root}: none of {', '.join(_STUFF_AND_THINGS)} has"
+        raise DatasetError(f"{where} train2017 or val2017; unpack stuffthingmaps_trainval2017.zip into one of them")
+    labelled = [name for name in names if has_folder(join(found[0], name))]
+    for name in [name for name in labelled if has_folder(_images(root, name))] or labelled:
+        labels = raw_labels(join(found[0], name))
+        yield from match(files(_images(root, name), IMAGE_SUFFIXES), labels, _split(name))
 
 
 def drawn(pairs: Sequence[Pair], segments: Segments, folder: str, done: list[str]) -> tuple[list[Pair], list[Problem]]:

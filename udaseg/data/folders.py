@@ -149,6 +149,14 @@ def files(folder: str, suffixes: Sequence[str], *, unread: Counter[str] | None =
     return found
 
 
+def raw_labels(folder: str) -> list[tuple[str, str]]:
+    """The labels of a folder, less those in train ids that mmsegmentation's converters, as DAFormer's, put beside."""
+    found = [(name, uri) for name, uri in files(folder, [".png"]) if not name.endswith("_labelTrainIds")]
+    if not found:
+        raise DatasetError(f"{folder}: all labels end in _labelTrainIds.png; unpack those that they were made from")
+    return found
+
+
 def none_found(folder: str, suffixes: Sequence[str], unread: Counter[str] | None) -> DatasetError:
     """That `walk` found nothing, but what it counted."""
     but = f", but there are {_counted(unread)}; convert them" if unread else ""

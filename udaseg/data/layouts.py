@@ -15,7 +15,8 @@ from udaseg.data import street_layouts as street
 from udaseg.data import voc_layouts as voc
 from udaseg.data.classes import Classes
 from udaseg.data.folders import Pair
-from udaseg.data.split_trees import by_split
+from udaseg.data.long_taxonomies import ADE20K_CLASSES, COCO_STUFF_CLASSES
+from udaseg.data.split_trees import by_kind, by_split
 from udaseg.data.taxonomies import (
     CAMVID_CLASSES,
     CARLA_CLASSES,
@@ -79,6 +80,8 @@ LAYOUTS: dict[str, Layout] = {
         pairs=coco.panoptic_pairs, read_classes=coco.panoptic_classes, segments=coco.panoptic_segments
     ),
     "coco_stuff": Layout(pairs=coco.stuff_pairs, read_classes=coco.stuff_classes),
+    "coco_stuff164k": Layout(pairs=coco.stuff_164k_pairs, classes=COCO_STUFF_CLASSES),
+    "ade20k": Layout(pairs=partial(by_kind, images="images", labels="annotations"), classes=ADE20K_CLASSES),
     "voc": Layout(pairs=voc.voc, classes=VOC_CLASSES),
     "cvat": Layout(pairs=voc.cvat, read_classes=voc.cvat_classes),
 }

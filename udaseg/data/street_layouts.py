@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from udaseg.data.classes import MAX_CLASSES_BYTES, Classes
-from udaseg.data.folders import IMAGE_SUFFIXES, Pair, files, folders, has_folder, match, walk
+from udaseg.data.folders import IMAGE_SUFFIXES, Pair, files, folders, has_folder, match, raw_labels, walk
 from udaseg.data.storage import exists, join, read_bytes
 from udaseg.data.strict_json import parse_json
 from udaseg.data.taxonomies import IDD_CLASSES, TRAIN_ID_CLASSES
@@ -67,15 +67,7 @@ def gta5(root: str) -> Iterator[Pair]:
     All 24,966 are train, as the field has it, whatever split.mat says. The labels of a few have another size than their
     images; they are refused, or left out by `--on-error skip`.
     """
-    return match(files(join(root, "images"), [".png"]), _labels(join(root, "labels")), "train")
-
-
-def _labels(folder: str) -> list[tuple[str, str]]:
-    """The labels of a folder, less those in train ids that mmsegmentation's converters, as DAFormer's, put beside."""
-    found = [(name, uri) for name, uri in files(folder, [".png"]) if not name.endswith("_labelTrainIds")]
-    if not found:
-        raise DatasetError(f"{folder}: all labels end in _labelTrainIds.png; unpack those that they were made from")
-    return found
+    return match(files(join(root, "images"), [".png"]), raw_labels(join(root, "labels")), "train")
 
 
 def synthia(root: str) -> Iterator[Pair]:
@@ -83,7 +75,7 @@ def synthia(root: str) -> Iterator[Pair]:
 
     All 9,400 are train.
     """
-    return match(files(join(root, "RGB"), [".png"]), _labels(join(root, "GT/LABELS")), "train")
+    return match(files(join(root, "RGB"), [".png"]), raw_labels(join(root, "GT/LABELS")), "train")
 
 
 def acdc(root: str) -> Iterator[Pair]:

@@ -83,8 +83,8 @@ def prepare(
             and ROOT/labels/<split>), cityscapes, gta5, synthia, acdc, dark_zurich, bdd100k, cross_city, idd, camvid,
             mapillary, synscapes, foggy_cityscapes, rainy_cityscapes, nightcity, nightcity_fine, urbansyn, muses,
             nighttime_driving, railsem19, carla (as folders, in the colours of its CityScapesPalette), loveda,
-            loveda_rural, loveda_urban, potsdam, potsdam_irrg, vaihingen, coco_panoptic, coco_stuff, voc (Pascal VOC
-            2012) or cvat (CVAT's "Segmentation mask 1.1").
+            loveda_rural, loveda_urban, potsdam, potsdam_irrg, vaihingen, coco_panoptic, coco_stuff, coco_stuff164k,
+            ade20k, voc (Pascal VOC 2012) or cvat (CVAT's "Segmentation mask 1.1").
         root: The root folder of the layout.
         splits: A JSON file {split: [image paths below --images, without extension]}; else all rows are of --split.
         split: The split of all images of --images; train where it is not given.
