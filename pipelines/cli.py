@@ -45,7 +45,7 @@ def command(run: Callable[[Sequence[str]], None]) -> Callable[..., int]:
         except BrokenPipeError:  # whoever reads what is printed has seen enough, as `head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # of which Python closes the rest quietly
             return 128 + signal.SIGPIPE
-        except (ConfigError, DatasetError, CheckpointError, TrainingError, UnreachableError, OSError) as error:
+        except (ConfigError, DatasetError, CheckpointError, TrainingError, OSError) as error:
             if verbose:
                 traceback.print_exc()
             return _say(f"error: {error}", 1 if isinstance(error, TrainingError | UnreachableError) else 2)

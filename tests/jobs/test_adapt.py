@@ -500,10 +500,16 @@ def check_result(out: Path, printed: str, network: str) -> None:
     assert len(ids) == len(set(ids)) == 10
 
 
+def _here(actor: Any, columns: Any, what: str, *rest: Any) -> dict[str, np.ndarray]:
+    """As `judging._over`, in this process."""
+    found: dict[str, np.ndarray] = actor(*rest, threads=1)(columns)
+    return found
+
+
 @pytest.fixture
 def no_ray(trained: list[str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """All but training, in this process; the runs that are trained."""
-    monkeypatch.setattr(judging, "_over", judging._here)
+    monkeypatch.setattr(judging, "_over", _here)
     for function in ("train_run", "ensure_ray"):
         monkeypatch.setattr(job, function, runs_module.train_run if function == "train_run" else lambda **_: None)
     return trained
@@ -569,7 +575,7 @@ def test_a_source_free_adaptation(
     target = make_dataset(tmp_path / "target", "target", labelled=False)
     model, out = make_checkpoint(tmp_path / "model", 0), tmp_path / "out"
     over = judging._over
-    where = {judging._Survey: judging._here}  # as the verdict's images go, which is enough of Ray
+    where = {judging._Survey: _here}  # as the verdict's images go, which is enough of Ray
     monkeypatch.setattr(judging, "_over", lambda actor, *rest: where.get(actor, over)(actor, *rest))
     before = digests(tmp_path)
     words = ("--target", target, "--from", model, "--candidates", "adabn")

@@ -21,7 +21,7 @@ from udaseg.data.classes import Classes
 from udaseg.data.depth import require_depth_range
 from udaseg.data.storage import exists, join, read_bytes, to_uri, write_bytes
 from udaseg.data.strict_json import dump_json
-from udaseg.errors import CheckpointError, ConfigError
+from udaseg.errors import CheckpointError
 from udaseg.models.build import build_segmenter
 from udaseg.models.image_sizes import ImageSizes
 from udaseg.models.inference import check_views
@@ -106,10 +106,7 @@ def read_card(uri: str) -> ModelCard:
         _check_types(card)
         require_depth_range(card.depth_range, "depth_range")
         check_views(window=card.window, overlap=card.overlap)
-    except (
-        AttributeError, ConfigError, KeyError, OSError, RecursionError, TypeError, ValueError,
-        typeguard.TypeCheckError,
-    ) as error:  # fmt: skip
+    except (AttributeError, KeyError, OSError, RecursionError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:500]
         raise CheckpointError(f"{join(uri, CARD_FILE)}: not a model card ({reason})") from error
     if not 1 <= card.short_side <= _MAX_SIDE:

@@ -114,20 +114,8 @@ def judged_here(checkpoints: Sequence[str], inputs: Inputs, *, images: int, infe
     """As `judge`, in this process and without Ray."""
     parts: dict[str, np.ndarray] = {}
     for actor, columns in _held_out(inputs, images):
-        parts |= _here(actor, columns, actor.what, checkpoints, inputs, inference)
+        parts |= actor(checkpoints, inputs, inference, threads=torch.get_num_threads())(columns)
     return _by_network(parts, len(checkpoints))
-
-
-def _here(
-    actor: type[_Networks],
-    columns: Mapping[str, np.ndarray],
-    what: str,
-    checkpoints: Sequence[str],
-    inputs: Inputs,
-    inference: Inference,
-) -> dict[str, np.ndarray]:
-    """As `_over`, in this process."""
-    return actor(checkpoints, inputs, inference, threads=torch.get_num_threads())(dict(columns))
 
 
 def _held_out(inputs: Inputs, images: int) -> list[tuple[type[_Networks], dict[str, np.ndarray]]]:
