@@ -102,7 +102,7 @@ def test_source_images_that_cannot_be_read_are_in_no_prototype(tmp_path: Path, m
     job = work(tmp_path, checkpoint)
     source = make_dataset(tmp_path / "source", "source", train=5, val=0)
 
-    def here(ledger: Ledger, phase: str, limit: object, *, fn: object, fn_constructor_args: Any) -> None:
+    def here(ledger: Ledger, phase: str, *, fn: object, fn_constructor_args: Any) -> None:
         PrototypeActor(*fn_constructor_args)({"block": np.arange(ledger.blocks)})
 
     monkeypatch.setattr(phases, "run_phase", here)

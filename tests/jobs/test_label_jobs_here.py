@@ -134,12 +134,12 @@ def test_how_many_images_may_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     images = [common | {"image_id": str(n)} for n in range(10)]
     ledger = open_ledger(str(tmp_path / "job"), lambda: iter(images), block_size=2, job={})
 
-    def add(most: float | None, *failed: int) -> None:
+    def add(most: float, *failed: int) -> None:
         limit = phases.FailureLimit(most, ledger)
         for one in failed:
             limit.add(one)
 
-    add(1, 1), add(0.2, 1, 1), add(None, 99)
+    add(1, 1), add(0.2, 1, 1)
     for most, failed in ((1, (1, 1)), (0.2, (1, 1, 1)), (0, (1,))):
         with pytest.raises(DatasetError, match=f"{sum(failed)} images could not be read, more than --max-failed"):
             add(most, *failed)
@@ -168,11 +168,11 @@ def test_thresholds_follow_all_of_the_rules() -> None:
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """A labelling job in this process, without Ray."""
 
-    def run(ledger: Ledger, phase: str, limit: Any, *, fn: Any, fn_constructor_args: Any = (), **_: Any) -> None:
+    def run(ledger: Ledger, phase: str, limit: Any = None, *, fn: Any, fn_constructor_args: Any = (), **_: Any) -> None:
         do = fn(*fn_constructor_args) if fn_constructor_args else fn
         for block in sorted({*range(ledger.blocks)} - ledger.committed(phase)):
             done = do({"block": np.array([block])})
-            if phase == "predict":
+            if limit is not None:
                 limit.add(int(done["failed"].sum()))
 
     def each(task: Any, ledger: Ledger, blocks: Any, *more: Any) -> Any:

@@ -54,7 +54,7 @@ def blocks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The blocks that are begun, in this process, one after the other."""
     begun: list[int] = []
 
-    def here(ledger: Ledger, phase: str, limit: object, *, fn: Any, fn_constructor_args: Any) -> None:
+    def here(ledger: Ledger, phase: str, *, fn: Any, fn_constructor_args: Any) -> None:
         actor = fn(*fn_constructor_args)
         for block in sorted(set(range(ledger.blocks)) - ledger.committed(phase)):
             begun.append(block)

@@ -31,7 +31,7 @@ from udaseg.data.storage import absolute, exists, join, resolve
 from udaseg.errors import CheckpointError
 from udaseg.job_config import Inference
 from udaseg.jobs.ledger import Ledger, open_ledger
-from udaseg.jobs.pseudo_label.phases import FailureLimit, run_phase
+from udaseg.jobs.pseudo_label.phases import run_phase
 from udaseg.jobs.pseudo_label.tasks import (
     THREADS,
     clear_scratch_folder,
@@ -160,7 +160,6 @@ def translate(stage: Stage, directory: str, *, source: str, out: str, inference:
     run_phase(
         ledger,
         "translate",
-        FailureLimit(None, ledger),
         fn=lazily(TranslateActor),
         fn_constructor_args=(work, threads),
         **options,

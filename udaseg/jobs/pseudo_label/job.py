@@ -182,15 +182,15 @@ def _do(work: Work, source: str | None, max_failed: float | None) -> None:
         work = dataclasses.replace(work, prototypes=prototypes)
     forget_unreachable(ledger, join(out, "manifest.parquet"))
     options, threads = actor_pool(inference)
-    limit = FailureLimit(max_failed, ledger)
+    limit = None if max_failed is None else FailureLimit(max_failed, ledger)
     run_phase(ledger, "predict", limit, fn=lazily(PredictActor), fn_constructor_args=(work, threads), **options)
     tally = predicted_totals(ledger, len(work.classes))
     thresholds = class_thresholds(rules, tally.histogram)
     if rules.rule == "any_class":
         arguments = (work, threads, thresholds)
-        run_phase(ledger, "label", limit, fn=lazily(PredictActor), fn_constructor_args=arguments, **options)
+        run_phase(ledger, "label", fn=lazily(PredictActor), fn_constructor_args=arguments, **options)
     else:
-        run_phase(ledger, "label", limit, fn=apply_thresholds(work, thresholds), num_cpus=1)
+        run_phase(ledger, "label", fn=apply_thresholds(work, thresholds), num_cpus=1)
     table, quality = _label_table(work, tally, thresholds, source)
     kinds = ["unreachable" if image_id in tally.unreachable else "unreadable" for image_id, *_ in quality.failed]
     kinds += ["source"] * len(lost)

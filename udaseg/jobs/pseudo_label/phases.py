@@ -46,17 +46,14 @@ PROTOTYPE_IMAGES = 500
 class FailureLimit:
     """Counts images that cannot be read, and stops the job where there are too many."""
 
-    def __init__(self, most: float | None, ledger: Ledger) -> None:
-        # 0.29 * 100 is a little below 29
-        self.most = most if most is None or most >= 1 else round(most * ledger.images, 6)
+    def __init__(self, most: float, ledger: Ledger) -> None:
+        self.most = most if most >= 1 else round(most * ledger.images, 6)  # 0.29 * 100 is a little below 29
         self.failed = 0
-        if most is not None:
-            before = sorted(ledger.committed("predict"))
-            self.add(sum(each_chunk(count_failed, ledger, before)))
+        self.add(sum(each_chunk(count_failed, ledger, sorted(ledger.committed("predict")))))
 
     def add(self, failed: int) -> None:
         self.failed += failed
-        if self.most is not None and self.failed > self.most:
+        if self.failed > self.most:
             raise DatasetError(
                 f"{self.failed} images could not be read, more than --max-failed allows; "
                 "what is done stays: see why in job/predict, or run the same again with another --max-failed"
@@ -76,7 +73,7 @@ def forget_unreachable(ledger: Ledger, manifest: str) -> None:
                 ledger.forget(phase, block)
 
 
-def run_phase(ledger: Ledger, phase: str, limit: FailureLimit, **how: Any) -> None:
+def run_phase(ledger: Ledger, phase: str, limit: FailureLimit | None = None, **how: Any) -> None:
     """Do a phase's blocks that are not done."""
     todo = sorted(set(range(ledger.blocks)) - ledger.committed(phase))
     if not todo:
@@ -89,7 +86,7 @@ def run_phase(ledger: Ledger, phase: str, limit: FailureLimit, **how: Any) -> No
     done = dataset.iter_batches(batch_size=None, batch_format="numpy")
     left = min(ledger.images, len(todo) * ledger.block_size)
     for batch in track(done, left, phase, size=lambda b: int(b["images"].sum() + b["failed"].sum())):
-        if phase == "predict":
+        if limit is not None:
             limit.add(int(batch["failed"].sum()))
 
 
@@ -149,7 +146,6 @@ def source_prototypes(work: Work, source: str) -> tuple[Prototypes, list[tuple[s
     run_phase(
         ledger,
         "prototypes",
-        FailureLimit(None, ledger),
         fn=lazily(PrototypeActor),
         fn_constructor_args=(here, threads),
         **options,
