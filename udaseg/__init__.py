@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from udaseg.checkpoints.directory import load_model
     from udaseg.checkpoints.predictor import OnnxPredictor, Prediction, Predictor, load
     from udaseg.config import PseudoLabel, Recipe
-    from udaseg.errors import CheckpointError, ConfigError, DatasetError, TrainingError
+    from udaseg.errors import CheckpointError, ConfigError, DatasetError, LostWorkError, TrainingError, UnreachableError
     from udaseg.job_config import Adapt, Cluster, Inference
     from udaseg.jobs.adapt.job import adapt
     from udaseg.jobs.evaluate import evaluate
@@ -52,6 +52,7 @@ __all__ = [
     "PseudoLabel",
     "Recipe",
     "TrainingError",
+    "UnreachableError",
     "adapt",
     "evaluate",
     "export_model",
@@ -69,7 +70,7 @@ _HOME = {
     "checkpoints.directory": ("load_model",),
     "checkpoints.predictor": ("OnnxPredictor", "Prediction", "Predictor", "load"),
     "config": ("PseudoLabel", "Recipe"),
-    "errors": ("CheckpointError", "ConfigError", "DatasetError", "LostWorkError", "TrainingError"),
+    "errors": ("CheckpointError", "ConfigError", "DatasetError", "LostWorkError", "TrainingError", "UnreachableError"),
     "job_config": ("Adapt", "Cluster", "Inference"),
     "jobs.adapt.job": ("adapt",),
     "jobs.evaluate": ("evaluate",),
