@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from udaseg.data.classes import Classes
+from udaseg.data.manifest import pixels_of_classes
 
 _NAMED = 3  # images
 
@@ -24,7 +25,7 @@ def label_warnings(manifest: pa.Table, classes: Classes, raw_ids: Collection[int
     labelled = manifest.filter(pc.is_valid(manifest["label_uri"]))
     if not labelled.num_rows:
         return []
-    class_pixels = np.asarray(labelled["class_pixels"].combine_chunks().flatten()).reshape(-1, len(classes))
+    class_pixels = pixels_of_classes(labelled, len(classes))
     found = [_binary(classes)] if _is_binary(classes, raw_ids) else []
     if never := [name for name, pixels in zip(classes.names, class_pixels.sum(0), strict=True) if not pixels]:
         share = f"0.00 % of the pixels of {labelled.num_rows} labels"

@@ -247,6 +247,11 @@ def read_manifest(directory: str, split: str | None = None) -> pa.Table:
     return rows
 
 
+def pixels_of_classes(rows: pa.Table, classes: int) -> np.ndarray:
+    """(N, K) int64 pixels of each class in each of the N rows that are labelled."""
+    return np.asarray(rows["class_pixels"].combine_chunks().flatten()).reshape(-1, classes)
+
+
 def check_index(index: pa.Table, directory: str) -> None:
     """Raise DatasetError where an index is not that of the manifest beside it."""
     _check_digest((index.schema.metadata or {}).get(b"manifest"), digest(directory), _manifest(directory))

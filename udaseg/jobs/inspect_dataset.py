@@ -13,7 +13,7 @@ from udaseg.data.classes import Classes, read_classes
 from udaseg.data.duplicates import duplicates
 from udaseg.data.index import DatasetIndex, open_index
 from udaseg.data.label_warnings import label_warnings
-from udaseg.data.manifest import read_manifest
+from udaseg.data.manifest import pixels_of_classes, read_manifest
 from udaseg.data.pictures import overlay
 from udaseg.data.storage import absolute, join, resolve, write_bytes
 from udaseg.errors import DatasetError
@@ -51,7 +51,7 @@ def inspect_datasets(out: str, directories: Sequence[str]) -> list[str]:
 
 
 def _common(manifest: pa.Table, classes: Classes) -> list[str]:
-    pixels = np.asarray(manifest["class_pixels"].combine_chunks().flatten()).reshape(-1, len(classes)).sum(0)
+    pixels = pixels_of_classes(manifest, len(classes)).sum(0)
     shares = pixels / max(1, pixels.sum())
     return [
         f"class {classes.names[k]!r} is {100 * shares[k]:.2f} % of the labelled pixels"

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from rich.table import Table
@@ -20,7 +19,7 @@ from udaseg.data.depth import require_depth_range
 from udaseg.data.folders import Pair, Problem, sort_out
 from udaseg.data.label_warnings import label_warnings
 from udaseg.data.layouts import LAYOUTS
-from udaseg.data.manifest import DATASET_FILES, MANIFEST, write_dataset
+from udaseg.data.manifest import DATASET_FILES, MANIFEST, pixels_of_classes, write_dataset
 from udaseg.data.storage import (
     absolute,
     exists,
@@ -227,9 +226,9 @@ def _show(manifest: pa.Table, classes: Classes, title: str) -> None:
     images, labelled, shares = [], [], []
     for split in splits:
         table.add_column(cell(split))
-        class_pixels = manifest.filter(pc.equal(manifest["split"], split))["class_pixels"].combine_chunks()
-        pixels = np.asarray(class_pixels.flatten()).reshape(-1, len(classes))
-        images.append(str(len(class_pixels)))
+        rows = manifest.filter(pc.equal(manifest["split"], split))
+        pixels = pixels_of_classes(rows, len(classes))
+        images.append(str(rows.num_rows))
         labelled.append(str(len(pixels)))
         shares.append(pixels.sum(0) / max(1, pixels.sum()) if len(pixels) else None)
     table.add_row("images", *images)

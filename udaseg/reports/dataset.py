@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
 from udaseg.data.classes import Classes
+from udaseg.data.manifest import pixels_of_classes
 from udaseg.reports.page import data_uri, render
 
 _SIZES = 5  # that are listed
@@ -53,7 +53,7 @@ def dataset_page(datasets: Sequence[Contents], warnings: Sequence[str]) -> str:
 
 def balance(manifest: pa.Table, classes: Classes) -> list[dict[str, object]]:
     """Per class its name, colour, percent of the labelled pixels and images that it is in; none without labels."""
-    pixels = np.asarray(manifest["class_pixels"].combine_chunks().flatten()).reshape(-1, len(classes))
+    pixels = pixels_of_classes(manifest, len(classes))
     shares = 100 * pixels.sum(0) / max(1, pixels.sum())
     rows = zip(classes.names, classes.palette, shares, (pixels > 0).sum(0), strict=True)
     return [

@@ -13,7 +13,7 @@ from udaseg.data.classes import MAX_CLASSES_BYTES, Classes, read_classes, requir
 from udaseg.data.depth import require_depth_range
 from udaseg.data.folders import IMAGE_SUFFIXES, folders, walk
 from udaseg.data.index import open_index
-from udaseg.data.manifest import read_manifest, write_dataset
+from udaseg.data.manifest import pixels_of_classes, read_manifest, write_dataset
 from udaseg.data.split_trees import has_splits
 from udaseg.data.storage import absolute, exists, join, read_bytes, resolve, write_bytes
 from udaseg.errors import DatasetError
@@ -167,8 +167,7 @@ def class_pixels(source: str) -> np.ndarray:
 
 def _class_pixels(source: str) -> np.ndarray:
     """(N, K) pixels of each class in each of the source's training images."""
-    rows = read_manifest(source, "train")["class_pixels"].combine_chunks()
-    return np.asarray(rows.flatten()).reshape(len(rows), -1)
+    return pixels_of_classes(read_manifest(source, "train"), len(read_classes(source)))
 
 
 def is_dataset(directory: str) -> bool:

@@ -41,7 +41,7 @@ from udaseg.data.export import ExportFormat, require_unique_names
 from udaseg.data.folders import passed_over
 from udaseg.data.index import open_index
 from udaseg.data.listing import list_images
-from udaseg.data.manifest import digest, read_manifest, write_dataset
+from udaseg.data.manifest import digest, pixels_of_classes, read_manifest, write_dataset
 from udaseg.data.storage import absolute, exists, join, read_bytes, to_uri, to_uris, write_bytes
 from udaseg.data.strict_json import dump_json, parse_json
 from udaseg.errors import CheckpointError, ConfigError, DatasetError
@@ -281,8 +281,7 @@ def _label_table(
     classes = len(tally.histogram)
     balance = None
     if source is not None:
-        rows = read_manifest(source)
-        balance = np.array(rows["class_pixels"].combine_chunks().flatten()).reshape(-1, classes).sum(0)
+        balance = pixels_of_classes(read_manifest(source), classes).sum(0)
     quality = Quality(
         shares=Shares(sum(part[1] for part in parts), tally.histogram.sum(1), thresholds),
         histogram=tally.histogram,
