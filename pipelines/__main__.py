@@ -11,6 +11,7 @@ import sys
 COMMANDS = {
     "adapt": "adapt a network to a target without labels, and say whether it helped",
     "prepare": "check folders of images and labels, and write a dataset",
+    "join": "one dataset of several, such as several sources",
     "inspect": "what is in datasets, and what is doubtful about them, as a page",
     "train": "run a recipe: train, pseudo-label, train again",
     "watch": "a run that trains elsewhere, until it has ended",

@@ -107,6 +107,7 @@ def test_the_table_covers_all_commands() -> None:
         "predict",
         "export",
         "inspect",
+        "join",
     }
     assert len(CASES) >= 150 and min(counts.values()) >= 5
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from udaseg.jobs.evaluate import evaluate
     from udaseg.jobs.export import export_model
     from udaseg.jobs.import_ import import_model
+    from udaseg.jobs.join_datasets import join_datasets
     from udaseg.jobs.prepare import prepare
     from udaseg.jobs.pseudo_label.job import pseudo_label
     from udaseg.jobs.train import train
@@ -57,6 +58,7 @@ __all__ = [
     "evaluate",
     "export_model",
     "import_model",
+    "join_datasets",
     "load",
     "load_model",
     "override",
@@ -76,6 +78,7 @@ _HOME = {
     "jobs.evaluate": ("evaluate",),
     "jobs.export": ("export_model",),
     "jobs.import_": ("import_model",),
+    "jobs.join_datasets": ("join_datasets",),
     "jobs.prepare": ("prepare",),
     "jobs.pseudo_label.job": ("pseudo_label",),
     "jobs.train": ("train",),

@@ -42,6 +42,10 @@ GOOD = {"names": ["road", "sky"], "palette": [[128, 64, 128], [70, 130, 180]], "
         ({"raw_to_train": {"7": 2}}, r"maps to \[2\], outside 0..1 and 255"),
         ({"raw_to_train": [[7, 0]]}, "raw_to_train: .* is not an object"),
         ({"ignore": True}, "ignore: true is not a whole number"),
+        ({"parts": ["gta"]}, "parts: .* is not an object of objects"),
+        ({"parts": {"gta": {"names": ["sky", "road"]}}}, "parts: .* is not an object of objects"),
+        ({"parts": {"gta": {"raw_to_train": {"7": 2}}}}, r"maps to \[2\], outside 0..1 and 255"),
+        ({"parts": {"gta": {}}, "unions": [[0, 1]]}, "part 'gta' has other classes, or pixels of several"),
         ({"ignore_index": 255}, "'ignore_index' is no field of a class list"),
     ],
 )
@@ -78,6 +82,9 @@ def test_json_is_read_strictly(content: bytes, reason: str) -> None:
 def test_what_is_written_is_read_again() -> None:
     classes = Classes.from_json(json.dumps(GOOD))
     assert Classes.from_json(classes.to_json()) == classes and classes.raw_to_train == {7: 0, 23: 1}
+    joined = Classes.from_json(json.dumps(GOOD | {"parts": {"a": {"raw_to_train": {"1": 0}}, "b": {}}}))
+    assert Classes.from_json(joined.to_json()) == joined and joined.of("a").raw_to_train == {1: 0}
+    assert not joined.of("b").raw_to_train and joined.of("c") == joined
     written = dump_json({"miou": float("nan"), "iou": (0.5, float("inf"))})
     assert parse_json(written, "") == {"miou": None, "iou": [0.5, None]}
 

@@ -145,7 +145,7 @@ PREPARE = "--images {d}/source/images --labels {d}/source/labels"
 IMPORT = "{d}/theirs.pth --classes {d}/classes.json"
 PREDICT = "{d}/model {d}/images/000.png"
 EXPORT = "{d}/model"
-INSPECT = "{d}/source {d}/target"
+INSPECT = JOIN = "{d}/source {d}/target"
 CUTS = ("0", "1", "half", "all but 1")
 
 
@@ -157,8 +157,9 @@ def truncated() -> Iterator[Case]:
             ("pseudo-label", LABEL),
             ("train", TRAIN),
             ("inspect", INSPECT),
+            ("join", JOIN),
         ],
-        "target/index.arrow": [("evaluate", EVALUATE), ("train", TRAIN)],
+        "target/index.arrow": [("evaluate", EVALUATE), ("train", TRAIN), ("join", JOIN)],
         "target/class_rows.arrow": [("evaluate", EVALUATE), ("train", TRAIN)],
         "model/model.json": [("evaluate", EVALUATE), ("pseudo-label", LABEL), ("predict", PREDICT), ("export", EXPORT)],
         "model/model.safetensors": [
@@ -402,6 +403,10 @@ def words_that_do_not_fit() -> Iterator[Case]:
         ("predict", "", "MODEL"),
         ("export", EXPORT, "--out STR"),
         ("inspect", "", "DATASET..."),
+        ("join", "--out {d}/new", "two datasets"),
+        ("join", f"{JOIN} --out {{d}}/new --overwriet", ("--overwriet", "did you mean --overwrite")),
+        ("join", "{d}/source {d}/target", "--out STR"),
+        ("join", f"{JOIN} --out {{d}}/new --overwriet", ("--overwriet", "did you mean --overwrite")),
         ("export", f"{EXPORT} --out {{d}}/new --format tflite", ("--format", "'tflite'", "torch-export")),
         ("export", f"{EXPORT} --out {{d}}/new --size 64", ("--size", "INT INT")),
     )  # fmt: skip
@@ -452,6 +457,8 @@ def other_things() -> Iterator[Case]:
         yield Case("other thing", "predict", f"{thing} {{d}}/images", name)
         yield Case("other thing", "export", thing, name)
         yield Case("other thing", "inspect", f"{{d}}/source {thing}", name)
+        yield Case("other thing", "join", f"{{d}}/source {thing}", name)
+        yield Case("other thing", "join", f"{{d}}/source {thing}", name)
         if "://" not in thing:
             yield Case("other thing", "predict", f"{{d}}/model {thing}", name)
             yield Case("other thing", "pseudo-label", f"--checkpoint {{d}}/model --images {thing}", name)
@@ -528,7 +535,7 @@ def outputs() -> Iterator[Case]:
     commands.append(("adapt", ADAPT))
     commands.append(("prepare", f"{PREPARE} --classes {{d}}/classes.json"))
     commands += [("evaluate", EVALUATE), ("import", "{d}/theirs.pth --classes cityscapes"), ("predict", PREDICT)]
-    commands += [("export", EXPORT), ("inspect", INSPECT)]
+    commands += [("export", EXPORT), ("inspect", INSPECT), ("join", JOIN)]
     for command, words in commands:
         yield Case("out is a file", command, f"{words} --out {{d}}/text", "text", out=False)
         yield Case("out is below a file", command, f"{words} --out {{d}}/text/x", "text", out=False)

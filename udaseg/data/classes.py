@@ -35,6 +35,8 @@ class Classes:
     unions: tuple[tuple[int, ...], ...] = ()
     """Of K classes the train ids K, K + 1, ... are those of pixels that may be of any of these, two or more each: what
     a mapping gives several names."""
+    parts: Mapping[str, Classes] = field(default_factory=dict)
+    """Of joined datasets: the same classes as the labels of each dataset show them, by its name in the manifest."""
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.names) <= 254:
@@ -52,6 +54,9 @@ class Classes:
         for union in self.unions:
             if len(set(union)) < 2 or len(set(union)) < len(union) or not set(union) <= {*range(len(self.names))}:
                 raise DatasetError(f"classes: union {union} is not of two or more of 0..{len(self.names) - 1}")
+        for name, part in self.parts.items():
+            if part.names != self.names or part.unions or part.parts or self.unions:
+                raise DatasetError(f"classes: part {name!r} has other classes, or pixels of several")
         if len(self.names) + len(self.unions) > 254:
             raise DatasetError(f"classes: {len(self.names)} names and {len(self.unions)} unions; 254 ids are possible")
         allowed = {*range(len(self.names) + len(self.unions)), 255}
@@ -68,6 +73,14 @@ class Classes:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def of(self, dataset: str) -> Classes:
+        """The classes as the labels of a dataset show them: of one that was joined its own, of any other these."""
+        return self.parts.get(dataset, self)
+
+    def of_train_ids(self) -> Classes:
+        """The same classes, for labels that hold train ids."""
+        return Classes(names=self.names, palette=self.palette)
 
     def lookup(self, *, unions: bool = False) -> np.ndarray:
         """(65536,) int16: raw id -> train id, -1 where a raw id is not known.
@@ -106,8 +119,9 @@ class Classes:
         return table
 
     def to_json(self) -> str:
-        fields = asdict(self) | {"raw_to_train": {str(k): v for k, v in self.raw_to_train.items()}}
-        for optional in ("color_to_train", "ids_in_red", "unions"):
+        fields = asdict(self) | _shown_as(self)
+        fields["parts"] = {name: _shown_as(part) for name, part in self.parts.items()}
+        for optional in ("color_to_train", "ids_in_red", "unions", "parts"):
             if not fields[optional]:
                 del fields[optional]
         return json.dumps(fields, indent=1)
@@ -140,7 +154,17 @@ _FORM = (
     '; a class list is {"names": [...], "palette": [[r, g, b], ...]}, '
     'and may have "ignore", "raw_to_train": {"raw id": train id} and "color_to_train": {"r,g,b": train id}'
 )
-_FIELDS = ("names", "palette", "ignore", "raw_to_train", "color_to_train", "ids_in_red", "unions")
+_SHOWN_AS = ("raw_to_train", "color_to_train", "ids_in_red")
+"""The fields that say what labels hold."""
+_FIELDS = ("names", "palette", "ignore", *_SHOWN_AS, "unions", "parts")
+
+
+def _shown_as(classes: Classes) -> dict[str, Any]:
+    return {
+        "raw_to_train": {str(raw): train for raw, train in classes.raw_to_train.items()},
+        "color_to_train": dict(classes.color_to_train),
+        "ids_in_red": classes.ids_in_red,
+    }
 
 
 def _fields(value: Any) -> dict[str, Any]:
@@ -182,6 +206,9 @@ def _fields(value: Any) -> dict[str, Any]:
         raise DatasetError(f"ids_in_red: {_shown(in_red)} is neither true nor false")
     if wrong := [raw for raw in mapping if not re.fullmatch(r"0|-?[1-9][0-9]{0,8}", raw)]:
         raise DatasetError(f'raw_to_train: {_shown(wrong[0])} is not a whole number; ids are written as "7"')
+    parts = value.get("parts", {})
+    if not isinstance(parts, dict) or not all(isinstance(p, dict) and set(p) <= {*_SHOWN_AS} for p in parts.values()):
+        raise DatasetError(f"parts: {_shown(parts)} is not an object of objects with {', '.join(_SHOWN_AS)}")
     return {
         "names": tuple(names),
         "palette": tuple(map(tuple, palette)),
@@ -190,6 +217,9 @@ def _fields(value: Any) -> dict[str, Any]:
         "color_to_train": {color: _whole(train, f"color_to_train {color}") for color, train in colors.items()},
         "ids_in_red": in_red,
         "unions": tuple(tuple(_whole(v, "unions") for v in union) for union in unions),
+        "parts": {
+            name: Classes(**_fields({"names": names, "palette": palette, **part})) for name, part in parts.items()
+        },
     }
 
 

@@ -152,6 +152,7 @@ def find_classes(
             classes = join(root, "classes.json")
     if classes is not None:
         own = Classes.from_json(_read_json(classes), classes)
+        own = own.of_train_ids() if own.parts else own  # which are other datasets' labels
     if layout is not None and root is not None and (read := LAYOUTS[layout].read_classes) is not None:
         own = read(root, own)
     if own is None:

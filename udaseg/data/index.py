@@ -50,6 +50,7 @@ class DatasetIndex:
         plain = self.classes.lookup()
         # of colours a table has 2^24 entries
         self._lookup = {False: plain, True: self.classes.lookup(unions=True) if self.classes.unions else plain}
+        self._lookup_of_part = {name: part.lookup() for name, part in self.classes.parts.items()}
         self.splits = self._checked()
         self.manifest = self.table.schema.metadata[b"manifest"].decode()
         """The digest of its manifest."""
@@ -107,11 +108,13 @@ class DatasetIndex:
         Raises DatasetError as `image` does, and on an id outside the class list.
         """
         uri = self.uri(row, "label_uri")
-        raw = self._of_size(row, read_raw_label(uri, self.classes), uri)
-        mapped = self._lookup[unions][raw]
+        dataset = self.table["dataset"][row].as_py()
+        classes = self.classes.of(dataset)
+        raw = self._of_size(row, read_raw_label(uri, classes), uri)
+        mapped = self._lookup_of_part.get(dataset, self._lookup[unions])[raw]
         if (mapped < 0).any():
             values, pixels = np.unique(raw[mapped < 0], return_counts=True)
-            raise DatasetError(f"{uri}: {unknown_text(values, pixels, self.classes)}")
+            raise DatasetError(f"{uri}: {unknown_text(values, pixels, classes)}")
         return mapped.astype(np.uint8)
 
     def confidence(self, row: int) -> np.ndarray:

@@ -41,6 +41,7 @@ GRACE = 2.0
 
 NOUNS = {
     "prepare": "dataset",
+    "join": "joined dataset",
     "train": "run",
     "sweep": "sweep",
     "adapt": "adaptation",

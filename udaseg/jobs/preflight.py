@@ -70,8 +70,8 @@ def check(recipe: Recipe, directories: dict[str, str | None], cluster: Cluster) 
             raise ConfigError(f"recipe {recipe.name!r} reads no {name}: leave --{name} out")
     lists = {name: read_classes(directory) for name, directory in directories.items() if directory is not None}
     classes = next(iter(lists.values()))
-    if classes.unions:  # of this dataset's labels, which no network has
-        classes = dataclasses.replace(classes, unions=(), raw_to_train={}, color_to_train={}, ids_in_red=False)
+    if classes.unions or classes.parts:  # of this dataset's labels, which no network has
+        classes = classes.of_train_ids()
     for name, other in lists.items():
         require_same_classes(classes, other, str(directories[name]), of="the source")
     for i, stage in enumerate(recipe.stages):

@@ -10,16 +10,15 @@ from typing import Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from rich.table import Table
 
-from udaseg.data.classes import Classes, ColorLabels
+from udaseg.data.classes import ColorLabels
 from udaseg.data.coco import Segments, drawn
 from udaseg.data.dataset_input import assign_splits, check_given, find_classes, find_pairs, split_folders
 from udaseg.data.depth import require_depth_range
 from udaseg.data.folders import Pair, Problem, sort_out
 from udaseg.data.label_warnings import label_warnings
 from udaseg.data.layouts import LAYOUTS
-from udaseg.data.manifest import DATASET_FILES, MANIFEST, pixels_of_classes, write_dataset
+from udaseg.data.manifest import DATASET_FILES, MANIFEST, write_dataset
 from udaseg.data.storage import (
     absolute,
     exists,
@@ -35,7 +34,8 @@ from udaseg.data.strict_json import dump_json
 from udaseg.errors import DatasetError
 from udaseg.jobs.checking import CHECKED, check_pairs
 from udaseg.jobs.output import keep_apart, own_directory, require_own
-from udaseg.reports.tables import cell, show
+from udaseg.reports.dataset import contents_table
+from udaseg.reports.tables import show
 from udaseg.types import DepthRange
 
 SKIPPED = "skipped.json"
@@ -154,7 +154,7 @@ def prepare(
             remove_folder(join(out, CHECKED))
         if problems:
             print(f"skipped, as {skipped} lists\n{_listing(problems)}")
-        _show(manifest, class_list, title=out)
+        show(contents_table(manifest, class_list, title=out))
         for warning in warnings:
             print(f"warning: {warning}", file=sys.stderr)
         return problems
@@ -217,23 +217,3 @@ def _relative(uris: Iterable[str | None], directory: str) -> list[str | None]:
 def _listing(problems: Sequence[Problem]) -> str:
     more = [f"  and {len(problems) - _LISTED} more"] if len(problems) > _LISTED else []
     return "\n".join([f"problems: {len(problems)}", *(f"  {problem.text}" for problem in problems[:_LISTED]), *more])
-
-
-def _show(manifest: pa.Table, classes: Classes, title: str) -> None:
-    """Print a table of the images and the classes' shares of pixels per split."""
-    splits = sorted(set(manifest["split"].to_pylist()))
-    table = Table("", title=cell(title))
-    images, labelled, shares = [], [], []
-    for split in splits:
-        table.add_column(cell(split))
-        rows = manifest.filter(pc.equal(manifest["split"], split))
-        pixels = pixels_of_classes(rows, len(classes))
-        images.append(str(rows.num_rows))
-        labelled.append(str(len(pixels)))
-        shares.append(pixels.sum(0) / max(1, pixels.sum()) if len(pixels) else None)
-    table.add_row("images", *images)
-    table.add_row("labelled", *labelled, end_section=True)
-    for class_id, class_name in enumerate(classes.names):
-        percents = ("" if share is None else f"{100 * share[class_id]:.2f} %" for share in shares)
-        table.add_row(cell(class_name), *percents)
-    show(table)

@@ -9,10 +9,12 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
+from rich.table import Table
 
 from udaseg.data.classes import Classes
 from udaseg.data.manifest import pixels_of_classes
 from udaseg.reports.page import data_uri, render
+from udaseg.reports.tables import cell
 
 _SIZES = 5  # that are listed
 
@@ -74,3 +76,23 @@ def _sizes(manifest: pa.Table) -> list[tuple[str, int]]:
     if rest := counts[_SIZES:]:
         rows.append((f"{len(rest)} other sizes", sum(count for _, count in rest)))
     return rows
+
+
+def contents_table(manifest: pa.Table, classes: Classes, title: str) -> Table:
+    """A table of the images and the classes' shares of pixels per split."""
+    splits = sorted(set(manifest["split"].to_pylist()))
+    table = Table("", title=cell(title))
+    images, labelled, shares = [], [], []
+    for split in splits:
+        table.add_column(cell(split))
+        rows = manifest.filter(pc.equal(manifest["split"], split))
+        pixels = pixels_of_classes(rows, len(classes))
+        images.append(str(rows.num_rows))
+        labelled.append(str(len(pixels)))
+        shares.append(pixels.sum(0) / max(1, pixels.sum()) if len(pixels) else None)
+    table.add_row("images", *images)
+    table.add_row("labelled", *labelled, end_section=True)
+    for class_id, class_name in enumerate(classes.names):
+        percents = ("" if share is None else f"{100 * share[class_id]:.2f} %" for share in shares)
+        table.add_row(cell(class_name), *percents)
+    return table

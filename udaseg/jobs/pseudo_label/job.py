@@ -213,7 +213,7 @@ def _common_classes(checkpoints: Sequence[str], inference: Inference) -> Classes
     first, *others = (check_checkpoint(uri, inference.network).classes for uri in checkpoints)
     for uri, other in zip(checkpoints[1:], others, strict=True):
         require_same_classes(first, other, uri, of=checkpoints[0])
-    return dataclasses.replace(first, raw_to_train={}, color_to_train={}, ids_in_red=False)
+    return first.of_train_ids()
 
 
 def _depth_range(checkpoints: Sequence[str], images: str) -> DepthRange | None:

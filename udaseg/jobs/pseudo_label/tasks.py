@@ -44,8 +44,6 @@ from udaseg.jobs.ledger import Ledger
 from udaseg.types import IGNORE, DepthRange
 
 Item = TypeVar("Item")
-
-
 Result = TypeVar("Result")
 
 
@@ -166,7 +164,8 @@ def write_label(
 
 def read_truth(row: Mapping[str, Any], classes: Classes) -> np.ndarray:
     """(H, W) uint8 train ids of a row's true label; ids outside the class list are ignored."""
-    mapped = classes.lookup()[read_raw_label(row["label_uri"], classes)]
+    shown = classes.of(row["dataset"])
+    mapped = shown.lookup()[read_raw_label(row["label_uri"], shown)]
     return np.where(mapped < 0, IGNORE, mapped).astype(np.uint8)
 
 
