@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import io
 import itertools
@@ -142,8 +143,9 @@ def spell_out(recipe: Recipe, argv: Sequence[str], own: set[str]) -> list[str]:
 
     Raises ConfigError for a field that the recipe does not have.
     """
-    from udaseg.overrides import full_names
+    from udaseg.overrides import full_names, leaves
 
+    fields = dict(leaves(dataclasses.asdict(recipe)))
     out: list[str] = []
     groups: list[list[str]] = []
     for word in argv:
@@ -159,9 +161,14 @@ def spell_out(recipe: Recipe, argv: Sequence[str], own: set[str]) -> list[str]:
             out += [flag, *values]
             continue
         section, dot, leaf = flag[2:].replace("-", "_").rpartition(".")
+        if section.startswith("no_"):  # --no-model.pretrained for --model.no-pretrained
+            section, leaf = section.removeprefix("no_"), f"no_{leaf}"
         positive = leaf.removeprefix("no_")
         no = "" if positive == leaf else "no-"
         for path in full_names(recipe, f"{section}{dot}{positive}"):
             head, dots, name = path.rpartition(".")
+            if isinstance(fields[path], bool) and values and values[0].lower() in ("true", "false"):
+                forms = f"--{section}{dot}{positive} or --{section}{dot}no-{positive}".replace("_", "-")
+                raise ConfigError(f"{flag} {values[0]}: a switch takes no value; give {forms}")
             out += [f"--{head}{dots}{no}{name}".replace("_", "-"), *values]
     return out

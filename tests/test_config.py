@@ -294,7 +294,7 @@ def test_command_line_types_and_spellings() -> None:
     assert all(s.model.frozen_norm_affine for s in recipe.stages)
     assert recipe.stages[1].method.mix_ignore is False
     assert recipe.stages[0].optim.lr == 1e-2 and recipe.stages[1].optim.lr != 1e-2
-    back = parse(["dacs_small", "--out", "o", "--no-bf16", "--model.no-frozen-norm-affine"]).recipe
+    back = parse(["dacs_small", "--out", "o", "--no-bf16", "--no-model.frozen-norm-affine"]).recipe
     assert back == RECIPES["dacs_small"]()
 
 

@@ -379,6 +379,8 @@ def words_that_do_not_fit() -> Iterator[Case]:
         ("evaluate", f"{EVALUATE} --format {'x' * 300}", ("--format", "x" * 300)),
         ("evaluate", f"{EVALUATE} --inference.window 64", ("--inference.window", "'64'", "INT INT")),
         ("evaluate", f"{EVALUATE} --inference.no-flip=3", "3"),
+        ("train", f"{TRAIN} --out {{d}}/new --model.pretrained False", "or --model.no-pretrained"),
+        ("train", f"{TRAIN} --out {{d}}/new --bf16=true", "give --bf16 or --no-bf16"),
         ("pseudo-label", f"{LABEL} --out {{d}}/new --block-size many", ("--block-size", "'many'", "INT")),
         ("pseudo-label", f"{LABEL} --out {{d}}/new --rules.rule best", ("--rules.rule", "'best'", "'any_class'")),
         ("pseudo-label", f"{LABEL} --out {{d}}/new --layouts voc", ("--layouts", "voc", "coco_stuff")),
