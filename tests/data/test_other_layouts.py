@@ -17,7 +17,7 @@ from udaseg.data.images import inspect, read_label, read_raw_label
 from udaseg.data.index import open_index
 from udaseg.data.layouts import LAYOUTS
 from udaseg.data.manifest import read_manifest
-from udaseg.data.taxonomies import CARLA_CLASSES, CITYSCAPES_CLASSES
+from udaseg.data.taxonomies import CARLA_CLASSES, CITYSCAPES_CLASSES, remap
 from udaseg.errors import DatasetError, UnreachableError
 from udaseg.jobs.prepare import prepare
 
@@ -86,6 +86,37 @@ def test_mapillary(tmp_path: Path, config: str, below: str) -> None:
     classes = classes_of("mapillary", tmp_path)
     assert classes.names == ("Bird", "Road") and classes.palette == ((165, 42, 42), (128, 64, 128))
     assert counts(pairs[1], classes) == [12, 24]
+
+
+OF_VFM_UDA = [
+    (2, 1), (3, 4), (6, 3), (13, 0), (15, 1), (17, 2), (19, 11), (20, 12), (21, 12), (22, 12), (24, 0), (27, 10), (29, 9),
+    (30, 8), (41, 0), (45, 5), (47, 5), (48, 6), (50, 7), (52, 18), (54, 15), (55, 13), (57, 17), (58, 16), (61, 14),
+]  # fmt: skip
+"""tue-mps/benchmark-vfm-ss, datasets/mappings.py: id of Vistas 1.2, train id of Cityscapes."""
+
+
+@pytest.mark.parametrize(
+    ("version", "ignored", "ids"), [("1_2", [65], 66), ("2_0", [2, 31, 38, 79, 86, 96, 115, 123], 124)]
+)
+def test_mapillary_as_cityscapes(tmp_path: Path, version: str, ignored: list[int], ids: int) -> None:
+    """The map of each version names what its config evaluates, in the order of the ids."""
+    file = Path(__file__).parents[2] / "examples" / f"mapillary_{version}.json"
+    mapping = json.loads(file.read_text())
+    kept = iter(mapping["map"])
+    labels = [
+        {"readable": "-" if k in ignored else next(kept), "color": [0, 0, k], "evaluate": k not in ignored}
+        for k in range(ids)
+    ]
+    assert next(kept, None) is None
+    (tmp_path / "config.json").write_text(json.dumps({"labels": labels}))
+    classes = remap(classes_of("mapillary", tmp_path), file.read_bytes(), str(file))
+    assert (classes.names, classes.palette) == (CITYSCAPES_CLASSES.names, CITYSCAPES_CLASSES.palette)
+    assert {*range(19)} < set(classes.raw_to_train.values()) and all(classes.raw_to_train[k] == 255 for k in ignored)
+    if version == "1_2":
+        assert [(raw, train) for raw, train in classes.raw_to_train.items() if train < 255] == OF_VFM_UDA
+    else:  # of names that both versions have
+        older = json.loads(file.with_name("mapillary_1_2.json").read_text())["map"]
+        assert all(older.get(name, train) == train for name, train in mapping["map"].items())
 
 
 def test_mapillary_refuses_what_is_not_there(tmp_path: Path) -> None:
