@@ -34,17 +34,18 @@ def test_images_of_their_own_names_pass_unread_a_second_time(layout: ExportForma
 
 def test_labels_of_some_of_cityscapes_classes_have_their_label_ids() -> None:
     classes = Classes(names=("car", "road"), palette=((0, 0, 0),) * 2)
-    lookup = names("cityscapes", "a/b", "val", ".jpg", classes).labels["gtFine/val/a/b_gtFine_labelIds.png"]
+    lookup = names("cityscapes", "a/b", "val", "/b.jpg", classes).labels["gtFine/val/a/b_gtFine_labelIds.png"]
     assert lookup is not None and lookup[[0, 1, 255]].tolist() == [26, 7, 0]
 
 
 def test_what_servers_score_has_the_images_own_names_and_the_server_s_ids() -> None:
     classes = Classes(names=("car", "road"), palette=((0, 0, 0),) * 2)
-    for image_id, ids in (("a/GOPR1_frame_000001_rgb_anon", [13, 0]), ("berlin/berlin_0_1_leftImg8bit", [26, 7])):
-        found = names("submission", image_id, "test", ".png", classes)
-        assert found.image is None and not found.labels
-        ((file, lookup),) = found.predictions.items()
-        assert file == f"{image_id.partition('/')[2]}.png" and lookup[:2].tolist() == ids
+    for place, ids in (("a/GOPR1_frame_000001_rgb_anon", [13, 0]), ("berlin/berlin_0_1_leftImg8bit", [26, 7])):
+        for image_id in (place, place.removesuffix("_rgb_anon").removesuffix("_leftImg8bit")):  # the latter by layouts
+            found = names("submission", image_id, "test", f"/{place}.png", classes)
+            assert found.image is None and not found.labels
+            ((file, lookup),) = found.predictions.items()
+            assert file == f"{place.partition('/')[2]}.png" and lookup[:2].tolist() == ids
     twice = rows("a/x_rgb_anon", "b/x_rgb_anon")
     with pytest.raises(DatasetError, match=r"'a/x_rgb_anon' and 'b/x_rgb_anon' would both be 'x_rgb_anon\.png' in"):
         require_unique_names("submission", twice, twice, classes)
@@ -52,7 +53,7 @@ def test_what_servers_score_has_the_images_own_names_and_the_server_s_ids() -> N
 
 @pytest.mark.parametrize(
     ("image_id", "name", "reason"),
-    [("a/b", "road", r"image 'a/b' is none of Cityscapes"), ("x_rgb_anon", "lorry", "'lorry' is no class that")],
+    [("a/b", "road", r"image '/a/b' is none of Cityscapes"), ("x_rgb_anon", "lorry", "'lorry' is no class that")],
 )
 def test_what_no_server_scores_is_refused(image_id: str, name: str, reason: str) -> None:
     classes = Classes(names=(name,), palette=((0, 0, 0),))

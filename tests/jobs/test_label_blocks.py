@@ -343,7 +343,7 @@ def test_cityscapes_folders_are_read_back_as_cityscapes(tmp_path: Path) -> None:
     classes = replace(CITYSCAPES_CLASSES, raw_to_train={})
     label = np.array([[0, 13, 18], [255, 1, 2]], np.uint8)
     for image_id in ("zurich/zurich_000001_leftImg8bit", "lonely"):
-        names = export.names("cityscapes", image_id, "train", ".png", classes)
+        names = export.names("cityscapes", image_id, "train", f"/{image_id}.png", classes)
         for path, lookup in names.labels.items():
             (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(label if lookup is None else lookup[label]).save(tmp_path / path)
@@ -359,9 +359,9 @@ def test_cityscapes_folders_are_read_back_as_cityscapes(tmp_path: Path) -> None:
 
 
 def test_other_classes_keep_their_train_ids(tmp_path: Path) -> None:
-    names = export.names("cityscapes", "a/b", "val", ".jpg", CLASSES)
+    names = export.names("cityscapes", "a/b", "val", "/a/b.jpg", CLASSES)
     assert names.image == "leftImg8bit/val/a/b_leftImg8bit.png" and set(names.labels.values()) == {None}
-    coco = export.names("coco_stuff", "a/b", "val", ".jpg", CLASSES)
+    coco = export.names("coco_stuff", "a/b", "val", "/a/b.jpg", CLASSES)
     assert coco.image == "images/val/a/b.jpg" and list(coco.labels) == ["annotations/val/a/b.png"]
     assert export.suffix_of("s3://bucket/a/b.jpg?region=x") == export.suffix_of("/v1.2?/what?.jpg") == ".jpg"
 
@@ -371,13 +371,13 @@ def test_a_submission_holds_every_pixel_without_a_palette(tmp_path: Path) -> Non
     job = replace(work(tmp_path, make_checkpoint(tmp_path / "model", 0)), classes=classes, layouts=("submission",))
     prediction = np.array([[0, 1, 1], [1, 0, 0]], np.uint8)
     label = np.array([[255, 1, 255], [1, 255, 0]], np.uint8)
-    row = {"image_id": "night/a_rgb_anon", "image_uri": str(tmp_path / "a.png"), "split": "test", "label_uri": None}
+    row = {"image_id": "night/a", "image_uri": str(tmp_path / "a_rgb_anon.png"), "split": "test", "label_uri": None}
     write_label(job, row, label, prediction, np.ones((2, 3), np.float32))
     files = [path for path in (tmp_path / "out" / "submission").rglob("*") if path.is_file()]
     assert [path.name for path in files] == ["a_rgb_anon.png"]
     image = Image.open(files[0])
     assert image.mode == "L" and np.asarray(image).tolist() == [[10, 0, 0], [0, 10, 10]]
-    assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "labels" / "night" / "a_rgb_anon.png")), label)
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "labels" / "night" / "a.png")), label)
 
 
 def test_a_network_of_two_scales_labels_too(tmp_path: Path) -> None:

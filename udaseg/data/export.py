@@ -29,7 +29,7 @@ class Names(NamedTuple):
     """Likewise for the most probable class of every pixel."""
 
 
-def names(layout: ExportFormat, image_id: str, split: str, suffix: str, classes: Classes) -> Names:
+def names(layout: ExportFormat, image_id: str, split: str, image_uri: str, classes: Classes) -> Names:
     """The files of an image.
 
     Cityscapes' tools look for <split>/<city>/<name>; an image that lies in no folder gets the city "fleet". Label ids
@@ -42,15 +42,16 @@ def names(layout: ExportFormat, image_id: str, split: str, suffix: str, classes:
         layout: which one.
         image_id: path-like, without suffix.
         split: "train", "val", ...
-        suffix: of the image's file, ".jpg".
+        image_uri: of its file; an id by one of our layouts lacks what its name ends in.
         classes: names in the order of train ids.
 
     Raises DatasetError where a server has no such image or class.
     """
     if layout == "submission":
-        return Names(predictions={f"{posixpath.basename(image_id)}.png": _submitted_ids(image_id, classes)})
+        stem = posixpath.splitext(filesystem(image_uri)[1])[0]
+        return Names(predictions={f"{posixpath.basename(stem)}.png": _submitted_ids(stem, classes)})
     if layout == "coco_stuff":
-        return Names(f"images/{split}/{image_id}{suffix}", {f"annotations/{split}/{image_id}.png": None})
+        return Names(f"images/{split}/{image_id}{suffix_of(image_uri)}", {f"annotations/{split}/{image_id}.png": None})
     place = image_id.removesuffix("_leftImg8bit")
     place = f"{split}/{place}" if "/" in place else f"{split}/fleet/{place}"
     labels = {
@@ -75,7 +76,7 @@ def require_unique_names(
     """
 
     def place(row: Mapping[str, Any]) -> str:
-        found = names(layout, row["image_id"], row["split"], "", classes)
+        found = names(layout, row["image_id"], row["split"], row["image_uri"], classes)
         return next(iter({**found.labels, **found.predictions}))
 
     def short(name: str) -> int:
@@ -97,16 +98,16 @@ def suffix_of(uri: str) -> str:
     return posixpath.splitext(filesystem(uri)[1])[1]
 
 
-def _submitted_ids(image_id: str, classes: Classes) -> np.ndarray:
+def _submitted_ids(stem: str, classes: Classes) -> np.ndarray:
     if other := [name for name in classes.names if name not in CITYSCAPES_CLASSES.names]:
         raise DatasetError(f"layout submission: {other[0]!r} is no class that the servers of Cityscapes and ACDC know")
-    if image_id.endswith("_rgb_anon"):
+    if stem.endswith("_rgb_anon"):
         train_ids = [CITYSCAPES_CLASSES.names.index(name) for name in classes.names]
         return np.array(train_ids + [255] * (256 - len(train_ids)), np.uint8)
     label_ids = _cityscapes_ids(classes)
-    if label_ids is None or not image_id.endswith("_leftImg8bit"):
+    if label_ids is None or not stem.endswith("_leftImg8bit"):
         raise DatasetError(
-            f"layout submission: image {image_id!r} is none of Cityscapes (..._leftImg8bit), ACDC or Dark Zurich "
+            f"layout submission: image {stem!r} is none of Cityscapes (..._leftImg8bit), ACDC or Dark Zurich "
             "(..._rgb_anon); give a dataset of theirs with their own names, or leave the layout out"
         )
     return label_ids

@@ -138,8 +138,7 @@ def write_label(
     image_id, image = row["image_id"], palette_image(label, work.classes)
     write_png(join(work.out, "labels", f"{image_id}.png"), image, work.scratch)
     for layout in work.layouts:
-        suffix = export.suffix_of(row["image_uri"])
-        names = export.names(layout, image_id, row["split"], suffix, work.classes)
+        names = export.names(layout, image_id, row["split"], row["image_uri"], work.classes)
         for name, lookup in names.labels.items():
             mapped = image if lookup is None else Image.fromarray(lookup[label])
             write_png(join(work.out, layout, name), mapped, work.scratch)
