@@ -326,7 +326,7 @@ def test_classes_that_a_method_knows_by_their_ids_are_told() -> None:
     assert classes_by_id(recipe, CLASSES) == [
         f"stage 'daformer': things are {CLASSES.names[2]!r}, {CLASSES.names[0]!r}; others by --stages.1.method.things"
     ]
-    camix = override(RECIPES["camix_small"](), {"method.companions": ((0, 1), (2, 1)), "method.things": ()})
+    camix = override(RECIPES["camix_small"](), {"method.companions": ((0, 1), (2, 1))})  # its things have no weight
     shown = "{!r} with {!r}, {!r} with {!r}".format(*(CLASSES.names[k] for k in (0, 1, 2, 1)))
     assert classes_by_id(camix, CLASSES) == [
         f"stage 'camix': companions are {shown}; others by --stages.1.method.companions"

@@ -130,7 +130,8 @@ def classes_by_id(recipe: Recipe, classes: Classes) -> list[str]:
     lines = []
     for i, stage in enumerate(recipe.stages):
         for field in ("things", "long_tail", "hard", "companions"):
-            ids = getattr(stage.method, field, ())
+            unused = field == "things" and getattr(stage.method, "feature_weight", 1) == 0  # may be beyond the classes
+            ids = () if unused else getattr(stage.method, field, ())
             named = [
                 " with ".join(repr(classes.names[k]) for k in ((of,) if isinstance(of, int) else of)) for of in ids
             ]
