@@ -18,7 +18,7 @@ from PIL import Image
 from udaseg.data.classes import Classes, read_classes
 from udaseg.data.dataset_input import find_classes
 from udaseg.data.folders import sort_out
-from udaseg.data.images import decode_label, inspect, read_raw_label
+from udaseg.data.images import decode_label, decode_red, inspect, read_raw_label
 from udaseg.data.index import open_index
 from udaseg.data.layouts import LAYOUTS
 from udaseg.data.manifest import read_manifest
@@ -491,6 +491,7 @@ def test_decodes_the_first_of_three_16_bit_channels() -> None:
     ids = np.random.default_rng(0).integers(0, 65536, (40, 30))
     label = decode_label(rgb16_png(ids))
     assert label.dtype == np.uint16 and np.array_equal(label, ids)
+    assert np.array_equal(decode_red(rgb16_png(ids)), ids)
     with pytest.raises(DatasetError, match="cannot be decoded"):
         decode_label(rgb16_png(ids)[:-60])
 

@@ -125,7 +125,7 @@ def decode_label(data: bytes, classes: Classes | None = None) -> np.ndarray:
     an id, and where `classes` are given and its palette shows that its indices are not their ids.
     """
     image = _open(data)
-    if image.format == "PNG" and image.mode == "RGB" and data[24] == 16:
+    if _has_wide_channels(image, data):
         # Pillow keeps the high byte of each value, hence the low one where the bytes are taken to be swapped.
         high, low = (np.asarray(i)[..., 0].astype(np.uint16) for i in (image, _open(data, "RGB;16L")))
         return high << 8 | low
@@ -183,8 +183,17 @@ def decode_colours(data: bytes) -> np.ndarray:
 
 
 def decode_red(data: bytes) -> np.ndarray:
-    """(H, W) uint16 ids in the red channel of an encoded label map as it is shown. Raises as `decode_colours` does."""
-    return _colours(_open(data))[..., 0].astype(np.uint16)
+    """(H, W) uint16 ids in the red channel of an encoded label map as it is shown, which may have 16 bits.
+
+    Raises as `decode_colours` does.
+    """
+    image = _open(data)
+    return decode_label(data) if _has_wide_channels(image, data) else _colours(image)[..., 0].astype(np.uint16)
+
+
+def _has_wide_channels(image: Image.Image, data: bytes) -> bool:
+    """Whether an image is a PNG of three channels of 16 bits, of which Pillow keeps the high bytes."""
+    return image.format == "PNG" and image.mode == "RGB" and data[24] == 16
 
 
 def _read(uri: str, decode: Callable[[bytes], np.ndarray]) -> np.ndarray:
