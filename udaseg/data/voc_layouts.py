@@ -95,7 +95,7 @@ def cvat_classes(root: str, given: Classes | None) -> Classes:
     colors = {",".join(map(str, colour)): train_id.get(name, 255) for name, colour in colour_of.items()}
     if len(colors) < len(colour_of):
         raise DatasetError(f"{uri}: two classes have one colour; give each its own in CVAT")
-    return replace(given, color_to_train=colors)
+    return replace(given, color_to_train=colors, ids_in_red=False)
 
 
 def _text(uri: str) -> str:
