@@ -33,8 +33,9 @@ class Arguments:
 @command
 def main(argv: Sequence[str]) -> None:
     a = parse_arguments(Arguments, argv, prog="udaseg evaluate", config=(tyro.conf.AvoidSubcommands,))
-    if len(set(a.checkpoint)) < max(1, len(a.checkpoint)):
-        raise ConfigError("--checkpoint: give one, or several that differ")
+    times = sum(word.partition("=")[0] == "--checkpoint" for word in argv)  # of which tyro takes the last
+    if times > 1 or len({uri.rstrip("/") for uri in a.checkpoint}) < max(1, len(a.checkpoint)):
+        raise ConfigError("--checkpoint: give one, or several that differ, one after the other: --checkpoint A B")
     from udaseg.jobs.evaluate import evaluate_to
 
     evaluate_to(a.out, a.checkpoint, a.dataset, split=a.split, inference=a.inference, print_json=a.format == "json")

@@ -142,7 +142,7 @@ def test_several_checkpoints_are_columns_of_one_table(
     assert [row["checkpoint"] for row in found] == uris
     assert [row["confusion"] for row in found] == [counts.tolist() for counts in each]
     assert {path.name for path in out.glob("*.png")} == {"confusion_1.png", "confusion_2.png"}
-    for twice in ([uris[0], uris[0]], []):
+    for twice in ([uris[0], f"{uris[0]}/"], [uris[0], "--checkpoint", uris[1]], []):
         assert main(["--checkpoint", *twice, "--dataset", dataset]) == 2
 
 
