@@ -112,9 +112,9 @@ def test_both_forms_are_refused(tmp_path: Path) -> None:
         (("img_dir/train/a.jpg",), r"/images and \S*/img_dir hold folders of splits; leave one of them"),
         (("labels/train/a.png", "masks/train/a.png"), r"/labels and \S*/masks hold folders of splits; leave one"),
         (("images/training/b.jpg",), r"images/train and \S*/images/training are one split"),
-        (("labels/a.png",), r"/labels: holds labels, but none in a folder of a split of \S*/images$"),
-        (("masks/trained/a.png",), r"/masks: holds labels, but none in a folder of a split of \S*/images$"),
-        (("masks/val/a.png",), r"/masks: holds labels, but none in a folder of a split of \S*/images$"),
+        (("labels/a.png",), r"/labels: holds labels, but none in a folder of a split of \S*/images; move them"),
+        (("masks/trained/a.png",), r"/masks: holds labels, but none in a folder of a split of \S*/images; move them"),
+        (("masks/val/a.png",), r"/masks: holds labels, but none in a folder of a split of \S*/images; move them"),
     ],
 )
 def test_what_could_be_read_in_two_ways_is_refused(tmp_path: Path, paths: tuple[str, ...], message: str) -> None:

@@ -269,6 +269,9 @@ def test_what_prepare_refuses_of_a_bare_folder_says_whose_options_mend_it(
     told = replace(TOLD, source=make_dataset(tmp_path / "s", "source"), target=str(target))
     with pytest.raises(DatasetError, match=f"or give {target}/images alone, since a target needs no labels"):
         make_inputs(told, str(tmp_path / "out"))
+    split = bare(tmp_path / "split", labelled=True, below="train")
+    with pytest.raises(DatasetError, match="or move what labels there are elsewhere, since a target needs none"):
+        make_inputs(replace(told, target=str(split)), str(tmp_path / "out"))
 
 
 def test_folders_with_splits_are_prepared_by_their_layout(tmp_path: Path, no_prepare: list[dict[str, Any]]) -> None:

@@ -88,7 +88,8 @@ def _outer(root: str, images: Sequence[str] = _IMAGES, labels: Sequence[str] = _
     if not images_of.keys() & labels_of.keys():
         for folder in there:
             if any(walk(folder, LABEL_SUFFIXES)):
-                raise DatasetError(f"{folder}: holds labels, but none in a folder of a split of {image_root}")
+                apart = f"holds labels, but none in a folder of a split of {image_root}"
+                raise DatasetError(f"{folder}: {apart}; move them into such folders, or elsewhere")
     return [_Split(split, place, labels_of.get(split)) for split, place in images_of.items()]
 
 

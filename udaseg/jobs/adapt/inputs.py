@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -100,7 +101,7 @@ def _dataset(directory: str, domain: str, told: Adapt, out: str, classes: str | 
         try:
             prepare(out=own, classes=given, depth_range=_depth_range(told), overwrite=True, **arguments)
         except DatasetError as error:
-            raise DatasetError(f"{error}. {_another_way(directory, domain, 'labels' in arguments)}") from None
+            raise DatasetError(f"{error}. {_another_way(directory, domain, arguments)}") from None
         directory = own
     index = open_index(directory)
     if HELD_OUT in index.splits:
@@ -111,11 +112,13 @@ def _dataset(directory: str, domain: str, told: Adapt, out: str, classes: str | 
     return own
 
 
-def _another_way(directory: str, domain: str, labelled: bool) -> str:
+def _another_way(directory: str, domain: str, arguments: Mapping[str, Any]) -> str:
     """What to do where `prepare` does not take a bare folder as it is: its options are its own."""
     way = f"Options named here are those of `udaseg prepare`: run it on {directory} with them, and give its --out here"
-    if domain == "target" and labelled:
+    if domain == "target" and "labels" in arguments:
         way += f"; or give {join(directory, 'images')} alone, since a target needs no labels"
+    elif domain == "target" and "root" in arguments:
+        way += "; or move what labels there are elsewhere, since a target needs none"
     return way
 
 
