@@ -34,7 +34,7 @@ from udaseg.jobs.ray_session import ensure_ray
 from udaseg.jobs.train import train
 from udaseg.overrides import override
 from udaseg.recipes import RECIPES
-from udaseg.reports.adaptation import summary
+from udaseg.reports.scores import summary
 
 WARM_STEPS, ADAPT_STEPS = 800, 400
 SETTINGS = {

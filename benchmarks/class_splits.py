@@ -30,7 +30,7 @@ from udaseg.jobs.ray_session import ensure_ray
 from udaseg.jobs.train import train
 from udaseg.overrides import override
 from udaseg.recipes import RECIPES
-from udaseg.reports.adaptation import summary
+from udaseg.reports.scores import summary
 
 LATER = 3
 """UCD: the last classes come in its second step."""

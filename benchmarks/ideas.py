@@ -46,7 +46,7 @@ from udaseg.models.inference import predict, to_pixels
 from udaseg.models.segmenter import Segmenter
 from udaseg.overrides import override
 from udaseg.recipes import RECIPES
-from udaseg.reports.adaptation import summary
+from udaseg.reports.scores import summary
 from udaseg.rng import key_to_seed
 from udaseg.training.batches import to_batches
 from udaseg.training.step import build_state, train_step

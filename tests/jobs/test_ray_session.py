@@ -11,7 +11,8 @@ import ray
 
 from pipelines.cli import command
 from udaseg.errors import CheckpointError, ConfigError, DatasetError, TrainingError
-from udaseg.jobs.ray_session import ensure_ray, lazily, plain_errors, track
+from udaseg.jobs.ray_session import ensure_ray, lazily, track
+from udaseg.jobs.remote_errors import plain_errors
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 MESSAGE = "a/b [x].png: is broken"

@@ -13,19 +13,9 @@ from rich.console import Console
 
 from udaseg.data.classes import Classes
 from udaseg.data.taxonomies import CITYSCAPES_CLASSES, SYNTHIA_16
-from udaseg.reports.adaptation import (
-    Example,
-    Shares,
-    confusion_picture,
-    gap_text,
-    html_report,
-    iou_table,
-    loss_picture,
-    miou_picture,
-    share_table,
-    sheet_picture,
-    summary,
-)
+from udaseg.reports.adaptation import Example, gap_text, html_report, loss_picture, miou_picture, sheet_picture
+from udaseg.reports.pseudo_label import Shares, share_table
+from udaseg.reports.scores import confusion_picture, iou_table, summary
 
 NAMES = ("road", "<b>sky</b> & co", "a $x_1$ b")
 CLASSES = Classes(names=NAMES, palette=((128, 64, 128), (70, 130, 180), (0, 0, 142)))

@@ -44,7 +44,9 @@ from udaseg.jobs.train import train
 from udaseg.models.inference import predict
 from udaseg.overrides import override, to_json
 from udaseg.recipes import RECIPES
-from udaseg.reports.adaptation import Example, Shares, gap_text, html_report, iou_table
+from udaseg.reports.adaptation import Example, gap_text, html_report
+from udaseg.reports.pseudo_label import Shares
+from udaseg.reports.scores import iou_table
 from udaseg.reports.tables import show
 
 NETWORKS = {"source-only": "source_only_small", "adapted": "classwise_small", "oracle": "supervised_small"}

@@ -25,7 +25,7 @@ from udaseg.jobs.output import own_directory
 from udaseg.jobs.ray_session import ensure_ray, lazily, track
 from udaseg.jobs.resources import actor_pool, require_gpu
 from udaseg.models.inference import answering_device, by_size, predict, to_pixels
-from udaseg.reports.adaptation import confusion_picture, iou_table, summary
+from udaseg.reports.scores import confusion_picture, iou_table, summary
 from udaseg.reports.tables import show
 from udaseg.types import Location
 

@@ -33,7 +33,8 @@ from udaseg.evaluation.model_selection import SCORES
 from udaseg.job_config import Sweep
 from udaseg.jobs.output import own_directory, require_own
 from udaseg.jobs.preflight import check
-from udaseg.jobs.ray_session import ensure_ray, plain_errors
+from udaseg.jobs.ray_session import ensure_ray
+from udaseg.jobs.remote_errors import plain_errors
 from udaseg.jobs.resources import described, usable_cores, waits_told
 from udaseg.jobs.spaces import MODES, Space, shared_stages
 from udaseg.jobs.trackers import end_stopped

@@ -32,7 +32,8 @@ from udaseg.jobs.monitor import Monitor
 from udaseg.jobs.output import own_directory, require_own
 from udaseg.jobs.preflight import check, check_out, check_resources, check_resumable, classes_by_id, shortage
 from udaseg.jobs.pseudo_label.job import pseudo_label, unreachable_images
-from udaseg.jobs.ray_session import check_nodes, ensure_ray, plain_errors
+from udaseg.jobs.ray_session import check_nodes, ensure_ray
+from udaseg.jobs.remote_errors import plain_errors
 from udaseg.jobs.resources import usable_cores
 from udaseg.jobs.run_directory import read_registered
 from udaseg.jobs.stream import PlanDataConfig

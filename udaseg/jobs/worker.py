@@ -31,7 +31,7 @@ from udaseg.data.plan import Plan
 from udaseg.data.storage import join, write_bytes
 from udaseg.data.strict_json import dump_json
 from udaseg.errors import TrainingError, UnreachableError
-from udaseg.jobs.ray_session import first_line, on_node, own_error
+from udaseg.jobs.remote_errors import first_line, on_node, own_error
 from udaseg.jobs.resources import usable_cores
 from udaseg.jobs.stream import iterate
 

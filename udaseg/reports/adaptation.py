@@ -1,4 +1,4 @@
-"""An adaptation for people: tables, pictures and one HTML page."""
+"""An adaptation for people: curves, a sheet of examples and one HTML page."""
 
 from __future__ import annotations
 
@@ -8,32 +8,18 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
-from rich.table import Table
 
 from udaseg.data.classes import Classes
-from udaseg.data.taxonomies import CITYSCAPES_CLASSES, SYNTHIA_16, SYNTHIA_MEANS
 from udaseg.evaluation.metrics import gap_closed, iou, mean_iou, pixel_accuracy
 from udaseg.reports.page import clear, data_uri, percent, picture, render, short
 from udaseg.reports.progress import NOT_LOSSES
-from udaseg.reports.tables import cell
+from udaseg.reports.pseudo_label import Shares, share_rows
+from udaseg.reports.scores import confusion_picture
 from udaseg.types import IGNORE
 
-_MOST_INCHES = 40
-"""Of a picture's side: pictures of hundreds of classes would be larger than Pillow opens."""
 _MOST_RATIO = 3
 """Of the height of an image to its width in a sheet: higher ones are shown narrower."""
 _COLOURS = ("#56606b", "#1f6fd1", "#128a5c")  # source-only, adapted, oracle
-
-
-class Shares(NamedTuple):
-    """What a pseudo-labelling kept, per class."""
-
-    kept: np.ndarray
-    """(K,) pixels."""
-    predicted: np.ndarray
-    """(K,) pixels."""
-    thresholds: np.ndarray
-    """(K,) confidences."""
 
 
 class Example(NamedTuple):
@@ -47,114 +33,6 @@ class Example(NamedTuple):
     after: np.ndarray
     confidence: np.ndarray
     """In [0, 1], of `after`."""
-
-
-def _synthia_means(counts: np.ndarray, names: Sequence[str]) -> dict[str, float]:
-    """For the classes of Cityscapes, or the 16 of them that SYNTHIA has, the means over SYNTHIA's; else nothing."""
-    if tuple(names) not in (CITYSCAPES_CLASSES.names, SYNTHIA_16):
-        return {}
-    return {title: mean_iou(counts, [names.index(name) for name in some]) for title, some in SYNTHIA_MEANS.items()}
-
-
-def _incremental_means(counts: np.ndarray, old_classes: int | None) -> dict[str, float]:
-    """Of a network that has learned new classes the means over the old ones and over the new; of others nothing."""
-    if old_classes is None:
-        return {}
-    parts = {"mIoU-old": range(old_classes), "mIoU-new": range(old_classes, len(counts))}
-    return {title: mean_iou(counts, some) for title, some in parts.items()}
-
-
-def summary(counts: np.ndarray, names: Sequence[str], old_classes: int | None = None) -> dict[str, object]:
-    """A confusion matrix's metrics as plain values; None where no pixel tells, as the IoU of an absent class.
-
-    Args:
-        counts: (K, K) pixels, see `udaseg.evaluation.metrics.confusion`.
-        names: of the classes.
-        old_classes: how many of them, the first, the network had before it learned the others; None = all.
-    """
-
-    def plain(value: float) -> float | None:
-        return None if np.isnan(value) else round(float(value), 6)
-
-    return {
-        "miou": plain(mean_iou(counts)),
-        **{title: plain(value) for title, value in _means(counts, names, old_classes).items()},
-        "pixel_accuracy": plain(pixel_accuracy(counts)),
-        "iou": {name: plain(value) for name, value in zip(names, iou(counts), strict=True)},
-        "confusion": counts.tolist(),
-    }
-
-
-def _means(counts: np.ndarray, names: Sequence[str], old_classes: int | None) -> dict[str, float]:
-    """The means over some of the classes, by their name."""
-    return _synthia_means(counts, names) | _incremental_means(counts, old_classes)
-
-
-def iou_table(counts: Mapping[str, np.ndarray], names: Sequence[str], old_classes: int | None = None) -> Table:
-    """Per-class IoU in percent, one column a network, with the means and pixel accuracy below; see `summary`."""
-    table = Table()
-    table.add_column("class")
-    for title in counts:
-        table.add_column(cell(title or "IoU %"), justify="right")
-    columns = [iou(c) for c in counts.values()]
-    for k, name in enumerate(names):
-        table.add_row(cell(name), *(percent(column[k]) for column in columns))
-    table.add_section()
-    means = [{"mIoU": mean_iou(c)} | _means(c, names, old_classes) for c in counts.values()]
-    for title in means[0]:
-        table.add_row(title, *(percent(mean[title]) for mean in means))
-    table.add_row("pixel accuracy", *(percent(pixel_accuracy(c)) for c in counts.values()))
-    return table
-
-
-def share_table(names: Sequence[str], shares: Shares) -> Table:
-    """What a pseudo-labelling kept: per class its threshold, share kept, and share of all labels."""
-    *classes, everything = share_rows(names, shares)
-    table = Table("class", "threshold", "kept %", "of all labels %")
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for row in classes:
-        table.add_row(*map(cell, row))
-    table.add_section()
-    table.add_row(*everything)
-    return table
-
-
-def share_rows(names: Sequence[str], shares: Shares) -> list[tuple[str, str, str, str]]:
-    """The cells of `share_table`, one row a class and one for all."""
-    kept, predicted, thresholds = shares
-    rows = [
-        (
-            name,
-            f"{thresholds[k]:.4f}" if predicted[k] else "never predicted",
-            percent(kept[k] / max(1, predicted[k])),
-            percent(kept[k] / max(1, kept.sum())),
-        )
-        for k, name in enumerate(names)
-    ]
-    return [*rows, ("all", "", percent(kept.sum() / max(1, predicted.sum())), "100.0")]
-
-
-@picture
-def confusion_picture(counts: np.ndarray, names: Sequence[str]) -> Figure:
-    """A confusion matrix, each row (true class) in percent of its pixels."""
-    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    wanted = 2.2 + 0.45 * len(names)
-    side = min(wanted, _MOST_INCHES)
-    figure = Figure(figsize=(side + 0.6, side), layout="constrained")
-    axes = figure.subplots()
-    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    shown = [short(name) for name in names]
-    axes.set_xticks(range(len(names)), shown, rotation=60, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(len(names)), shown)
-    axes.tick_params(labelsize=10 * side / wanted)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
-    for i, j in np.ndindex(*share.shape):
-        if share[i, j] >= 0.005:
-            colour = "white" if share[i, j] > 0.5 else "black"
-            axes.text(j, i, f"{100 * share[i, j]:.0f}", ha="center", va="center", size=7 * side / wanted, color=colour)
-    return figure
 
 
 @picture

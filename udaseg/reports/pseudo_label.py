@@ -16,12 +16,22 @@ from udaseg.data.confidence import CODES_PER_NAT, HISTOGRAM_BINS, decode_confide
 from udaseg.data.images import read_image
 from udaseg.data.storage import join, read_bytes
 from udaseg.evaluation.calibration import calibration_error
-from udaseg.reports.adaptation import Shares, share_rows
 from udaseg.reports.page import clear, data_uri, percent, picture, render, short
 from udaseg.reports.tables import cell
 from udaseg.types import DepthRange
 
 _SIDE = 480  # pixels of the long side of an example
+
+
+class Shares(NamedTuple):
+    """What a pseudo-labelling kept, per class."""
+
+    kept: np.ndarray
+    """(K,) pixels."""
+    predicted: np.ndarray
+    """(K,) pixels."""
+    thresholds: np.ndarray
+    """(K,) confidences."""
 
 
 class Quality(NamedTuple):
@@ -88,6 +98,34 @@ def sample(out: str, image_id: str, image_uri: str, certainty: float, depth_rang
         label=np.asarray(label.resize(size, nearest)),
         confidence=decode_confidence(np.asarray(code.resize(size, nearest))),
     )
+
+
+def share_table(names: Sequence[str], shares: Shares) -> Table:
+    """What a pseudo-labelling kept: per class its threshold, share kept, and share of all labels."""
+    *classes, everything = share_rows(names, shares)
+    table = Table("class", "threshold", "kept %", "of all labels %")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row in classes:
+        table.add_row(*map(cell, row))
+    table.add_section()
+    table.add_row(*everything)
+    return table
+
+
+def share_rows(names: Sequence[str], shares: Shares) -> list[tuple[str, str, str, str]]:
+    """The cells of `share_table`, one row a class and one for all."""
+    kept, predicted, thresholds = shares
+    rows = [
+        (
+            name,
+            f"{thresholds[k]:.4f}" if predicted[k] else "never predicted",
+            percent(kept[k] / max(1, predicted[k])),
+            percent(kept[k] / max(1, kept.sum())),
+        )
+        for k, name in enumerate(names)
+    ]
+    return [*rows, ("all", "", percent(kept.sum() / max(1, predicted.sum())), "100.0")]
 
 
 def failure_table(failed: Sequence[Sequence[str]]) -> Table:

@@ -17,7 +17,7 @@ from udaseg.errors import CheckpointError, ConfigError, LostWorkError, TrainingE
 from udaseg.job_config import Cluster, TrackerName
 from udaseg.jobs.adapt.inputs import Inputs
 from udaseg.jobs.output import mark
-from udaseg.jobs.ray_session import plain_error, plain_errors
+from udaseg.jobs.remote_errors import plain_error, plain_errors
 from udaseg.jobs.resources import described, quiet_tune, ray_address, take_address, usable_cores, waits_told
 from udaseg.jobs.train import stage_directory, train
 from udaseg.jobs.trials import trial_resources

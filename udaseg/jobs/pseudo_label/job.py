@@ -61,8 +61,7 @@ from udaseg.jobs.pseudo_label.phases import (
 from udaseg.jobs.pseudo_label.tasks import PredictionTotals, Work, apply_thresholds, clear_scratch_folder, label_chunk
 from udaseg.jobs.ray_session import check_nodes, ensure_ray, lazily
 from udaseg.jobs.resources import actor_pool, require_gpu
-from udaseg.reports.adaptation import Shares, share_table
-from udaseg.reports.pseudo_label import Quality, failure_table, label_page, sample
+from udaseg.reports.pseudo_label import Quality, Shares, failure_table, label_page, sample, share_table
 from udaseg.reports.tables import show
 from udaseg.types import DepthRange, Location
 

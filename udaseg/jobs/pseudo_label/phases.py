@@ -29,7 +29,8 @@ from udaseg.jobs.pseudo_label.tasks import (
     tally_chunk,
     unreachable_blocks,
 )
-from udaseg.jobs.ray_session import lazily, plain_errors, track
+from udaseg.jobs.ray_session import lazily, track
+from udaseg.jobs.remote_errors import plain_errors
 from udaseg.jobs.resources import actor_pool, waits_told
 
 _AHEAD = 64
