@@ -31,6 +31,7 @@ from udaseg.evaluation.metrics import gap_closed
 from udaseg.jobs.evaluate import evaluate
 from udaseg.jobs.prepare import prepare
 from udaseg.jobs.ray_session import ensure_ray
+from udaseg.jobs.run_directory import read_metrics
 from udaseg.jobs.train import train
 from udaseg.overrides import override
 from udaseg.recipes import RECIPES
@@ -179,7 +180,7 @@ def run(name: str, seed: int, a: Arguments, commit: str) -> dict[str, object]:
         "warm_steps": 0 if warm is None else WARM_STEPS,
         "steps": steps,
         "seconds": round(seconds, 1),
-        **_cost(out / "metrics.jsonl"),
+        **_cost(str(out)),
         **summary(counts, names),
     }
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -187,9 +188,9 @@ def run(name: str, seed: int, a: Arguments, commit: str) -> dict[str, object]:
     return row
 
 
-def _cost(metrics: Path) -> dict[str, float]:
+def _cost(run: str) -> dict[str, float]:
     """Median seconds a step, over all stages, and the training process's largest resident set."""
-    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    lines = read_metrics(run)
     return {
         "step_seconds": round(float(np.median([line["step_seconds"] for line in lines])), 3),
         "memory_mib": round(max(line["memory_mib"] for line in lines)),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import json
 import os
 import platform
 import resource
@@ -461,8 +460,9 @@ def _prepared(root: Path) -> dict[str, str | None]:
 
 
 def _steps_of(out: str) -> list[Result]:
-    rows = [json.loads(line) for line in (Path(out) / "metrics.jsonl").read_text().splitlines()]
-    return [row for row in rows if row.get("event", "step") == "step"]
+    from udaseg.jobs.run_directory import read_metrics
+
+    return [row for row in read_metrics(out) if row.get("event", "step") == "step"]
 
 
 # --- pseudo_label ---------------------------------------------------------------------------------------------------

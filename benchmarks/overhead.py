@@ -10,7 +10,6 @@ augmentation; and the share of time that the worker waits for data. Both use the
 from __future__ import annotations
 
 import dataclasses
-import json
 import statistics
 import tempfile
 import time
@@ -26,6 +25,7 @@ from udaseg.job_config import Cluster
 from udaseg.jobs.prepare import prepare
 from udaseg.jobs.ray_session import ensure_ray
 from udaseg.jobs.resources import usable_cores
+from udaseg.jobs.run_directory import read_metrics
 from udaseg.jobs.train import make_plan, train
 from udaseg.overrides import override
 from udaseg.recipes import RECIPES
@@ -67,7 +67,7 @@ def main() -> None:
             out=str(root / "run"),
             cluster=Cluster(threads=threads),
         )
-        rows = [json.loads(line) for line in (root / "run" / "metrics.jsonl").read_text().splitlines()]
+        rows = read_metrics(str(root / "run"))
         rows = [row for row in rows if row["step"] > a.steps // 3]
         images = stage.data.batch_size * len(stage.data.streams())
         pipeline = images / statistics.median(row["images_per_second"] for row in rows)

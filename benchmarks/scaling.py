@@ -48,6 +48,7 @@ from udaseg.job_config import Cluster
 from udaseg.jobs.preflight import check
 from udaseg.jobs.prepare import prepare
 from udaseg.jobs.ray_session import ensure_ray
+from udaseg.jobs.run_directory import read_metrics
 from udaseg.jobs.stream import iterate, plan_dataset
 from udaseg.jobs.train import make_plan, train
 from udaseg.overrides import override
@@ -318,7 +319,7 @@ def _measure_workers(
         cluster=cluster,
     )
     ray.shutdown()
-    rows = [json.loads(line) for line in (Path(out) / "metrics.jsonl").read_text().splitlines()]
+    rows = read_metrics(out)
     rows = [row for row in rows if row["step"] > steps // 3]
     lines = [json.loads(line) for line in Path(notes).read_text().splitlines()]
     first, last = lines[steps // 3], lines[-1]

@@ -10,7 +10,6 @@ report.html
 from __future__ import annotations
 
 import dataclasses
-import json
 import platform
 import shutil
 from collections.abc import Mapping
@@ -28,6 +27,7 @@ from udaseg.config import PseudoLabel, Recipe, Stage
 from udaseg.data.classes import read_classes
 from udaseg.data.index import open_index
 from udaseg.data.storage import write_bytes
+from udaseg.data.strict_json import dump_json
 from udaseg.data.synthetic import write_pair
 from udaseg.errors import ConfigError
 from udaseg.evaluation.metrics import gap_closed, mean_iou
@@ -39,7 +39,7 @@ from udaseg.jobs.prepare import prepare
 from udaseg.jobs.pseudo_label.job import pseudo_label
 from udaseg.jobs.ray_session import ensure_ray
 from udaseg.jobs.resources import usable_cores
-from udaseg.jobs.run_directory import read_registered
+from udaseg.jobs.run_directory import METRICS, metrics_of_all_stages, read_metrics, read_registered
 from udaseg.jobs.train import train
 from udaseg.models.inference import predict
 from udaseg.overrides import override, to_json
@@ -116,7 +116,10 @@ def demo(
             ),
             curves=curves,
             begins={stage.name: begin for stage, begin in _stages(runs["adapted"])},
-            losses={network: _losses(run, root) for network, run in runs.items()},
+            losses={
+                network: metrics_of_all_stages(str(root / run.name), [stage.steps for stage in run.stages])
+                for network, run in runs.items()
+            },
             examples=_examples(before, adapted, target),
             shares=Shares(*map(np.array, shares)),
             settings={f"{network}: {run.name}": to_json(run) for network, run in runs.items()},
@@ -162,13 +165,12 @@ def _prepare(data: Path) -> None:
 def _take_over_warm_start(adapted: Recipe, source_only: Recipe, root: Path) -> None:
     """Copy the adapted run's first stage, with its metrics: trained anew, it would come out bit for bit the same."""
     name = f"0-{adapted.stages[0].name}"
-    stage, metrics = root / source_only.name / "stages" / name, root / source_only.name / "metrics.jsonl"
-    mark(str(root / source_only.name), "train")
-    if not metrics.exists():
-        shutil.copytree(root / adapted.name / "stages" / name, stage, dirs_exist_ok=True)
-        rows = (root / adapted.name / "metrics.jsonl").read_text().splitlines()
-        rows = [row for row in rows if json.loads(row)["stage"] == 0]
-        write_bytes(str(metrics), "".join(f"{row}\n" for row in rows).encode())
+    run = root / source_only.name
+    mark(str(run), "train")
+    if not (run / METRICS).exists():
+        shutil.copytree(root / adapted.name / "stages" / name, run / "stages" / name, dirs_exist_ok=True)
+        rows = (row for row in read_metrics(str(root / adapted.name)) if row["stage"] == 0)
+        write_bytes(str(run / METRICS), "".join(f"{dump_json(row)}\n" for row in rows).encode())
 
 
 def _train(run: Recipe, source: str, target: str, root: Path) -> None:
@@ -201,13 +203,6 @@ def _label(checkpoint: str, target: str, root: Path, rules: PseudoLabel | None) 
     out = str(root / "pseudo_labels")
     shares = pseudo_label(checkpoint=checkpoint, images=target, out=out, split="train", rules=rules)
     return [values.tolist() for values in shares]
-
-
-def _losses(run: Recipe, root: Path) -> list[dict[str, Any]]:
-    """The run's rows of metrics, with steps counted over all stages."""
-    begins = [begin for _, begin in _stages(run)]
-    rows = map(json.loads, (root / run.name / "metrics.jsonl").read_text().splitlines())
-    return [row | {"step": row["step"] + begins[row["stage"]]} for row in rows]
 
 
 def _examples(before: str, after: str, target: str) -> list[Example]:

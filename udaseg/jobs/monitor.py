@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,9 +15,10 @@ from rich.live import Live
 from rich.text import Text
 
 from udaseg.config import Stage
-from udaseg.data.storage import exists, join, read_bytes, write_bytes
+from udaseg.data.storage import join, write_bytes
 from udaseg.data.strict_json import dump_json
 from udaseg.jobs.resources import waits_told
+from udaseg.jobs.run_directory import METRICS, read_metrics
 from udaseg.reports.progress import Board, progress_line
 
 _SECONDS_BETWEEN_LINES = 10.0
@@ -39,9 +39,8 @@ class Monitor:
         on_score: Callable[[dict[str, Any]], None] | None = None,
         on_row: Callable[[int, dict[str, Any]], None] | None = None,
     ) -> None:
-        self._uri = join(out, "metrics.jsonl")
-        text = read_bytes(self._uri).decode() if exists(self._uri) else ""
-        self._rows: list[dict[str, Any]] = [json.loads(line) for line in text.splitlines()]
+        self._uri = join(out, METRICS)
+        self._rows = read_metrics(out)
         self._board = None if "://" in out else Board(join(out, "tensorboard"), out, self._rows)
         self._on_score = on_score
         self._on_row = on_row  # of a stage's number and what it has measured

@@ -10,6 +10,8 @@ translated/<i>-<name>/      the source in the target's look, likewise
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 from udaseg.data.storage import children, exists, join, read_bytes
@@ -20,6 +22,8 @@ from udaseg.jobs.output import NOUNS, owner_of
 
 CARD = "model.json"
 """Of a model directory that is whole, see `udaseg.checkpoints.directory`."""
+METRICS = "metrics.jsonl"
+"""What a run has measured, a row for each logged step and each checkpoint that was scored."""
 SNAPSHOT = "checkpoint_manager_snapshot.json"
 """Ray Train's list of the checkpoints that it keeps of a stage, in the stage's directory."""
 _NAMED = 8  # runs
@@ -78,6 +82,18 @@ def _runs_below(directory: str, *, depth: int) -> list[str]:
         elif depth > 1:
             found += _runs_below(below, depth=depth - 1)
     return found
+
+
+def read_metrics(run: str) -> list[dict[str, Any]]:
+    """The rows of a run's metrics; none where it has none yet."""
+    uri = join(run, METRICS)
+    return [json.loads(line) for line in read_bytes(uri).decode().splitlines()] if exists(uri) else []
+
+
+def metrics_of_all_stages(run: str, steps: Sequence[int]) -> list[dict[str, Any]]:
+    """The same with "step" counted over all stages, of so many steps each."""
+    begins = list(accumulate(steps, initial=0))
+    return [row | {"step": begins[row["stage"]] + row["step"]} for row in read_metrics(run)]
 
 
 def is_done(run: str, stage: str) -> bool:

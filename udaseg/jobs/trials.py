@@ -27,6 +27,7 @@ from udaseg.evaluation.model_selection import SCORES
 from udaseg.job_config import Cluster, Sweep, TrackerName
 from udaseg.jobs.output import mark
 from udaseg.jobs.resources import described, quiet_tune, ray_address, take_address
+from udaseg.jobs.run_directory import read_metrics
 from udaseg.jobs.spaces import MODES, Space
 from udaseg.jobs.train import stage_directory, train
 from udaseg.overrides import override
@@ -129,9 +130,8 @@ def _scores(row: Mapping[str, Any]) -> dict[str, float]:
 
 def read_curve(run: str, begins: Sequence[int]) -> list[tuple[int, dict[str, float]]]:
     """(steps, scores) of a run's checkpoints, oldest first; the losses in other rows may have a score's name."""
-    uri = join(run, "metrics.jsonl")
-    rows = map(json.loads, read_bytes(uri).decode().splitlines()) if exists(uri) else []
-    return [(begins[row["stage"]] + row["step"], _scores(row)) for row in rows if SCORES.keys() <= row.keys()]
+    rows = (row for row in read_metrics(run) if SCORES.keys() <= row.keys())
+    return [(begins[row["stage"]] + row["step"], _scores(row)) for row in rows]
 
 
 def read_trials(out: str, recipe: Recipe, shared: int) -> list[Trial]:

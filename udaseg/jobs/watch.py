@@ -17,10 +17,12 @@ from udaseg.data.storage import absolute, exists, join, read_bytes, version
 from udaseg.errors import ConfigError, TrainingError, UnreachableError
 from udaseg.jobs.output import HEARTBEAT, LEASE
 from udaseg.jobs.run_directory import (
+    METRICS,
     StageSteps,
     is_done,
     is_finished,
     made_before,
+    read_metrics,
     read_registered,
     read_stages,
 )
@@ -183,10 +185,10 @@ class _Eyes:
         return Sign(who, time.time() - changed / 1e9)
 
     def _rows(self) -> list[dict[str, Any]]:
-        uri = join(self.run, "metrics.jsonl")
+        uri = join(self.run, METRICS)
         if exists(uri) and (now := version(uri)) != self._metrics[0]:
             with contextlib.suppress(ValueError):  # a store's object that was replaced while it was read
-                self._metrics = now, [json.loads(line) for line in read_bytes(uri).decode().splitlines()]
+                self._metrics = now, read_metrics(self.run)
         return self._metrics[1]
 
     def _note(self, stage: str) -> str:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -15,11 +13,12 @@ from udaseg.checkpoints.directory import load_model
 from udaseg.config import Recipe
 from udaseg.data.images import read_image
 from udaseg.data.index import open_index
-from udaseg.data.storage import exists, join, read_bytes, write_bytes
+from udaseg.data.storage import join, write_bytes
 from udaseg.evaluation.verdict import Verdict
 from udaseg.jobs.adapt.choice import Choice
 from udaseg.jobs.adapt.inputs import HELD_OUT, Inputs, class_pixels
 from udaseg.jobs.adapt.runs import run_directory
+from udaseg.jobs.run_directory import metrics_of_all_stages
 from udaseg.models.inference import predict, to_pixels
 from udaseg.overrides import to_json
 from udaseg.reports.adapt import ToLabel, adapt_page
@@ -58,7 +57,11 @@ def write_report(
         failed=failed,
         frequencies=[source, *(frequency[name] for name in ("expected", "source_only", winner))],
         examples=_examples(before, after, inputs.target),
-        losses={name: _losses(recipe, run_directory(out, name)) for name, recipe in runs.items() if name not in failed},
+        losses={
+            name: metrics_of_all_stages(run_directory(out, name), [stage.steps for stage in recipe.stages])
+            for name, recipe in runs.items()
+            if name not in failed
+        },
         to_label=[
             ToLabel(item["image_id"], item["entropy"], _thumbnail(read_image(item["image"], index.depth_range)))
             for item in to_label
@@ -74,14 +77,6 @@ def _thumbnail(image: np.ndarray) -> Image.Image:
     picture = Image.fromarray(image)
     picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
     return picture
-
-
-def _losses(recipe: Recipe, run: str) -> list[dict[str, Any]]:
-    """A run's rows of metrics, with steps counted over all its stages."""
-    begins = list(accumulate((stage.steps for stage in recipe.stages), initial=0))
-    uri = join(run, "metrics.jsonl")
-    rows = map(json.loads, read_bytes(uri).decode().splitlines()) if exists(uri) else ()
-    return [row | {"step": row["step"] + begins[row["stage"]]} for row in rows]
 
 
 def _examples(before: str, after: str, target: str) -> list[Example]:
