@@ -121,6 +121,9 @@ def test_a_colour_that_no_class_has_is_named_with_the_nearest(tmp_path: Path) ->
     )
     ignored = replace(classes, color_to_train={**classes.color_to_train, "0,2,140": 255, "9,9,9": 255})
     assert sum(counts(tmp_path, label, ignored)) == 35 - 4
+    value = {"names": ["x", "y"], "palette": [[0, 0, 0]] * 2, "map": {"road": "x", "sky": "x", "car": ["x", "y"]}}
+    with pytest.raises(DatasetError, match="nearest is 0,0,142, 'x' or 'y'"):
+        counts(tmp_path, label, remap(classes, json.dumps(value), "m.json"))
 
 
 @pytest.mark.parametrize(

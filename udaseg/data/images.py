@@ -277,7 +277,8 @@ def _named(value: int, pixels: str, classes: Classes) -> str:
     known = [[int(v) for v in c.split(",")] for c in classes.color_to_train]
     nearest = list(classes.color_to_train)[int(((np.array(known) - color) ** 2).sum(1).argmin())]
     train = classes.color_to_train[nearest]
-    name = "ignored" if train == classes.ignore else repr(classes.names[train])
+    of = (train,) if train < len(classes) else classes.unions[train - len(classes)] if train != classes.ignore else ()
+    name = " or ".join(repr(classes.names[k]) for k in of) or "ignored"
     return f"{','.join(map(str, color.tolist()))} ({pixels}; nearest is {nearest}, {name})"
 
 
