@@ -77,6 +77,8 @@ def test_labels_of_three_equal_channels(tmp_path: Path) -> None:
     plain[0, 0] = 255
     kept = np.bincount(plain[..., 0].ravel(), minlength=3)[:3].tolist()
     assert counts(tmp_path, plain, of_color_labels(CLASSES, "grey")) == kept
+    several = mapped({"road": ["road", "sky"], "sky": "sky", "car": "car"})
+    assert of_color_labels(several, "grey").color_to_train["0,0,0"] == several.raw_to_train[0] == 3
 
 
 @pytest.mark.parametrize("alpha", [False, True])

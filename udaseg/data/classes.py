@@ -256,7 +256,7 @@ def of_color_labels(classes: Classes, form: ColorLabels) -> Classes:
     if form == "red":
         return replace(classes, color_to_train={}, ids_in_red=True)
     if form == "grey":
-        train = replace(classes, color_to_train={}).lookup()[:256].tolist()
+        train = replace(classes, color_to_train={}).lookup(unions=True)[:256].tolist()
         greys = {f"{i},{i},{i}": k for i, k in enumerate(train) if k >= 0}
         return replace(classes, color_to_train=greys, ids_in_red=False)
     colors = [",".join(map(str, color)) for color in classes.palette]
