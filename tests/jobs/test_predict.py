@@ -185,19 +185,22 @@ def test_refuses_names_that_do_not_fit(
     assert [path.name for path in (files / "out").iterdir()] == ["x.png"] and not (files / "out2").exists()
 
 
-@pytest.mark.parametrize("above", ["", "val/"])
+@pytest.mark.parametrize(
+    ("above", "images", "labels"), [("", "images", "Masks"), ("val/", "images", "Masks"), ("", "img_dir", "ann_dir")]
+)
 def test_label_maps_beside_images_are_not_predicted(
-    model: str, files: Path, capsys: pytest.CaptureFixture[str], above: str
+    model: str, files: Path, capsys: pytest.CaptureFixture[str], above: str, images: str, labels: str
 ) -> None:
     root, out = files / "tree", files / "out"
-    for folder in ("images", "Masks", "masks of cars"):
+    for folder in (images, labels, "masks of cars"):
         shutil.copytree(files / "folder", root / above / folder)
     assert main([model, str(root), "--out", str(out)]) == 2
     where = f"{root}/{above}".rstrip("/")
-    assert capsys.readouterr().err.startswith(f"error: {where}: holds images/ and Masks/, and label maps are no photo")
+    found = f"error: {where}: holds {images}/ and {labels}/, and label maps are no photo"
+    assert capsys.readouterr().err.startswith(found)
     assert not out.exists()
-    assert main([model, str(root / above / "images"), "--out", str(out)]) == 0
-    shutil.rmtree(root / above / "Masks")
+    assert main([model, str(root / above / images), "--out", str(out)]) == 0
+    shutil.rmtree(root / above / labels)
     assert main([model, str(root), "--out", str(out)]) == 0
 
 

@@ -15,8 +15,8 @@ from udaseg.data.storage import exists, filesystem, join, resolve
 from udaseg.errors import DatasetError
 
 _KINDS = {
-    "images": {"images", "image", "imgs", "img", "leftimg8bit", "jpegimages", "rgb"},
-    "labels": {"labels", "label", "masks", "mask", "annotations", "gt", "gtfine", "segmentationclass"},
+    "images": {"images", "image", "imgs", "img", "img_dir", "leftimg8bit", "jpegimages", "rgb"},
+    "labels": {"labels", "label", "masks", "mask", "annotations", "ann_dir", "gt", "gtfine", "segmentationclass"},
 }
 """What folders of images and of labels are called that lie side by side, in small letters."""
 
