@@ -274,6 +274,16 @@ def test_what_prepare_refuses_of_a_bare_folder_says_whose_options_mend_it(
         make_inputs(replace(told, target=str(split)), str(tmp_path / "out"))
 
 
+def test_label_maps_beside_a_target_s_images_are_no_images(tmp_path: Path) -> None:
+    target = bare(tmp_path / "target", labelled=True)
+    for kind, name in (("images", "img_dir"), ("labels", "ann_dir")):
+        (target / kind).rename(target / name)
+    told = replace(TOLD, source=make_dataset(tmp_path / "s", "source"), target=str(target))
+    with pytest.raises(DatasetError, match=f"^{target}: holds img_dir/ and ann_dir/, and label maps are no photo"):
+        check_inputs(told)
+    check_inputs(replace(told, target=str(target / "img_dir")))
+
+
 def test_folders_with_splits_are_prepared_by_their_layout(tmp_path: Path, no_prepare: list[dict[str, Any]]) -> None:
     source = bare(tmp_path / "source", labelled=True, below="train")
     (source / "classes.json").write_text(CLASSES.to_json())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -12,8 +13,9 @@ import pyarrow as pa
 from udaseg.checkpoints.directory import read_card
 from udaseg.data.classes import MAX_CLASSES_BYTES, Classes, read_classes, require_same_classes
 from udaseg.data.depth import require_depth_range
-from udaseg.data.folders import IMAGE_SUFFIXES, folders, walk
+from udaseg.data.folders import folders
 from udaseg.data.index import open_index
+from udaseg.data.listing import list_images
 from udaseg.data.manifest import pixels_of_classes, read_manifest, write_dataset
 from udaseg.data.split_trees import has_splits
 from udaseg.data.storage import absolute, exists, join, read_bytes, resolve, write_bytes
@@ -56,8 +58,8 @@ def check_inputs(told: Adapt) -> None:
             continue
         arguments = _arguments(directory, domain)
         images = str(arguments.get("images", directory))
-        if "root" not in arguments and next(walk(images, IMAGE_SUFFIXES), None) is None:
-            raise DatasetError(f"{images}: no file in this folder or below ends in {' or '.join(IMAGE_SUFFIXES)}")
+        if "root" not in arguments:
+            deque(list_images(images), 0)  # which raises where there is none, or label maps lie beside
         if (file := _class_file(directory, told)) is not None:
             found[directory] = Classes.from_json(read_bytes(file, limit=MAX_CLASSES_BYTES), file)
         elif not found:
