@@ -18,8 +18,7 @@ from rich.table import Table
 from udaseg.config import PseudoLabel
 from udaseg.data.classes import Classes
 from udaseg.data.manifest import MANIFEST
-from udaseg.jobs import prepare
-from udaseg.reports import adaptation, pseudo_label, sweep
+from udaseg.reports import adaptation, dataset, pseudo_label, scores, sweep
 from udaseg.reports.tables import printable, show
 
 NAMES = (
@@ -42,7 +41,7 @@ NAMES = (
 )
 CLASSES = Classes(names=NAMES, palette=tuple((8 * k, 0, 255 - k) for k in range(len(NAMES))))
 K = len(NAMES)
-SHARES = adaptation.Shares(kept=np.full(K, 5), predicted=np.full(K, 10), thresholds=np.full(K, 0.5))
+SHARES = pseudo_label.Shares(kept=np.full(K, 5), predicted=np.full(K, 10), thresholds=np.full(K, 0.5))
 QUALITY = pseudo_label.Quality(
     shares=SHARES,
     histogram=np.full((K, 8192), 3),
@@ -77,8 +76,8 @@ def shown_in(text: str) -> set[str]:
 @pytest.mark.parametrize(
     "table",
     [
-        adaptation.iou_table({"[/b]": CONFUSION, "[red]": CONFUSION}, NAMES),
-        adaptation.share_table(NAMES, SHARES),
+        scores.iou_table({"[/b]": CONFUSION, "[red]": CONFUSION}, NAMES),
+        pseudo_label.share_table(NAMES, SHARES),
         sweep.trial_table(TRIALS, TRIALS[0], "snd"),
     ],
     ids=["iou", "shares", "trials"],
@@ -97,19 +96,17 @@ def test_the_table_of_failures_holds_names_as_they_are() -> None:
     assert set().union(*shown) == set(NAMES)
 
 
-def test_the_table_of_a_dataset_holds_names_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    tables: list[Table] = []
-    monkeypatch.setattr(prepare, "show", tables.append)
+def test_the_table_of_a_dataset_holds_names_as_they_are() -> None:
     row = {"image_uri": "x", "height": 1, "width": 1, "dataset": "d", "class_pixels": [1] * K}
     rows = [row | {"image_id": str(k), "split": NAMES[k].replace("\udcff", "")} for k in range(K)]
-    prepare._show(pa.Table.from_pylist(rows, schema=MANIFEST), CLASSES, title="[/b]")
-    assert shown_in(printed(tables[0])) == set(NAMES) and "[/b]" in printed(tables[0]).splitlines()[0]
+    table = dataset.contents_table(pa.Table.from_pylist(rows, schema=MANIFEST), CLASSES, title="[/b]")
+    assert shown_in(printed(table)) == set(NAMES) and "[/b]" in printed(table).splitlines()[0]
 
 
 @pytest.mark.parametrize(
     "draw",
     [
-        lambda: adaptation.confusion_picture(CONFUSION, NAMES),
+        lambda: scores.confusion_picture(CONFUSION, NAMES),
         lambda: adaptation.loss_picture({"[/b] $x_1$": LOSSES}),
         lambda: adaptation.miou_picture({name: [(1, 0.5)] for name in NAMES[:3]}, dict.fromkeys(NAMES, 1)),
         lambda: adaptation.sheet_picture([EXAMPLE], CLASSES),
