@@ -46,6 +46,13 @@ def test_a_gpu_is_asked_for_before_anything_is_read(monkeypatch: pytest.MonkeyPa
         check(tiny_recipe("source_only_small"), {"source": "/nowhere", "target": None}, Cluster(gpu=True))
 
 
+def test_blocks_are_asked_for_before_a_run_that_checkpoints_them(data: dict[str, str | None]) -> None:
+    cluster = replace(ONE, grad_checkpointing=True)
+    with pytest.raises(ConfigError, match=r"^stages\.0: cluster\.grad_checkpointing is .* has batch norms"):
+        check(tiny_recipe("dacs_small"), data, cluster)
+    check(tiny_recipe("dacs_small", model__backbone="test_vit"), data, cluster)
+
+
 @pytest.mark.parametrize("colours", [False, True])
 def test_a_network_has_no_class_for_pixels_of_several(colours: bool, tmp_path: Path) -> None:
     """Whether the dataset's labels hold ids or colours."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import gc
 from dataclasses import replace
 from typing import Any
 
@@ -9,14 +11,14 @@ import pytest
 import torch
 from networks import small_network
 from timm.layers import BatchNormAct2d, convert_sync_batchnorm
-from torch import nn
+from torch import Tensor, nn
 from toy import CPU, SEED, changed, make_batches, make_stage, make_state, snapshot
 
 from udaseg.errors import ConfigError
 from udaseg.job_config import Cluster
 from udaseg.models.backbones import attend_fused
 from udaseg.training import kernels
-from udaseg.training.kernels import compile_networks, set_precision
+from udaseg.training.kernels import blocks_of, checkpoint_networks, compile_networks, set_precision
 from udaseg.training.step import train_step
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -33,6 +35,8 @@ KINDS: dict[str, dict[str, Any]] = {
 def test_backbone_and_head_are_one_graph(kind: str) -> None:
     torch._dynamo.reset()
     network = small_network(**KINDS[kind]).train()
+    if kind in ("ViT", "DAFormer"):
+        checkpoint_networks(nn.ModuleList([network]))
     found = torch._dynamo.explain(network.net)(torch.rand(2, 3, 64, 64))
     assert (found.graph_count, found.graph_break_count) == (1, 0), found.break_reasons
 
@@ -86,6 +90,84 @@ def test_fused_attention_is_that_of_the_package() -> None:
         for out in (mine, theirs):
             (out * torch.linspace(-1, 1, out.shape[-1], dtype=out.dtype)).sum().backward()
         torch.testing.assert_close(x.grad, other.grad)
+
+
+@pytest.mark.parametrize("method", ["dacs", "cluda_hrda"])
+@pytest.mark.parametrize("backbone", ["mit_b0", "test_vit"])
+def test_checkpointed_networks_learn_the_same(method: str, backbone: str) -> None:
+    """To the bit, with paths that are dropped at random."""
+    stage = make_stage(method)
+    dropped = 0.3 if backbone == "mit_b0" else 0.0
+    stage = replace(stage, model=replace(stage.model, backbone=backbone, drop_path=dropped))
+    plain, less = make_state(stage), make_state(stage)
+    kernels.prepare(less.method, Cluster(gpu=False, grad_checkpointing=True), CPU)
+    for step in range(3):
+        batches = make_batches(stage, step)
+        assert train_step(plain, batches, stage, seed=SEED) == train_step(less, batches, stage, seed=SEED)
+    assert not changed(snapshot(plain.method), less.method)
+
+
+@pytest.mark.parametrize(("backbone", "share"), [("mit_b0", 0.75), ("test_vit", 0.5), ("convnext_atto", 0.5)])
+def test_checkpointed_networks_keep_less(backbone: str, share: float) -> None:
+    network, image = small_network(backbone=backbone).train(), torch.rand(2, 3, 96, 96)
+    whole = kept_for_backward(network, image)
+    checkpoint_networks(nn.ModuleList([network]))
+    assert kept_for_backward(network, image) < share * whole
+
+
+def kept_for_backward(network: nn.Module, image: Tensor) -> int:
+    """Bytes of the tensors that are alive after a forward pass and were not before."""
+
+    def alive() -> dict[int, int]:
+        gc.collect()
+        found = [x.untyped_storage() for x in gc.get_objects() if type(x) in (Tensor, nn.Parameter)]
+        return {storage.data_ptr(): storage.nbytes() for storage in found}
+
+    held: list[Tensor] = []  # what autograd saves is no Python object otherwise
+
+    def pack(tensor: Tensor) -> Tensor:
+        held.append(tensor)
+        return tensor
+
+    before = alive()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        out = network(image, "source").logits
+    after = alive()
+    assert out.requires_grad
+    return sum(size for pointer, size in after.items() if pointer not in before)
+
+
+def test_a_copy_of_a_checkpointed_network_is_one_of_its_own() -> None:
+    """As pictures and scores of checkpoints make."""
+    network = small_network(backbone="test_vit").train()
+    checkpoint_networks(nn.ModuleList([network]))
+    image, twin = torch.rand(1, 3, 64, 64), copy.deepcopy(network)
+    before = twin(image).logits
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.zero_()
+    assert torch.equal(twin(image).logits, before) and not torch.equal(network(image).logits, before)
+    twin(image).logits.sum().backward()
+    assert all(p.grad is None for p in network.parameters()) and any(p.grad is not None for p in twin.parameters())
+
+
+@pytest.mark.parametrize(
+    ("network", "reason"),
+    [
+        ({"backbone": "resnet10t"}, "block layer1.0 of this one has batch norms"),
+        ({"backbone": "mobilenetv3_small_050"}, "this one has no blocks"),
+    ],
+)
+def test_networks_that_cannot_be_checkpointed_are_refused(network: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ConfigError, match=f"^cluster.grad_checkpointing is for .*{reason}"):
+        blocks_of(small_network(**network))
+
+
+def test_blocks_of_which_the_target_has_its_own_are_not_checkpointed() -> None:
+    """The second pass would use the source's."""
+    assert len(blocks_of(small_network(backbone="convnext_atto"))) == 12
+    with pytest.raises(ConfigError, match=r"block stages_0\.blocks\.0 .*of the target's own"):
+        blocks_of(small_network("stem", backbone="convnext_atto"))
 
 
 def test_precision_is_of_gpus_alone() -> None:

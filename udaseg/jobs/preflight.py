@@ -23,6 +23,7 @@ from udaseg.jobs.resources import ray_address, require_gpu
 from udaseg.jobs.run_directory import SNAPSHOT, read_registered
 from udaseg.models.build import build_segmenter
 from udaseg.models.segmenter import Segmenter
+from udaseg.training.kernels import blocks_of
 from udaseg.types import DOMAIN_OF, split_of
 
 _COLUMN = {"pseudo": "confidence_uri", "soft": "confidence_uri", "distribution": "distribution_uri"}
@@ -117,6 +118,8 @@ def check(recipe: Recipe, directories: dict[str, str | None], cluster: Cluster) 
             model = dataclasses.asdict(dataclasses.replace(stage.model, pretrained=False))
             student = build_segmenter(len(classes), **model)
             _check_crop(stage, student)
+            if cluster.grad_checkpointing:
+                blocks_of(student)
             if stage.init_from is not None and stage.init_from not in earlier:
                 student.matched(read_header(join(stage.init_from, MODEL_FILE)), background=stage.method.background)
             stage.method.build(student, seed=0)
