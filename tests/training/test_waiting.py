@@ -17,6 +17,7 @@ from udaseg.config import Stage
 from udaseg.errors import TrainingError
 from udaseg.models.teacher import EMATeacher
 from udaseg.training.batches import to_batches
+from udaseg.training.kernels import checkpoint_networks
 from udaseg.training.step import RunState, begin_momentum, queue_step, train_step
 
 
@@ -36,6 +37,18 @@ def test_a_step_waits_for_nothing(name: str) -> None:
         assert state.step == 2
         with pytest.raises(Waits):
             state.read()
+
+
+def test_a_step_of_checkpointed_networks_waits_for_nothing() -> None:
+    stage = make_stage("dacs")
+    stage = replace(stage, model=replace(stage.model, backbone="mit_b0"))
+    method = make_state(stage).method
+    checkpoint_networks(method)
+    with fake_gpu():
+        move(method)
+        state = RunState(method, method.optimizers(stage.optim))
+        queue_step(state, to_batches(make_columns(), stage.data, seed=SEED, device=GPU), stage, seed=SEED)
+    assert state.step == 1
 
 
 @pytest.mark.parametrize(
