@@ -35,7 +35,7 @@ from udaseg.methods.supervised import Supervised
 from udaseg.overrides import override
 from udaseg.recipes import RECIPES
 from udaseg.training.batches import to_batches
-from udaseg.training.kernels import compile_networks, set_precision
+from udaseg.training.kernels import checkpoint_networks, compile_networks, set_precision
 from udaseg.training.step import RunState, build_state, queue_step, train_step
 
 CLASSES = len(CITYSCAPES_CLASSES)
@@ -278,8 +278,11 @@ def _synchronisation_warns(device: str) -> Iterator[None]:
 
 def published(s: Settings) -> Iterator[Result]:
     def measure(name: str) -> Result:
+        name, *checkpointed = name.split()
         stage = _stage(name, s)
         state = _state(stage, s.device, bf16=RECIPES[name]().bf16 and not s.tiny)
+        if checkpointed:
+            checkpoint_networks(state.method)
         values = _step(state, stage, _columns(stage), s.device)
         parameters = sum(p.numel() for p in state.method.student.parameters()) / 1e6
         return {"mib": _memory(s.device), "million parameters": round(parameters, 1), "values": values}
@@ -287,7 +290,8 @@ def published(s: Settings) -> Iterator[Result]:
     same = ("_synthia", "_acdc")  # steps of the same networks and crops
     names = [name for name in RECIPES if not name.endswith(("_small", "_demo", *same))]
     names.sort(key=lambda name: "_" in name)  # variants of a method last: time may end before them
-    yield from _each(["vfm"] if s.tiny else names, measure)
+    names[:0] = [f"{name} grad_checkpointing" for name in ("daformer", "mic", "vfm")]
+    yield from _each(["vfm", "vfm grad_checkpointing"] if s.tiny else names, measure)
 
 
 # --- speed and compiled ---------------------------------------------------------------------------------------------
