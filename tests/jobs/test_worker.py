@@ -17,13 +17,14 @@ import torch
 from tiny import CLASSES, make_checkpoint, make_dataset, tiny_recipe
 from torch.distributed import DistBackendError
 
+from udaseg.checkpoints.directory import load_model, save_model
 from udaseg.config import Model
 from udaseg.data.storage import write_bytes
 from udaseg.errors import TrainingError, UnreachableError
 from udaseg.job_config import Cluster
 from udaseg.jobs import train as train_module
 from udaseg.jobs import worker
-from udaseg.jobs.train import run_stage
+from udaseg.jobs.train import run_stage, windows_of
 from udaseg.training import step
 from udaseg.training.step import build_state
 
@@ -161,11 +162,23 @@ def test_samples_of_another_step_or_rank_are_never_trained_on() -> None:
     assert next(checked) is steps[1]
 
 
-def test_networks_of_hrda_are_used_in_windows_of_their_crop() -> None:
-    for recipe, window in (("hrda_small", (32, 48)), ("daformer_small", None)):
+def test_networks_are_used_in_windows_of_hrda_s_crop_or_of_the_network_they_begin_as(tmp_path: Path) -> None:
+    network, card = load_model(make_checkpoint(tmp_path / "plain", 0))
+    save_model(tmp_path / "windows", network, replace(card, window=(16, 20), overlap=0.25))
+    for recipe, begins, seen in (
+        ("hrda_small", None, ((32, 48), 0.5)),
+        ("hrda_small", "windows", ((32, 48), 0.5)),
+        ("daformer_small", None, (None, 0.5)),
+        ("daformer_small", "plain", (None, 0.5)),
+        ("daformer_small", "windows", ((16, 20), 0.25)),
+    ):
         stage = tiny_recipe(recipe).stages[-1]
         stage = replace(stage, data=replace(stage.data, crop=(32, 48)))
-        job = SimpleNamespace(stage=stage, classes=CLASSES, recipe=recipe, depth_range=None)
+        window, overlap = windows_of(stage, begins and str(tmp_path / begins))
+        assert (window, overlap) == seen
+        job = SimpleNamespace(
+            stage=stage, classes=CLASSES, recipe=recipe, depth_range=None, window=window, overlap=overlap
+        )
         assert worker._card(job, 3).views() == {
-            "short_side": stage.data.short_side, "resample": "antialias", "window": window, "overlap": 0.5
+            "short_side": stage.data.short_side, "resample": "antialias", "window": window, "overlap": overlap
         }  # fmt: skip

@@ -17,7 +17,7 @@ import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from udaseg.checkpoints.directory import CARD_FILE, copy_model
+from udaseg.checkpoints.directory import CARD_FILE, copy_model, read_card
 from udaseg.config import PseudoLabel, Recipe, Stage
 from udaseg.data.classes import Classes
 from udaseg.data.index import first_image, open_index
@@ -221,6 +221,7 @@ def _trainer(run: _Run, number: int, stage: Stage, inputs: dict[str, str | None]
     recipe, cluster, name = run.recipe, run.cluster, run.folder(number)
     seed = key_to_seed(recipe.seed, number, *(run.digests[domain] for domain in stage.data.domains()))
     plan = make_plan(stage, inputs, seed)
+    window, overlap = windows_of(stage, run.model_uri(stage.init_from))
     job = WorkerJob(
         stage=stage,
         classes=run.classes,
@@ -232,6 +233,8 @@ def _trainer(run: _Run, number: int, stage: Stage, inputs: dict[str, str | None]
         bf16=recipe.bf16,
         cluster=cluster,
         depth_range=open_index(absolute(str(run.directories["target"] or run.directories["source"]))).depth_range,
+        window=window,
+        overlap=overlap,
         scoring=run.scoring,
         # of the same images in every stage
         pictures=None if stage.data.target is None else replace(plan, seed=key_to_seed(recipe.seed, PICTURES)),
@@ -277,6 +280,17 @@ def _interruptible() -> Iterator[None]:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, before)
         clear_scratch()
+
+
+def windows_of(stage: Stage, init_uri: str | None) -> tuple[tuple[int, int] | None, float]:
+    """The windows and their overlap that a stage's network is evaluated by: those of the one that it starts from.
+
+    HRDA's authors slide windows of their crop.
+    """
+    if stage.model.detail_crop or init_uri is None:
+        return stage.data.crop if stage.model.detail_crop else None, 0.5
+    card = read_card(init_uri)
+    return card.window, card.overlap
 
 
 def make_plan(stage: Stage, directories: dict[str, str | None], seed: int) -> Plan:

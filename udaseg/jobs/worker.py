@@ -68,6 +68,9 @@ class WorkerJob:
     cluster: Cluster
     depth_range: DepthRange | None = None
     """For the card: that of the images which the network is for."""
+    window: tuple[int, int] | None = None
+    overlap: float = 0.5
+    """For the card, as `ModelCard` has them."""
     scoring: Scoring | None = None
     """None = checkpoints are not scored."""
     pictures: Plan | None = None
@@ -333,6 +336,7 @@ def _card(job: WorkerJob, step: int) -> ModelCard:
         stage=stage.name,
         step=step,
         depth_range=job.depth_range,
-        window=stage.data.crop if stage.model.detail_crop else None,  # HRDA's authors slide windows of their crop
+        window=job.window,
+        overlap=job.overlap,
         old_classes=stage.method.old_classes,
     )
