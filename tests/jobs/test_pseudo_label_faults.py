@@ -182,7 +182,7 @@ def test_a_recipe_goes_on_in_the_middle_of_its_labelling(recipe: str, cluster: R
     node = cluster.add_node(2)
     words = [
         *("pipelines.train", recipe, "--steps", "2", "--checkpoint-every", "2", "--log-every", "1"),
-        *("--model.backbone", "resnet10t", "--model.head-channels", "16", "--data.batch-size", "4"),
+        *("--model.backbone", "test_byobnet", "--model.head-channels", "16", "--data.batch-size", "4"),
         *("--data.short-side", "40", "--data.crop", "32", "32", "--cluster.no-gpu", "--cluster.threads", "1"),
         *("--target", make_dataset(tmp_path / "target", "target", train=160, labelled=False)),
     ]
