@@ -20,7 +20,7 @@ class Arguments:
     checkpoint: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="CHECKPOINT")]
     """The file, of torch or safetensors."""
     classes: str
-    """cityscapes, or a class list as that of prepare."""
+    """cityscapes, or a class list, as of prepare."""
     out: str
     """Model directory to write."""
     format: Annotated[

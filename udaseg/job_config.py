@@ -184,7 +184,7 @@ class Adapt:
     checkpoint: str | None = None
     """Model directory to adapt in place of a warm start on the source; without a source it is adapted without one."""
     classes: str | None = None
-    """classes.json of bare folders, where they hold none."""
+    """classes.json of bare folders, where they hold none; or cityscapes or cityscapes_train_ids, as of prepare."""
     depth_range: DepthRange | None = None
     """LOW and HIGH of bare folders' images of one band and more than 8 bits, which become black and white; None = that
     of the checkpoint."""

@@ -254,6 +254,16 @@ def test_bare_folders_are_prepared(tmp_path: Path, no_prepare: list[dict[str, An
     assert no_prepare[2]["images"] == f"{other}/images" and no_prepare[2]["overwrite"]
 
 
+def test_bare_folders_take_a_class_list_by_name(tmp_path: Path, no_prepare: list[dict[str, Any]]) -> None:
+    source, target = bare(tmp_path / "source", labelled=True), bare(tmp_path / "target", labelled=False)
+    told = replace(TOLD, source=str(source), target=str(target / "images"), classes="cityscapes_train_ids")
+    check_inputs(told)
+    make_inputs(told, str(tmp_path / "out"))
+    assert no_prepare[0]["classes"] == "cityscapes_train_ids"
+    with pytest.raises(DatasetError, match="citiscapes: no such file, nor is it cityscapes or cityscapes_train_ids"):
+        check_inputs(replace(told, classes="citiscapes"))
+
+
 def test_what_prepare_refuses_of_a_bare_folder_says_whose_options_mend_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -118,6 +118,18 @@ def test_counts_pixels_exactly(tree: Path) -> None:
     assert index.equals(manifest)
 
 
+@pytest.mark.parametrize(("name", "road_and_car"), [("cityscapes", (7, 26)), ("cityscapes_train_ids", (0, 13))])
+def test_class_lists_by_name(tree: Path, name: str, road_and_car: tuple[int, int]) -> None:
+    for file in (tree / "labels").rglob("*.png"):
+        Image.fromarray(np.resize(np.array(road_and_car, np.uint8), SIZE)).save(file)
+    assert prepare(**{k: str(tree / k) for k in ("images", "labels", "out")}, classes=name) == []
+    names = read_classes(str(tree / "out")).names
+    assert len(names) == 19
+    for row in read_manifest(str(tree / "out")).to_pylist():
+        pixels = {names[k]: count for k, count in enumerate(row["class_pixels"]) if count}
+        assert pixels == {"road": SIZE[0] * SIZE[1] // 2, "car": SIZE[0] * SIZE[1] // 2}
+
+
 def test_unlabelled(tree: Path) -> None:
     run(tree, labels=None)
     for row in read_manifest(str(tree / "out"), "train").to_pylist():
@@ -443,7 +455,7 @@ def test_skip_refuses_to_skip_everything(tree: Path) -> None:
         ({"images": "empty"}, "empty: no file in this folder or below ends in .png or .jpg"),
         ({"labels": "empty"}, "empty: no file in this folder or below ends in .png"),
         ({"classes": None}, "without a class list; give one by --classes"),
-        ({"classes": "nowhere.json"}, "nowhere.json: no such file"),
+        ({"classes": "nowhere.json"}, "nowhere.json: no such file, nor is it cityscapes or cityscapes_train_ids"),
         ({"classes": "bad.json"}, "bad.json: not a class list"),
         ({"splits": "nowhere.json"}, "nowhere.json: no such file"),
         ({"splits": "bad.json"}, "bad.json: not a list of splits"),

@@ -6,7 +6,7 @@ import posixpath
 from collections import Counter
 from collections.abc import Sequence
 
-from udaseg.data.classes import Classes, ColorLabels, of_color_labels, of_reduced_labels
+from udaseg.data.classes import MAX_CLASSES_BYTES, Classes, ColorLabels, of_color_labels, of_reduced_labels
 from udaseg.data.folders import (
     IMAGE_SUFFIXES,
     LABEL_SUFFIXES,
@@ -22,7 +22,7 @@ from udaseg.data.images import MAX_BYTES
 from udaseg.data.layouts import LAYOUTS
 from udaseg.data.storage import exists, join, read_bytes
 from udaseg.data.strict_json import parse_json
-from udaseg.data.taxonomies import remap
+from udaseg.data.taxonomies import CITYSCAPES_CLASSES, TRAIN_ID_CLASSES, remap
 from udaseg.errors import DatasetError
 
 
@@ -135,6 +135,19 @@ def _whole(suffix: str, found: Sequence[tuple[str, str]], extensions: Sequence[s
     return suffix + next(posixpath.splitext(uri)[1] for file_id, uri in found if file_id.endswith(suffix))
 
 
+CLASS_LISTS = {"cityscapes": CITYSCAPES_CLASSES, "cityscapes_train_ids": TRAIN_ID_CLASSES}
+"""Class lists by name: Cityscapes' 19, of labels that hold its label ids, or its train ids."""
+
+
+def read_class_list(name: str) -> Classes:
+    """One of `CLASS_LISTS`, or the class list in a file. Raises DatasetError where it is neither."""
+    if name in CLASS_LISTS:
+        return CLASS_LISTS[name]
+    if not exists(name):
+        raise DatasetError(f"{name}: no such file, nor is it {' or '.join(CLASS_LISTS)}")
+    return Classes.from_json(read_bytes(name, limit=MAX_CLASSES_BYTES), name)
+
+
 def find_classes(
     classes: str | None,
     mapping: str | None,
@@ -151,7 +164,7 @@ def find_classes(
         if classes is None and own is None and exists(join(root, "classes.json")):
             classes = join(root, "classes.json")
     if classes is not None:
-        own = Classes.from_json(_read_json(classes), classes)
+        own = read_class_list(classes)
         own = own.of_train_ids() if own.parts else own  # which are other datasets' labels
     if layout is not None and root is not None and (read := LAYOUTS[layout].read_classes) is not None:
         own = read(root, own)

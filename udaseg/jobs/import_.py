@@ -7,10 +7,9 @@ from pathlib import Path
 
 from udaseg.checkpoints.directory import CARD_FILE, MODEL_FILE, copy_model, save_model
 from udaseg.checkpoints.importers import Imported, import_checkpoint
-from udaseg.data.classes import MAX_CLASSES_BYTES, Classes
-from udaseg.data.storage import exists, join, read_bytes, to_uri
-from udaseg.data.taxonomies import CITYSCAPES_CLASSES
-from udaseg.errors import ConfigError, DatasetError
+from udaseg.data.dataset_input import read_class_list
+from udaseg.data.storage import exists, join, to_uri
+from udaseg.errors import ConfigError
 from udaseg.jobs.output import keep_apart, own_directory
 from udaseg.types import Location
 
@@ -22,7 +21,7 @@ def import_model(
 
     Args:
         checkpoint: path or URI of the file, of torch or safetensors.
-        classes: "cityscapes", or the path or URI of a class list.
+        classes: "cityscapes" or the like, or a file, see `udaseg.data.dataset_input.read_class_list`.
         out: the model directory to write.
         format: see `import_checkpoint`, as for `short_side`.
 
@@ -34,7 +33,7 @@ def import_model(
         raise ConfigError(f"{checkpoint}: no such file")
     if short_side is not None and not 1 <= short_side <= 1 << 14:
         raise ConfigError(f"--short-side is {short_side}; 1 to {1 << 14} are possible")
-    class_list = _classes(classes)
+    class_list = read_class_list(classes)
     with own_directory(out, "import"):
         if exists(join(out, CARD_FILE)):
             raise ConfigError(f"{out}: holds a model already; choose another --out")
@@ -43,11 +42,3 @@ def import_model(
             save_model(Path(folder), found.network, found.card)
             copy_model(folder, out)
     return found
-
-
-def _classes(name: str) -> Classes:
-    if name == "cityscapes":
-        return CITYSCAPES_CLASSES
-    if not exists(name):
-        raise DatasetError(f"--classes {name}: no such file, nor is it cityscapes")
-    return Classes.from_json(read_bytes(name, limit=MAX_CLASSES_BYTES), name)

@@ -74,7 +74,8 @@ def prepare(
         out: The dataset directory to write.
         images: A folder of images, searched recursively.
         labels: A folder of label maps in PNG, TIFF or BMP: image a/b.jpg has label a/b.png.
-        classes: A JSON file {"names": [...], "palette": [[r, g, b], ...], "raw_to_train": {"raw id": train id}}.
+        classes: A JSON file {"names": [...], "palette": [[r, g, b], ...], "raw_to_train": {"raw id": train id}}; or
+            cityscapes or cityscapes_train_ids, its 19 classes in labels of label ids or train ids.
         mapping: A JSON file that gives the dataset other classes, such as another dataset's: {"names": [...],
             "palette": [[r, g, b], ...], "map": {"class of the dataset": "one of names", several of them where its
             pixels may be of any, which only methods between taxonomies use, or null to ignore it}}.

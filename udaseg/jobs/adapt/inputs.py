@@ -11,14 +11,15 @@ import numpy as np
 import pyarrow as pa
 
 from udaseg.checkpoints.directory import read_card
-from udaseg.data.classes import MAX_CLASSES_BYTES, Classes, read_classes, require_same_classes
+from udaseg.data.classes import Classes, read_classes, require_same_classes
+from udaseg.data.dataset_input import read_class_list
 from udaseg.data.depth import require_depth_range
 from udaseg.data.folders import folders
 from udaseg.data.index import open_index
 from udaseg.data.listing import list_images
 from udaseg.data.manifest import pixels_of_classes, read_manifest, write_dataset
 from udaseg.data.split_trees import has_splits
-from udaseg.data.storage import absolute, exists, join, read_bytes, resolve, write_bytes
+from udaseg.data.storage import absolute, exists, join, resolve, write_bytes
 from udaseg.errors import DatasetError
 from udaseg.job_config import Adapt
 from udaseg.jobs.adapt.choice import Images
@@ -61,7 +62,7 @@ def check_inputs(told: Adapt) -> None:
         if "root" not in arguments:
             deque(list_images(images), 0)  # which raises where there is none, or label maps lie beside
         if (file := _class_file(directory, told)) is not None:
-            found[directory] = Classes.from_json(read_bytes(file, limit=MAX_CLASSES_BYTES), file)
+            found[directory] = read_class_list(file)
         elif not found:
             raise DatasetError(
                 f"{directory}: neither a dataset nor a folder with a classes.json; give one by --classes"
