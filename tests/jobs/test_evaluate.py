@@ -22,6 +22,7 @@ from udaseg.evaluation.metrics import confusion, mean_iou
 from udaseg.job_config import Inference
 from udaseg.jobs import evaluate as evaluate_module
 from udaseg.jobs.evaluate import Evaluator, evaluate, evaluate_to
+from udaseg.jobs.join_datasets import join_datasets
 from udaseg.models.inference import predict
 
 
@@ -38,7 +39,7 @@ def test_an_evaluator_predicts_as_it_is_told(tmp_path: Path, monkeypatch: pytest
             for total, views in ((found, {"flip": True, "scales": (0.5, 1.0)}), (plain, {})):
                 label = predict(network, image, **card.size(), **views)[0].argmax(0).numpy()
                 total += confusion(index.train_ids(row), label, 3)
-        assert np.array_equal(counts[n], found) and not np.array_equal(found, plain)
+        assert np.array_equal(counts[n, 0], found) and not np.array_equal(found, plain)
 
 
 def test_an_evaluator_takes_the_network_that_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,7 +72,7 @@ def test_all_images_of_the_split_count(tmp_path: Path, ray_session: None) -> Non
     (counts,) = evaluate([uri], dataset, split="train", inference=Inference(gpu=False))
     assert counts.sum() == 35 * 40 * 56
     each = Evaluator([uri], dataset, Inference(gpu=False), 1)({"id": np.arange(*open_index(dataset).rows("train"))})
-    assert np.array_equal(counts, each["counts"][0, 0])
+    assert np.array_equal(counts, each["counts"][0, 0, 0])
 
 
 def test_a_split_with_some_labels_is_refused(tmp_path: Path) -> None:
@@ -88,11 +89,11 @@ def test_evaluate_to_hands_on_what_it_is_told(
 ) -> None:
     seen = []
 
-    def fake(checkpoints: list[str], dataset: str, **how: Any) -> list[np.ndarray]:
+    def fake(checkpoints: list[str], dataset: str, **how: Any) -> dict[str, np.ndarray]:
         seen.append(how)
-        return [np.diag([3, 2, 1])]
+        return {"target": np.diag([3, 2, 1])[None]}
 
-    monkeypatch.setattr(evaluate_module, "evaluate", fake)
+    monkeypatch.setattr(evaluate_module, "evaluate_parts", fake)
     uri, dataset = make_checkpoint(tmp_path / "m", 0), make_dataset(tmp_path / "d", "target", train=1, val=1)
     save_model(tmp_path / "m", load_model(uri)[0], replace(read_card(uri), old_classes=2))
     inference = Inference(gpu=False, flip=True)
@@ -144,6 +145,32 @@ def test_several_checkpoints_are_columns_of_one_table(
     assert {path.name for path in out.glob("*.png")} == {"confusion_1.png", "confusion_2.png"}
     for twice in ([uris[0], f"{uris[0]}/"], [uris[0], "--checkpoint", uris[1]], []):
         assert main(["--checkpoint", *twice, "--dataset", dataset]) == 2
+
+
+def test_joined_datasets_are_counted_each_too(
+    tmp_path: Path, ray_session: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uris = [make_checkpoint(tmp_path / "runs" / name / "model", n) for n, name in enumerate(("dacs", "bcl"))]
+    parts = {
+        name: make_dataset(tmp_path / name, name, train=1, val=count) for name, count in (("source", 2), ("target", 3))
+    }
+    unseen = make_dataset(tmp_path / "unseen", "unseen", train=1, val=0)
+    join_datasets([*parts.values(), unseen], out=tmp_path / "all")
+    each = {name: evaluate(uris, directory, inference=Inference(gpu=False)) for name, directory in parts.items()}
+    capsys.readouterr()
+    assert main(["--checkpoint", *uris, "--dataset", str(tmp_path / "all"), "--out", str(tmp_path / "out")]) == 0
+    shown = [line.replace("│", " ").replace("┃", " ").split() for line in capsys.readouterr().out.splitlines()]
+    rows = {words[0]: words[1:] for words in shown if words}
+    assert rows["dataset"] == ["dacs", "bcl"] and "unseen" not in rows
+    miou = {name: [100 * mean_iou(counts) for counts in of] for name, of in each.items()}
+    assert {name: rows[name] for name in parts} == {name: [f"{v:.1f}" for v in of] for name, of in miou.items()}
+    assert rows["mean"] == [f"{np.mean(of):.1f}" for of in zip(*miou.values(), strict=True)]
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    for n, row in enumerate(found):
+        assert row["confusion"] == (each["source"][n] + each["target"][n]).tolist()
+        assert {name: of["confusion"] for name, of in row["datasets"].items()} == {
+            name: of[n].tolist() for name, of in each.items()
+        }
 
 
 def test_titles_are_what_tells_checkpoints_apart() -> None:

@@ -42,7 +42,7 @@ def test_the_card_says_how_images_are_seen(tmp_path: Path, how: Resample, window
     pixels = [to_pixels(np.array(index.image(row))[None], torch.device("cpu")) for row in range(start, stop)]
     expected = [predict(network, image, **size, window=window, overlap=0.25) for image in pixels]
     inference = Inference(gpu=False)
-    counts = Evaluator([uri], directory, inference, 1)({"id": np.arange(start, stop)})["counts"][0, 0]
+    counts = Evaluator([uri], directory, inference, 1)({"id": np.arange(start, stop)})["counts"][0, 0, 0]
     found = [p[0].argmax(0).numpy() for p in expected]
     assert np.array_equal(
         counts, sum(confusion(index.train_ids(row), f, 3) for row, f in zip(range(start, stop), found, strict=True))

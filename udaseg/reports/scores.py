@@ -75,6 +75,25 @@ def iou_table(counts: Mapping[str, np.ndarray], names: Sequence[str], old_classe
     return table
 
 
+def part_table(titles: Sequence[str], counts: Mapping[str, np.ndarray]) -> Table:
+    """mIoU in percent on each of several datasets, and its mean over them, one column a network.
+
+    Args:
+        titles: N names of networks; "" for one alone.
+        counts: per dataset (N, K, K) pixels.
+    """
+    table = Table()
+    table.add_column("dataset")
+    for title in titles:
+        table.add_column(cell(title or "mIoU %"), justify="right")
+    values = [[mean_iou(of_network) for of_network in of] for of in counts.values()]
+    for name, row in zip(counts, values, strict=True):
+        table.add_row(cell(name), *map(percent, row))
+    table.add_section()
+    table.add_row("mean", *map(percent, np.mean(values, axis=0)))
+    return table
+
+
 @picture
 def confusion_picture(counts: np.ndarray, names: Sequence[str]) -> Figure:
     """A confusion matrix, each row (true class) in percent of its pixels."""
