@@ -54,6 +54,7 @@ MEANT = {
     "short_side", "classes.names", "classes.palette", "classes.ignore", "classes.raw_to_train", "model.align_corners",
     "model.caffe", "model.detail_crop", "model.head_branches", "model.input_form", "model.output_stride",
     "model.same_padding", "image_sizes.multiple", "image_sizes.smallest", "image_sizes.only", "old_classes",
+    "window", "overlap", "depth_range", "resample", "classes.color_to_train", "classes.ids_in_red", "classes.unions",
 }  # fmt: skip
 """Fields that no shape in the file tells, and that give a result its meaning: another value means another result."""
 NO_MATTER = {
