@@ -20,6 +20,7 @@ from PIL import Image
 from pipelines.prepare import main
 from udaseg.data import layouts as datasets
 from udaseg.data.classes import Classes, read_classes
+from udaseg.data.dataset_input import split_folders
 from udaseg.data.images import decode_label
 from udaseg.data.manifest import read_manifest
 from udaseg.data.storage import filesystem, join, resolve
@@ -421,6 +422,8 @@ def test_images_in_folders_by_the_names_of_splits_are_warned_of(tree: Path, caps
     assert run(tree, split="val", overwrite=True) == [] and "lie in the folders" not in capsys.readouterr().err
     with pytest.raises(DatasetError, match=r"--strict refuses what is warned of\n.*lie in the folders"):
         run(tree, strict=True, overwrite=True)
+    pairs = [datasets.Pair(name, f"{name}.png", None, "train") for name in ("train", "val")]
+    assert split_folders(pairs) == [], "these are files"
 
 
 @pytest.mark.parametrize("on_error", ["refuse", "skip"])

@@ -152,7 +152,7 @@ def color_code(color: str) -> int:
 
 _FORM = (
     '; a class list is {"names": [...], "palette": [[r, g, b], ...]}, '
-    'and may have "ignore", "raw_to_train": {"raw id": train id} and "color_to_train": {"r,g,b": train id}'
+    'and may have "raw_to_train": {"raw id": train id}, "color_to_train": {"r,g,b": train id} and "ids_in_red": true'
 )
 _SHOWN_AS = ("raw_to_train", "color_to_train", "ids_in_red")
 """The fields that say what labels hold."""

@@ -84,10 +84,10 @@ def find_pairs(
 
 def split_folders(pairs: Sequence[Pair]) -> list[str]:
     """What is to be warned of where images of one split lie in folders by the names of several."""
-    found = sorted({pair.image_id.partition("/")[0] for pair in pairs if pair.image_uri})
-    if len(found) < 2 or not set(found) <= _LIKE_SPLITS:
+    found = {"".join(pair.image_id.partition("/")[:2]) for pair in pairs if pair.image_uri}
+    if len(found) < 2 or not found <= {f"{name}/" for name in _LIKE_SPLITS}:
         return []
-    where = ", ".join(found)
+    where = ", ".join(name.rstrip("/") for name in sorted(found))
     return [
         f"images lie in the folders {where}, and are all of split {pairs[0].split!r}; if these are splits, give them "
         "by --splits, or the folder above by --layout folders --root"
