@@ -61,6 +61,15 @@ def test_a_directory_that_is_not_there(dataset: Path) -> None:
         read_classes(str(wrong))
 
 
+def test_a_directory_that_is_no_dataset_is_called_so(tmp_path: Path) -> None:
+    """`udaseg join` and `udaseg train` open indices alone."""
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "classes.json").write_text("{}")  # as a root of the layout `folders` has it
+    for name, reason in ("dtaa", "no such directory"), ("root", "no manifest.parquet, so not a dataset"):
+        with pytest.raises(DatasetError, match=f"/{name}: {reason}"):
+            open_index(str(tmp_path / name))
+
+
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize(
     "cut", [lambda n: 0, lambda n: 1, lambda n: n // 2, lambda n: n - 1], ids=["0", "1", "half", "1less"]

@@ -27,6 +27,7 @@ from udaseg.data.manifest import (
     check_class_rows,
     check_index,
     check_rows,
+    manifest_of,
     reason_of,
 )
 from udaseg.data.places import GRID, spatial_prior
@@ -41,6 +42,7 @@ class DatasetIndex:
     """A dataset's rows and per-class row lists, memory-mapped: no process holds them as Python objects."""
 
     def __init__(self, directory: str) -> None:
+        manifest_of(directory)
         self.directory = directory
         self.table = _read(join(directory, "index.arrow"))
         self._class_rows = _read(join(directory, "class_rows.arrow"))

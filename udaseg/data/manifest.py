@@ -143,7 +143,8 @@ def write_dataset(
     write_bytes(join(directory, "manifest.parquet"), rows)
 
 
-def _manifest(directory: str) -> str:
+def manifest_of(directory: str) -> str:
+    """The address of a directory's manifest. Raises DatasetError where there is none."""
     uri = join(directory, "manifest.parquet")
     if not exists(uri):
         require_directory(directory)
@@ -228,7 +229,7 @@ def read_manifest(directory: str, split: str | None = None) -> pa.Table:
 
     Raises DatasetError where the directory is no dataset, its manifest is broken or the split has no rows.
     """
-    uri = _manifest(directory)
+    uri = manifest_of(directory)
     content = read_bytes(uri)
     try:
         table = pq.read_table(pa.BufferReader(content))
@@ -254,7 +255,7 @@ def pixels_of_classes(rows: pa.Table, classes: int) -> np.ndarray:
 
 def check_index(index: pa.Table, directory: str) -> None:
     """Raise DatasetError where an index is not that of the manifest beside it."""
-    _check_digest((index.schema.metadata or {}).get(b"manifest"), digest(directory), _manifest(directory))
+    _check_digest((index.schema.metadata or {}).get(b"manifest"), digest(directory), manifest_of(directory))
 
 
 def _check_digest(told: bytes | None, found: str, uri: str) -> None:
@@ -277,7 +278,7 @@ def digest(directory: str) -> str:
 
     Raises DatasetError where there is none.
     """
-    uri = _manifest(directory)
+    uri = manifest_of(directory)
     fs, path = filesystem(uri)
 
     def read() -> str:
