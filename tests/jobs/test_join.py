@@ -9,10 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
-from tiny import CLASSES, digests, make_dataset, tiny_recipe
+from tiny import CLASSES, digests, make_checkpoint, make_dataset, tiny_recipe
 
 from pipelines.join import main
+from udaseg.checkpoints.directory import load_model, read_card, save_model
 from udaseg.data.classes import Classes, of_color_labels, read_classes
+from udaseg.data.dataset_input import read_class_list
 from udaseg.data.index import open_index
 from udaseg.data.listing import list_images
 from udaseg.data.manifest import MANIFEST, PSEUDO_MANIFEST, read_manifest, write_dataset
@@ -167,6 +169,15 @@ def test_a_class_list_of_joined_datasets_is_none_of_their_labels(parts: dict[str
     prepare(**given, classes=str(tmp_path / "all" / "classes.json"), out=str(tmp_path / "raw"))
     assert not read_classes(str(tmp_path / "raw")).parts
     assert np.array_equal(open_index(str(tmp_path / "raw")).train_ids(0), open_index(parts["ids"]).train_ids(0))
+
+
+def test_a_card_with_the_class_list_of_joined_datasets_is_read(parts: dict[str, str], tmp_path: Path) -> None:
+    """That which `udaseg import --classes` writes; a card says nothing of labels."""
+    join_datasets([parts["ids"], parts["raw"]], out=tmp_path / "all")
+    network, card = load_model(make_checkpoint(tmp_path / "any", 0))
+    classes = read_class_list(str(tmp_path / "all" / "classes.json"))
+    save_model(tmp_path / "model", network, replace(card, classes=classes))
+    assert read_card(str(tmp_path / "model")).classes == CLASSES
 
 
 def test_images_held_out_of_a_joined_dataset_keep_their_labels(parts: dict[str, str], tmp_path: Path) -> None:

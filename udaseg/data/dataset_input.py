@@ -140,12 +140,16 @@ CLASS_LISTS = {"cityscapes": CITYSCAPES_CLASSES, "cityscapes_train_ids": TRAIN_I
 
 
 def read_class_list(name: str) -> Classes:
-    """One of `CLASS_LISTS`, or the class list in a file. Raises DatasetError where it is neither."""
+    """One of `CLASS_LISTS`, or the class list in a file. Raises DatasetError where it is neither.
+
+    That of joined datasets says how their labels show the classes, not how others do, and is taken for train ids.
+    """
     if name in CLASS_LISTS:
         return CLASS_LISTS[name]
     if not exists(name):
         raise DatasetError(f"{name}: no such file, nor is it {' or '.join(CLASS_LISTS)}")
-    return Classes.from_json(read_bytes(name, limit=MAX_CLASSES_BYTES), name)
+    found = Classes.from_json(read_bytes(name, limit=MAX_CLASSES_BYTES), name)
+    return found.of_train_ids() if found.parts else found
 
 
 def find_classes(
@@ -165,7 +169,6 @@ def find_classes(
             classes = join(root, "classes.json")
     if classes is not None:
         own = read_class_list(classes)
-        own = own.of_train_ids() if own.parts else own  # which are other datasets' labels
     if layout is not None and root is not None and (read := LAYOUTS[layout].read_classes) is not None:
         own = read(root, own)
     if own is None:
