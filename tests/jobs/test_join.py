@@ -108,6 +108,23 @@ def test_training_draws_from_all(parts: dict[str, str], tmp_path: Path) -> None:
     assert drawn == {"ids", "raw"}
 
 
+def test_unknown_pixels_may_be_what_their_dataset_never_shows(parts: dict[str, str], tmp_path: Path) -> None:
+    lacking = make_named(tmp_path / "lacking", "lacking", "ids")
+    write_dataset(lacking, read_manifest(lacking), replace(CLASSES, raw_to_train={0: 0, 1: 1, 2: 255}))
+    join_datasets([parts["raw"], lacking], out=tmp_path / "all")
+    stage = tiny_recipe("tada_small").stages[-1]
+    few = make_dataset(tmp_path / "few", "target", fewshot=2)
+    plan = make_plan(stage, {"source": str(tmp_path / "all"), "target": few}, 3)
+    streams = replace(plan, streams={"source": plan.streams["source"]})
+    found = {}
+    for index in range(24):
+        row, _ = draw_row(plan.streams["source"], index, 3, "source")
+        name = open_index(str(tmp_path / "all")).table["dataset"][row].as_py()
+        found[name] = streams.load(index)["source_candidates"].tolist()
+    assert found == {"raw": [[0, 0, 0]], "lacking": [[0, 0, 1]]}
+    assert streams.empty()["source_candidates"].shape == (1, 3)
+
+
 def test_a_run_keeps_classes_of_train_ids(parts: dict[str, str], tmp_path: Path) -> None:
     """A model's card does not say how the labels of the datasets show them."""
     join_datasets([parts["ids"], parts["raw"]], out=tmp_path / "all")

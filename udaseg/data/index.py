@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.fs as pafs
 
-from udaseg.data.classes import read_classes
+from udaseg.data.classes import Classes, read_classes
 from udaseg.data.confidence import distribution_size
 from udaseg.data.depth import depth_range_of
 from udaseg.data.images import read_codes, read_image, read_label, read_raw_label, unknown_text
@@ -110,14 +110,17 @@ class DatasetIndex:
         Raises DatasetError as `image` does, and on an id outside the class list.
         """
         uri = self.uri(row, "label_uri")
-        dataset = self.table["dataset"][row].as_py()
-        classes = self.classes.of(dataset)
+        classes = self.classes_of(row)
         raw = self._of_size(row, read_raw_label(uri, classes), uri)
-        mapped = self._lookup_of_part.get(dataset, self._lookup[unions])[raw]
+        mapped = self._lookup_of_part.get(self._dataset(row), self._lookup[unions])[raw]
         if (mapped < 0).any():
             values, pixels = np.unique(raw[mapped < 0], return_counts=True)
             raise DatasetError(f"{uri}: {unknown_text(values, pixels, classes)}")
         return mapped.astype(np.uint8)
+
+    def classes_of(self, row: int) -> Classes:
+        """The classes as the labels of a row's dataset show them, see `Classes.parts`."""
+        return self.classes.of(self._dataset(row))
 
     def confidence(self, row: int) -> np.ndarray:
         """(H, W) uint16 confidence codes of a row's pseudo-label."""
@@ -139,6 +142,10 @@ class DatasetIndex:
                 f"{size[1]} x {size[0]}; label the images anew"
             )
         return codes.reshape(len(self.classes), *size)
+
+    def _dataset(self, row: int) -> str:
+        name: str = self.table["dataset"][row].as_py()
+        return name
 
     def _size(self, row: int) -> tuple[int, int]:
         height, width = (self.table[name][row].as_py() for name in ("height", "width"))

@@ -106,7 +106,7 @@ class Plan:
                 planes = open_index(stream.prior).spatial_prior()
                 sample[f"{name}_prior"] = _crop_planes(planes, image.size, box, crop)
             if stream.candidates:
-                sample[f"{name}_candidates"] = dataset.classes.candidates()
+                sample[f"{name}_candidates"] = dataset.classes_of(row).candidates()
         return sample
 
     def empty(self) -> dict[str, np.ndarray]:
