@@ -8,6 +8,7 @@ import functools
 import io
 import itertools
 import os
+import re
 import signal
 import sys
 import threading
@@ -154,21 +155,20 @@ def spell_out(recipe: Recipe, argv: Sequence[str], own: set[str]) -> list[str]:
         else:
             groups[-1].append(word)
     flags = {"--help", "-h"} | {f"--{no}{name}" for name in own for no in ("", "no-")}
-    for flag, *values in groups:
-        flag, equals, value = flag.partition("=")
+    for given, *values in groups:
+        given, equals, value = given.partition("=")
+        flag = re.sub(r"^--no[-_](.+)\.", r"--\1.no-", given)  # --no-model.pretrained for --model.no-pretrained
         values = [value, *values] if equals else values
         if not flag.startswith("--") or flag in flags or flag.startswith("--cluster."):
             out += [flag, *values]
             continue
         section, dot, leaf = flag[2:].replace("-", "_").rpartition(".")
-        if section.startswith("no_"):  # --no-model.pretrained for --model.no-pretrained
-            section, leaf = section.removeprefix("no_"), f"no_{leaf}"
         positive = leaf.removeprefix("no_")
         no = "" if positive == leaf else "no-"
         for path in full_names(recipe, f"{section}{dot}{positive}"):
             head, dots, name = path.rpartition(".")
             if isinstance(fields[path], bool) and values and values[0].lower() in ("true", "false"):
                 forms = f"--{section}{dot}{positive} or --{section}{dot}no-{positive}".replace("_", "-")
-                raise ConfigError(f"{flag} {values[0]}: a switch takes no value; give {forms}")
+                raise ConfigError(f"{given} {values[0]}: a switch takes no value; give {forms}")
             out += [f"--{head}{dots}{no}{name}".replace("_", "-"), *values]
     return out

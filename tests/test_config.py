@@ -296,6 +296,7 @@ def test_command_line_types_and_spellings() -> None:
     assert recipe.stages[0].optim.lr == 1e-2 and recipe.stages[1].optim.lr != 1e-2
     back = parse(["dacs_small", "--out", "o", "--no-bf16", "--no-model.frozen-norm-affine"]).recipe
     assert back == RECIPES["dacs_small"]()
+    assert not parse(["dacs_small", "--out", "o", "--no-cluster.tf32"]).cluster.tf32
 
 
 def test_command_line_refuses_what_is_misspelt() -> None:
