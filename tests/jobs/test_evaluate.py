@@ -80,7 +80,7 @@ def test_a_split_with_some_labels_is_refused(tmp_path: Path) -> None:
     rows = read_manifest(dataset).to_pylist()
     rows[-1] |= {"label_uri": None, "class_pixels": None}
     write_dataset(dataset, pa.Table.from_pylist(rows, schema=read_manifest(dataset).schema), CLASSES)
-    with pytest.raises(DatasetError, match="evaluation needs labels"):
+    with pytest.raises(DatasetError, match="evaluation needs labels, and 1 of 2 images of split 'val' have none"):
         evaluate([make_checkpoint(tmp_path / "m", 0)], dataset, inference=Inference(gpu=False))
 
 

@@ -91,8 +91,10 @@ def evaluate_parts(
     if inference.gpu:
         require_gpu("--inference.gpu")
     rows = read_manifest(dataset, split)
-    if rows["label_uri"].null_count:
-        raise DatasetError(f"{dataset}: evaluation needs labels, and images of split {split!r} have none")
+    if lacking := rows["label_uri"].null_count:
+        raise DatasetError(
+            f"{dataset}: evaluation needs labels, and {lacking} of {rows.num_rows} images of split {split!r} have none"
+        )
     classes = read_classes(dataset)
     for uri in checkpoints:
         require_same_classes(classes, check_checkpoint(uri, inference.network).classes, uri, of=dataset)
