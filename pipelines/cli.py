@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_OF_ONE_DATASET = ("--source", "--target", "--dataset")
+
 
 def command(run: Callable[[Sequence[str]], None]) -> Callable[..., int]:
     """A subcommand's entry point, `main(argv=None) -> exit code`: 2 for input that cannot be used, 1 for lost work.
@@ -87,7 +89,13 @@ def _sigterm_as_ctrl_c(terminated: threading.Event) -> Iterator[None]:
 
 
 def parse_arguments(of: Callable[..., T], argv: Sequence[str], **how: Any) -> T:
-    """`tyro.cli`, but words that it cannot use, for which it draws a box and exits, raise ConfigError in a line."""
+    """`tyro.cli`, but words that it cannot use, for which it draws a box and exits, raise ConfigError in a line.
+
+    So does an option of a dataset that is given twice, of which it takes the last.
+    """
+    given = [word.partition("=")[0] for word in argv]
+    if twice := [name for name in _OF_ONE_DATASET if given.count(name) > 1]:
+        raise ConfigError(f"{twice[0]}: given twice; `udaseg join` makes one dataset of several")
     shown = io.StringIO()
     helps = bool({"-h", "--help"} & set(argv))
     try:

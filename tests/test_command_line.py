@@ -44,3 +44,19 @@ def test_the_help_of_a_recipe_names_it(monkeypatch: pytest.MonkeyPatch, capsys: 
     with pytest.raises(SystemExit):
         run(monkeypatch, "train", "dacs_small", "--help")
     assert capsys.readouterr().out.startswith("usage: udaseg train dacs_small [-h]")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train", "source_only_small", "--source", "a", "--source", "b", "--out", "c"],
+        ["adapt", "--source", "a", "--source=b", "--target", "t", "--out", "c"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_of_several_sources_none_is_taken_for_all(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The last had been trained on alone."""
+    assert run(monkeypatch, *words) == 2
+    assert capsys.readouterr().err == "error: --source: given twice; `udaseg join` makes one dataset of several\n"
