@@ -229,7 +229,8 @@ def test_what_cannot_be_joined_is_refused_by_name(parts: dict[str, str], tmp_pat
         ([ids, tmp_path / "others"], "others: its classes are 'ground', 'box', 'sky'; .*ids has"),
         ([ids, tmp_path / "mapped"], "mapped: its mapping gives a class several names"),
         ([tmp_path / "near", raw, tmp_path / "far"], "near with 0 10 and .*far with 0 99: .*--depth-range"),
-        ([ids, raw, ids], "ids: has images of a dataset 'ids', as .*ids has; prepare one with another --name"),
+        ([ids, raw, f"{ids}/"], "ids/: given twice"),
+        ([ids, make_named(tmp_path / "twin", "ids", "raw")], "twin: has images of a dataset 'ids', as .*ids has"),
         (slashes, "two images would have one id"),
         ([ids, tmp_path / "images"], "images"),
     ):

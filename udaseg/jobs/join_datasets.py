@@ -41,7 +41,9 @@ def join_datasets(datasets: Sequence[Location], *, out: Location, overwrite: boo
     require_own(out, "join")
     if len(uris) < 2:
         raise DatasetError("give two datasets or more to join")
-    if same := [uri for uri in uris if lies_in(out, uri) and lies_in(uri, out)]:
+    if twice := [uri for n, uri in enumerate(uris) if any(_are_one(uri, other) for other in uris[:n])]:
+        raise DatasetError(f"{twice[0]}: given twice; its images would count twice")
+    if same := [uri for uri in uris if _are_one(out, uri)]:
         raise DatasetError(f"{same[0]}: would be overwritten by what it is joined to; choose another --out")
     if exists(join(out, "manifest.parquet")) and not overwrite:
         raise DatasetError(f"{out}: there is a dataset in this directory already; replace it by --overwrite")
@@ -57,6 +59,10 @@ def join_datasets(datasets: Sequence[Location], *, out: Location, overwrite: boo
     with own_directory(out, "join"):
         write_dataset(out, manifest, classes, _places(indices), depth_range=next(iter(ranges), None))
     show(contents_table(manifest, classes, title=out))
+
+
+def _are_one(uri: str, other: str) -> bool:
+    return lies_in(uri, other) and lies_in(other, uri)
 
 
 def _classes(indices: Sequence[DatasetIndex]) -> Classes:
