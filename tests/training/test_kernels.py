@@ -137,6 +137,13 @@ def kept_for_backward(network: nn.Module, image: Tensor) -> int:
     return sum(size for pointer, size in after.items() if pointer not in before)
 
 
+def test_blocks_of_a_list_that_grows_are_computed_again_of_what_it_held() -> None:
+    network = small_network(backbone="rdnet_tiny")
+    checkpoint_networks(network)
+    network(torch.rand(1, 3, 32, 32)).logits.sum().backward()
+    assert all(parameter.grad is not None for parameter in network.net.backbone.parameters())
+
+
 def test_a_copy_of_a_checkpointed_network_is_one_of_its_own() -> None:
     """As pictures and scores of checkpoints make."""
     network = small_network(backbone="test_vit").train()

@@ -85,6 +85,7 @@ def blocks_of(network: Segmenter) -> list[nn.Module]:
 def _checkpointed(forward: Callable[..., Any], *inputs: Any, **options: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(*inputs, **options)
+    inputs = tuple([*given] if isinstance(given, list) else given for given in inputs)  # RDNet's lists grow
     return checkpoint(forward, *inputs, use_reentrant=False, **options)
 
 
