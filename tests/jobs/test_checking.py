@@ -24,6 +24,8 @@ from udaseg.jobs import prepare as prepare_job
 from udaseg.jobs.checking import CHECKED, check_pairs
 from udaseg.jobs.output import mark
 from udaseg.jobs.prepare import prepare
+from udaseg.reports.dataset import contents_table
+from udaseg.reports.tables import show
 
 CLASSES = Classes(names=("road", "sky"), palette=((128, 64, 128), (70, 130, 180)))
 COUNT = 12
@@ -287,7 +289,7 @@ def test_the_table_counts_each_split(capsys: pytest.CaptureFixture[str]) -> None
         common | {"image_id": str(n), "split": s, "class_pixels": p, "label_uri": None if p is None else "l"}
         for n, (s, p) in enumerate(split)
     ]
-    prepare_job._show(pa.Table.from_pylist(table, schema=MANIFEST), CLASSES, title="t")
+    show(contents_table(pa.Table.from_pylist(table, schema=MANIFEST), CLASSES, title="t"))
     shown = capsys.readouterr().out.replace("│", " ").replace("%", "")
     lines = [line.split() for line in shown.splitlines()]
     found = {words[0]: words[1:] for words in lines if words}
