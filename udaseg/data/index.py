@@ -112,7 +112,7 @@ class DatasetIndex:
         uri = self.uri(row, "label_uri")
         classes = self.classes_of(row)
         raw = self._of_size(row, read_raw_label(uri, classes), uri)
-        mapped = self._lookup_of_part.get(self._dataset(row), self._lookup[unions])[raw]
+        mapped = self._lookup_of_part.get(self.dataset_of(row), self._lookup[unions])[raw]
         if (mapped < 0).any():
             values, pixels = np.unique(raw[mapped < 0], return_counts=True)
             raise DatasetError(f"{uri}: {unknown_text(values, pixels, classes)}")
@@ -120,7 +120,7 @@ class DatasetIndex:
 
     def classes_of(self, row: int) -> Classes:
         """The classes as the labels of a row's dataset show them, see `Classes.parts`."""
-        return self.classes.of(self._dataset(row))
+        return self.classes.of(self.dataset_of(row))
 
     def confidence(self, row: int) -> np.ndarray:
         """(H, W) uint16 confidence codes of a row's pseudo-label."""
@@ -143,7 +143,14 @@ class DatasetIndex:
             )
         return codes.reshape(len(self.classes), *size)
 
-    def _dataset(self, row: int) -> str:
+    @property
+    def datasets(self) -> list[str]:
+        """The names of the datasets that were joined, or of the one that there is."""
+        names: list[str] = pc.unique(self.table["dataset"]).to_pylist()
+        return names
+
+    def dataset_of(self, row: int) -> str:
+        """The name of the dataset that a row is of."""
         name: str = self.table["dataset"][row].as_py()
         return name
 

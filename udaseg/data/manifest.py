@@ -253,6 +253,14 @@ def pixels_of_classes(rows: pa.Table, classes: int) -> np.ndarray:
     return np.asarray(rows["class_pixels"].combine_chunks().flatten()).reshape(-1, classes)
 
 
+def with_columns(rows: pa.Table, columns: Mapping[str, Sequence[str | None]]) -> pa.Table:
+    """Rows with other values in some of their columns, by name."""
+    for name, values in columns.items():
+        field = rows.schema.field(name)
+        rows = rows.set_column(rows.schema.get_field_index(name), field, pa.array(values, field.type))
+    return rows
+
+
 def check_index(index: pa.Table, directory: str) -> None:
     """Raise DatasetError where an index is not that of the manifest beside it."""
     _check_digest((index.schema.metadata or {}).get(b"manifest"), digest(directory), manifest_of(directory))

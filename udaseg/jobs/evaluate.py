@@ -8,14 +8,13 @@ import sys
 from collections.abc import Sequence
 
 import numpy as np
-import pyarrow.compute as pc
 import ray
 import torch
 
 from udaseg.checkpoints.directory import check_checkpoint, load_model, read_card
 from udaseg.data.classes import read_classes, require_same_classes
 from udaseg.data.depth import other_range
-from udaseg.data.index import DatasetIndex, open_index
+from udaseg.data.index import open_index
 from udaseg.data.manifest import read_manifest
 from udaseg.data.storage import absolute, exists, join, to_uri, to_uris, write_bytes
 from udaseg.data.strict_json import dump_json
@@ -43,7 +42,7 @@ class Evaluator:
         for network, _ in self.networks:
             network.to(self.device)
         self.index = open_index(directory)
-        self.parts = parts_of(self.index)
+        self.parts = self.index.datasets
         self.inference = inference
 
     def __call__(self, block: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -52,7 +51,7 @@ class Evaluator:
         images = ((row, self.index.image(row)) for row in block["id"].tolist())
         for rows, pixels in by_size(images, self.inference.batch_size):
             labels = [self.index.train_ids(row) for row in rows]
-            parts = [self.parts.index(self.index.table["dataset"][row].as_py()) for row in rows]
+            parts = [self.parts.index(self.index.dataset_of(row)) for row in rows]
             batch = to_pixels(pixels, self.device)
             for n, (network, card) in enumerate(self.networks):
                 probability = predict(network, batch, **card.views(**self.inference.views()))
@@ -104,7 +103,7 @@ def evaluate_parts(
     for uri in checkpoints:
         for warning in other_range(read_card(uri).depth_range, index.depth_range, uri, dataset):
             print(f"warning: {warning}", file=sys.stderr)
-    parts, here = parts_of(index), set(rows["dataset"].to_pylist())
+    parts, here = index.datasets, set(rows["dataset"].to_pylist())
     ensure_ray()
     options, threads = actor_pool(inference)
     local = [*map(absolute, checkpoints)]
@@ -125,12 +124,6 @@ def evaluate_parts(
     for block in track(blocks, stop - start, "evaluate", size=lambda b: int(b["images"].sum())):
         total += block["counts"].sum(0)
     return {name: counts for name, counts in zip(parts, total.swapaxes(0, 1), strict=True) if name in here}
-
-
-def parts_of(index: DatasetIndex) -> list[str]:
-    """The names of the datasets that were joined, or of the one that there is."""
-    names: list[str] = pc.unique(index.table["dataset"]).to_pylist()
-    return names
 
 
 def evaluate_to(

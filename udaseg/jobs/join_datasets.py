@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from udaseg.data.classes import Classes, require_same_classes
 from udaseg.data.index import DatasetIndex, open_index
-from udaseg.data.manifest import write_dataset
+from udaseg.data.manifest import with_columns, write_dataset
 from udaseg.data.storage import absolute, exists, join, resolve, to_uri, to_uris
 from udaseg.errors import DatasetError
 from udaseg.jobs.output import lies_in, own_directory, require_own
@@ -73,7 +73,7 @@ def _classes(indices: Sequence[DatasetIndex]) -> Classes:
         require_same_classes(first.classes, index.classes, uri, of=first.directory)
         if index.classes.unions:
             raise DatasetError(f"{uri}: its mapping gives a class several names, which no joined dataset can have")
-        for name in pc.unique(index.table["dataset"]).to_pylist():
+        for name in index.datasets:
             if name in home:
                 raise DatasetError(
                     f"{uri}: has images of a dataset {name!r}, as {home[name]} has; prepare one with another --name"
@@ -93,10 +93,7 @@ def _rows(index: DatasetIndex) -> pa.Table:
     if not index.classes.parts:
         names = zip(table["dataset"].to_pylist(), table["image_id"].to_pylist(), strict=True)
         columns["image_id"] = [f"{dataset}/{image_id}" for dataset, image_id in names]
-    for name, values in columns.items():
-        place = table.schema.get_field_index(name)
-        table = table.set_column(place, table.schema.field(name), pa.array(values, table.schema.field(name).type))
-    return table
+    return with_columns(table, columns)
 
 
 def _places(indices: Sequence[DatasetIndex]) -> np.ndarray | None:

@@ -287,8 +287,10 @@ def windows_of(stage: Stage, init_uri: str | None) -> tuple[tuple[int, int] | No
 
     HRDA's authors slide windows of their crop.
     """
-    if stage.model.detail_crop or init_uri is None:
-        return stage.data.crop if stage.model.detail_crop else None, 0.5
+    if stage.model.detail_crop:
+        return stage.data.crop, 0.5
+    if init_uri is None:
+        return None, 0.5
     card = read_card(init_uri)
     return card.window, card.overlap
 

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from PIL import Image
 
@@ -26,7 +25,7 @@ from udaseg.data.classes import read_classes
 from udaseg.data.images import read_image, require_proportions
 from udaseg.data.index import open_index
 from udaseg.data.listing import list_images
-from udaseg.data.manifest import MANIFEST, digest, read_manifest, write_dataset
+from udaseg.data.manifest import MANIFEST, digest, read_manifest, with_columns, write_dataset
 from udaseg.data.storage import absolute, exists, join, resolve
 from udaseg.errors import CheckpointError
 from udaseg.job_config import Inference
@@ -168,7 +167,4 @@ def translate(stage: Stage, directory: str, *, source: str, out: str, inference:
     rows = read_manifest(source, "train").select(MANIFEST.names)
     images = [f"images/{image_id}.png" for image_id in rows["image_id"].to_pylist()]
     labels = [None if uri is None else resolve(uri, source) for uri in rows["label_uri"].to_pylist()]
-    for name, uris in (("image_uri", images), ("label_uri", labels)):
-        place = rows.schema.get_field_index(name)
-        rows = rows.set_column(place, MANIFEST.field(name), pa.array(uris, pa.string()))
-    write_dataset(out, rows, read_classes(source))
+    write_dataset(out, with_columns(rows, {"image_uri": images, "label_uri": labels}), read_classes(source))
